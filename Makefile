@@ -1,0 +1,63 @@
+# Everything a user or a contributor types. Each target makes the environment first if it is not there yet.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help install train test lint format bench clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# A folder of RedPajama-format jsonl, jsonl.gz or jsonl.zst. Empty: text that every machine with Python has.
+DATA ?=
+OUT ?= runs/demo
+# Arguments for pytest, for example TESTS="tests/test_yamls.py -x".
+TESTS ?=
+
+# Exits with 0 under an interpreter that runs the project and can make a virtual environment with pip in it.
+PYTHON_FITS := import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+# An interpreter named by the user is taken or refused, never replaced by another.
+CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.11 python3.10 python3)
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## build .venv from pyproject.toml and constraints.txt (PYTHON=... picks the interpreter)
+
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; \
+	fits() { "$$1" -c '$(PYTHON_FITS)' >/dev/null 2>&1; }; \
+	if ! { fits $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1; }; then \
+	  chosen=; for candidate in $(CANDIDATES); do \
+	    if fits "$$candidate"; then chosen=$$candidate; break; fi; \
+	  done; \
+	  if [ -z "$$chosen" ]; then \
+	    echo "make: no Python 3.10, 3.11 or 3.12 with the modules venv and ensurepip among: $(CANDIDATES)"; \
+	    echo "Install one (Debian and Ubuntu: also its package python3-venv) and name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; \
+	    exit 1; \
+	  fi; \
+	  echo "Building $(VENV) with $$("$$chosen" --version): about 7 GB, most of it torch with CUDA. Allow some minutes."; \
+	  "$$chosen" -m venv $(VENV); \
+	fi
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+train: $(STAMP)  ## the whole job, from text to an APEX-trained model (DATA=folder, OUT=runs/demo)
+	$(BIN)/apex-composer demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
+
+test: $(STAMP)  ## all tests; no GPU, no network
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(STAMP)  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## repair style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## time an APEX step against a vanilla one
+	$(BIN)/python benchmarks/step_overhead.py
+
+clean:  ## remove caches and build leftovers; keeps .venv, runs and data
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

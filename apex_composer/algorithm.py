@@ -1,0 +1,314 @@
+"""APEX as a Composer Algorithm: from events to the Expander."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from composer.core import Algorithm, Callback, Event, Precision, State, ensure_data_spec
+from composer.core.precision import get_precision_context
+from composer.loggers import Logger
+from torch.nn.parallel import DistributedDataParallel
+
+from apex_composer.assessment import METHODS
+from apex_composer.attachment import Attachment
+from apex_composer.expander import Expander
+from apex_composer.first_assessment import (
+    AssessmentGoal,
+    assess_training_data,
+    attention_mask,
+)
+from apex_composer.metrics import final_metrics, stage_metrics, step_metrics
+from apex_composer.scheduler import StagePlan, parse_stages, plan_stages
+from apex_composer.settings import (
+    KV_HEADS,
+    TARGETS,
+    check_choice,
+    check_flag,
+    check_keys,
+    check_positive,
+    check_same,
+    check_threshold,
+)
+from apex_composer.sites import find_sites
+
+SETTINGS = (
+    "threshold",
+    "stages",
+    "targets",
+    "kv_heads",
+    "assessment",
+    "expansion",
+    "operator_lr_scale",
+    "seed",
+    "log_interval",
+)
+ASSESSMENT_SETTINGS = ("method", "tokens", "interval")
+# The paper assesses on 30 M tokens before stages of about 3 B.
+DEFAULT_ASSESSED_SHARE = 0.01
+
+
+class APEX(Algorithm):
+    """Advantageous Parameter EXpansion training (arXiv 2505.24241) in stages.
+
+    Events: FIT_START assesses and begins the first stage (or resumes one); forward passes of
+    training collect scores, committed at BATCH_END; around the optimizer's step gradients are
+    mapped and operators trained (`attachment.py`); at the end of a stage, at BATCH_END, the
+    operators are fused and the next stage's units selected.
+
+    Args:
+        threshold: share of units selected on each side, in (0, 0.5]. Default 0.125.
+        stages: a number of equal stages, or a list of Composer time strings (ba, tok, sp, ep,
+            dur) or mappings `{duration: 1000ba, expansion: false}` that add up to max_duration.
+            Default 3.
+        targets: which kinds of units are expanded: `head`, `channel`. Default both.
+        kv_heads: `auto`, `expand` or `skip`, see `Expander`. Default `auto`.
+        assessment: `method`: rank, average or random (default rank); `tokens`: how many tokens
+            to assess before the first stage (default 1 % of the first stage, at least a batch);
+            `interval`: collect scores in every k-th batch (default 1).
+        expansion: False selects and reports without operators. Default True.
+        operator_lr_scale: the operators' learning rate over the weights'. Default 1.
+        seed: of operators and random selections; default the run's seed.
+        log_interval: batches between logged operator norms and step times. Default 10.
+
+    Raises:
+        ValueError: for a setting out of range.
+        TypeError: for an unknown setting.
+    """
+
+    def __init__(
+        self,
+        *,
+        threshold: float = 0.125,
+        stages: Any = 3,
+        targets: Sequence[str] = TARGETS,
+        kv_heads: str = "auto",
+        assessment: Mapping[str, Any] | None = None,
+        expansion: bool = True,
+        operator_lr_scale: float = 1.0,
+        seed: int | None = None,
+        log_interval: int = 10,
+        **unknown: Any,
+    ):
+        check_keys("apex", unknown, SETTINGS)
+        check_threshold(threshold)
+        check_choice("kv_heads", kv_heads, KV_HEADS)
+        check_flag("expansion", expansion)
+        check_positive("operator_lr_scale", operator_lr_scale, float)
+        check_positive("log_interval", log_interval)
+        self.threshold, self.kv_heads, self.expansion = threshold, kv_heads, expansion
+        self.operator_lr_scale, self.seed, self.log_interval = operator_lr_scale, seed, log_interval
+        self.stages = parse_stages(stages)
+        self.targets = _check_targets(targets)
+        self.method, self.tokens, self.interval = _check_assessment(assessment or {})
+        self._expander: Expander | None = None
+        self._attachment: Attachment | None = None
+        self._plan: StagePlan | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._padded = True
+        self._events = {
+            Event.INIT: self._check_run,
+            Event.FIT_START: self._start,
+            Event.BATCH_START: self._arm,
+            Event.BEFORE_TRAIN_BATCH: self._begin_batch,
+            Event.BEFORE_FORWARD: self._open,
+            Event.AFTER_FORWARD: self._close,
+            Event.BATCH_END: self._end_batch,
+        }
+
+    def __repr__(self) -> str:
+        settings = ("threshold", "stages", "targets", "kv_heads", "method", "expansion")
+        return f"APEX({', '.join(f'{name}={getattr(self, name)!r}' for name in settings)})"
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The stages so far, see `history.stage_record`."""
+        return self._expander.history if self._expander is not None else []
+
+    def stage_plan(self, state: State) -> StagePlan:
+        """Where this run's stages end; the scheduler `stagewise` compares its own with it."""
+        return plan_stages(self.stages, state)
+
+    def match(self, event: Event, state: State) -> bool:
+        """Run on the events that APEX is made of."""
+        return event in self._events
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Do the event's part."""
+        self._events[event](state, logger)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The Expander's state and the stages, plain data only."""
+        own: dict[str, Any] = super().state_dict()
+        if self._loaded is not None:
+            own["apex"] = self._loaded
+        elif self._expander is not None:
+            own["apex"] = {
+                **self._expander.state_dict(),
+                "stages": self._plan.describe(),
+                "targets": list(self.targets),
+            }
+        return own
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep a checkpoint's state until FIT_START, when the run's clock is restored too."""
+        self._loaded = state.get("apex")
+
+    def _check_run(self, state: State, logger: Logger) -> None:
+        """Refuse at INIT, before data and weights are loaded, what could only fail later."""
+        if state.precision == Precision.AMP_FP16:
+            raise ValueError(
+                "precision: got amp_fp16, allowed with apex: amp_bf16, fp32. Its gradient scaler "
+                "skips optimizer steps"
+            )
+        if len(state.optimizers) != 1:
+            raise ValueError(f"apex needs exactly one optimizer, got {len(state.optimizers)}")
+        if state.fsdp_config is not None or state.tp_config is not None:
+            raise ValueError(
+                "apex does not support FSDP or tensor parallelism yet: remove `fsdp_config` and "
+                "`tp_config` from the settings, DDP is used then"
+            )
+        self._build(state, seed=0).remove()
+        self._expander = self._attachment = self._plan = None  # of an earlier trainer
+        state.callbacks.append(_Detach(self))
+
+    def _build(self, state: State, seed: int) -> Expander:
+        targets = self.targets + (("kv_head",) if "head" in self.targets else ())
+        sites = [site for site in find_sites(state.model) if site.group.unit in targets]
+        return Expander(
+            sites,
+            threshold=self.threshold,
+            seed=seed,
+            kv_heads=self.kv_heads,
+            method=self.method,
+            expansion=self.expansion,
+            operator_lr_scale=self.operator_lr_scale,
+        )
+
+    def _start(self, state: State, logger: Logger) -> None:
+        """FIT_START of a fresh, a resumed or a further fit."""
+        plan = self.stage_plan(state)
+        if self._expander is not None:
+            check_same("stages", self._plan.describe(), plan.describe())
+            return
+        self._plan = plan
+        seed = state.rank_zero_seed if self.seed is None else self.seed
+        self._expander = self._build(state, seed)
+        self._attachment = self._expander.attach(state.optimizers[0])
+        self._attachment.armed = False
+        if self._loaded is not None:
+            check_same("stages", self._loaded["stages"], plan.describe())
+            check_same("targets", self._loaded["targets"], list(self.targets))
+            self._expander.load_state_dict(self._loaded)
+            self._loaded = None
+            return
+        if state.timestamp.batch.value > 0:
+            warnings.warn(
+                f"the checkpoint at batch {state.timestamp.batch.value} was loaded without the "
+                "state of apex. Its weights are usable as they are (operators are part of "
+                "them); the current stage starts anew with a new assessment and new operators",
+                stacklevel=2,
+            )
+        if self.method != "random":
+            self._assess(state)
+        self._begin_stage(plan.ended(state.timestamp), state, logger)
+
+    def _begin_stage(self, stage: int, state: State, logger: Logger) -> None:
+        self._expander.stage = stage - 1
+        self._expander.begin_stage(self._plan.expansion[stage] and self.expansion)
+        self._expander.history[-1]["start_batch"] = state.timestamp.batch.value
+        logger.log_metrics(stage_metrics(self._expander))
+
+    def _arm(self, state: State, logger: Logger) -> None:
+        self._attachment.armed = True
+        batch = state.timestamp.batch.value
+        self._expander.stopwatch.running = (batch + 1) % self.log_interval == 0
+
+    def _begin_batch(self, state: State, logger: Logger) -> None:
+        """Also runs when a batch is tried again in smaller microbatches after an OOM."""
+        self._expander.assessment.discard()
+        mask = attention_mask(state.batch)
+        # A mask on the GPU cannot be looked at without waiting for it, so it counts as padded.
+        self._padded = mask is not None and (mask.is_cuda or not bool(mask.all()))
+
+    def _open(self, state: State, logger: Logger) -> None:
+        if state.timestamp.batch.value % self.interval == 0:
+            mask = attention_mask(state.batch) if self._padded else None
+            self._expander.assessment.open(mask)
+
+    def _close(self, state: State, logger: Logger) -> None:
+        self._expander.assessment.close()
+
+    def _end_batch(self, state: State, logger: Logger) -> None:
+        """The clock has advanced: commit scores, log, and pass a stage's boundary."""
+        self._attachment.armed = False
+        self._expander.assessment.commit()
+        if self._expander.stopwatch.running:
+            logger.log_metrics(step_metrics(self._expander))
+        ended, stages = self._plan.ended(state.timestamp), len(self._plan.ends)
+        if ended == stages > self._plan.ended(state.previous_timestamp):
+            logger.log_metrics(final_metrics(self._expander))
+            self._expander.fuse()
+        elif self._expander.stage < ended < stages:
+            self._begin_stage(ended, state, logger)
+
+    def _assess(self, state: State) -> None:
+        """Scores for the first stage from forward passes over training data."""
+        spec = ensure_data_spec(state.train_dataloader)
+        model = state.model
+        if isinstance(model, DistributedDataParallel):
+            model = model.module  # no gradients, so nothing to synchronise
+
+        def forward(batch: Any) -> None:
+            for microbatch in spec.split_batch(batch, state.device_train_microbatch_size):
+                microbatch = state.device.batch_to_device(microbatch)
+                precision = get_precision_context(state.precision, state.precision_config)
+                with precision, self._expander.assessing(attention_mask(microbatch)):
+                    model(microbatch)
+
+        if self.tokens is not None:
+            goal = AssessmentGoal("tok", self.tokens)
+        else:
+            share = math.ceil(DEFAULT_ASSESSED_SHARE * self._plan.ends[0])
+            goal = AssessmentGoal(self._plan.unit.value, share)
+        device = next(model.parameters()).device
+        assess_training_data(model, state.train_dataloader, forward, goal, device)
+
+
+class _Detach(Callback):
+    """Leaves the model folded and free of hooks when the trainer closes, also after an error."""
+
+    def __init__(self, algorithm: APEX):
+        self._algorithm = algorithm
+
+    def close(self, state: State, logger: Logger) -> None:
+        """Fold, and remove all hooks."""
+        expander, attachment = self._algorithm._expander, self._algorithm._attachment
+        if expander is not None:
+            expander.remove()
+        if attachment is not None:
+            attachment.remove()
+
+
+def _check_targets(targets: Any) -> tuple[str, ...]:
+    if isinstance(targets, str) or not isinstance(targets, Sequence) or not len(targets):
+        raise ValueError(f"targets: got {targets!r}, allowed: a list of {', '.join(TARGETS)}")
+    for target in targets:
+        check_choice("targets", target, TARGETS)
+    return tuple(target for target in TARGETS if target in targets)
+
+
+def _check_assessment(assessment: Mapping[str, Any]) -> tuple[str, int | None, int]:
+    if not isinstance(assessment, Mapping):
+        raise ValueError(
+            f"assessment: got {assessment!r}, allowed: a mapping of "
+            f"{', '.join(ASSESSMENT_SETTINGS)}"
+        )
+    check_keys("assessment", assessment, ASSESSMENT_SETTINGS)
+    method, tokens = assessment.get("method", "rank"), assessment.get("tokens")
+    interval = assessment.get("interval", 1)
+    check_choice("assessment: method", method, METHODS)
+    check_positive("assessment: interval", interval)
+    if tokens is not None:
+        check_positive("assessment: tokens", tokens)
+    return method, tokens, interval

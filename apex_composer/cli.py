@@ -1,0 +1,45 @@
+"""The command `apex-composer`: one name for the jobs that this package brings.
+
+Each sub-command hands its arguments to the job's own typer app, which is imported only then, so
+that `apex-composer --help` does not wait for torch.
+"""
+
+from importlib import import_module
+
+import typer
+
+app = typer.Typer(
+    name="apex-composer",
+    help="APEX training of language models on Composer: jobs around the algorithm.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+# --help too is the job's to answer, so the options are described in one place only.
+_PASS_ALL_ON = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "help_option_names": [],
+}
+
+
+def _hand_over(module: str, context: typer.Context) -> None:
+    """Run a job's typer app with the arguments of this command."""
+    job = import_module(module).app
+    job(args=context.args, prog_name=context.command_path)
+
+
+@app.command(context_settings=_PASS_ALL_ON)
+def demo(context: typer.Context) -> None:
+    """Run the whole job on this machine: text, tokenizer, base model, then vanilla against APEX."""
+    _hand_over("apex_composer.demo.__main__", context)
+
+
+@app.command(context_settings=_PASS_ALL_ON)
+def prep(context: typer.Context) -> None:
+    """Turn RedPajama-format jsonl into the token shards that the YAMLs train on."""
+    _hand_over("apex_composer.data_prep.__main__", context)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,285 @@
+"""All sites of a model through the stages of APEX. Plain torch: usable in any training loop."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from apex_composer.assessment import METHODS, Assessment, GroupTotals
+from apex_composer.attachment import Attachment
+from apex_composer.expansion import ExpansionOperator
+from apex_composer.history import stage_record
+from apex_composer.monarch import MonarchFactors
+from apex_composer.operator_optimizer import OperatorOptimizer, param_group_places
+from apex_composer.selection import (
+    Selection,
+    count_by_group,
+    count_selected,
+    select,
+    select_random,
+)
+from apex_composer.settings import (
+    KV_HEADS,
+    check_choice,
+    check_flag,
+    check_positive,
+    check_same,
+    check_same_members,
+    check_threshold,
+)
+from apex_composer.sites import Group, Site, check_expandable
+from apex_composer.stopwatch import Stopwatch
+
+STATE_VERSION = 1
+
+
+class Expander:
+    """Selects units, expands the advantageous into the disadvantageous ones, trains, fuses.
+
+    The weights always hold the effective values W_eff[N] = W[N] + T W[P], except inside an
+    optimizer step, where they hold the base weight W so that the optimizer acts on W and T
+    exactly as if T were a module of the model (design.md 2).
+
+    Example::
+
+        expander = Expander(find_sites(model), threshold=0.125, seed=17)
+        with expander.assessing():
+            model(input_ids)                # some forward passes over training data
+        expander.begin_stage()
+        expander.attach(optimizer)          # from now on optimizer.step() trains T as well
+        ...                                 # the training loop, unchanged
+        expander.fuse()                     # or begin_stage() again, with the scores since
+
+    Args:
+        sites: of `find_sites(model)`, or some of them.
+        threshold: share of units selected on each side, default 0.125.
+        seed: of R and of random selections, default 17.
+        kv_heads: `auto` expands KV heads where threshold * KV heads >= 1, `expand` forces at
+            least one, `skip` leaves them alone. Default `auto`.
+        method: `rank` (eq. 3), `average` (mean norm) or `random` (no assessment). Default `rank`.
+        expansion: False selects and reports, without operators (the paper's ablation).
+        operator_lr_scale: the operators' learning rate over the weights', default 1.
+
+    Raises:
+        ValueError: for a setting out of range, a group too small to select from, or weights
+            that cannot be expanded (not float32 or float64, sharded).
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        *,
+        threshold: float = 0.125,
+        seed: int = 17,
+        kv_heads: str = "auto",
+        method: str = "rank",
+        expansion: bool = True,
+        operator_lr_scale: float = 1.0,
+    ):
+        check_threshold(threshold)
+        check_choice("kv_heads", kv_heads, KV_HEADS)
+        check_choice("method", method, METHODS)
+        check_flag("expansion", expansion)
+        check_positive("operator_lr_scale", operator_lr_scale, float)
+        self.threshold, self.seed, self.kv_heads = threshold, seed, kv_heads
+        self.method, self.expansion, self.operator_lr_scale = method, expansion, operator_lr_scale
+        self.counts = count_by_group(sites, threshold, kv_heads)
+        self.sites = [site for site in sites if site.group.name in self.counts]
+        if not self.sites:
+            raise ValueError("no sites to expand: the list is empty, see find_sites(model)")
+        for site in self.sites:
+            check_expandable(site)
+        self.groups = list({site.group.name: site.group for site in self.sites}.values())
+        self.stage = -1
+        self.selections: dict[str, Selection] = {}
+        self.operators: list[ExpansionOperator] = []
+        self.history: list[dict[str, Any]] = []
+        self.stopwatch = Stopwatch()
+        assessed = {(g.assessed_by or g).name: g.assessed_by or g for g in self.groups}
+        self.assessment = Assessment(
+            [(group, count_selected(group, threshold)) for group in assessed.values()],
+            self.stopwatch,
+        )
+        self._main: Optimizer | None = None
+        self._optimizer: OperatorOptimizer | None = None
+        self._moments: dict[str, dict[str, Any]] = {}
+
+    @contextmanager
+    def assessing(self, attention_mask: Tensor | None = None) -> Iterator[None]:
+        """Count the forward passes inside the block towards the scores.
+
+        Args:
+            attention_mask: [samples, tokens], 1 for tokens that count; default all. One block
+                per mask: it holds for every forward pass inside.
+        """
+        with self.assessment.assessing(attention_mask):
+            yield
+
+    def begin_stage(self, expansion: bool | None = None) -> None:
+        """Fuse what there is, select units from the scores since the last stage, start at T = 0.
+
+        The model computes the same function before and after, bit for bit.
+
+        Args:
+            expansion: False for a plain stage without operators; default as constructed.
+
+        Raises:
+            RuntimeError: if the method needs scores and nothing has been assessed.
+        """
+        expansion = self.expansion if expansion is None else expansion
+        totals = self.assessment.totals()
+        if self.method != "random" and not totals:
+            raise RuntimeError(
+                "no scores to select units from: run forward passes over training data inside "
+                "`with expander.assessing():` before begin_stage()"
+            )
+        self.fuse()
+        self.stage += 1
+        before = self.selections
+        self.selections = {group.name: self._select(group, totals) for group in self.groups}
+        self.history.append(stage_record(self.stage, expansion, before, self.selections, totals))
+        self.assessment.reset()
+        if expansion:
+            self.operators = [self._operator(site) for site in self.sites]
+            self._follow()
+
+    def fuse(self) -> None:
+        """End the stage: the weights already hold W + T, so the operators are dropped."""
+        self.ensure_folded()
+        self.operators, self._optimizer, self._moments = [], None, {}
+
+    def attach(self, optimizer: Optimizer) -> Attachment:
+        """Make every `optimizer.step()` train the operators too.
+
+        Args:
+            optimizer: the user's, holding the sites' weights. Its lr, betas and eps are those
+                of the operators' AdamW as well.
+
+        Returns:
+            A handle whose `remove()` undoes it.
+
+        Raises:
+            ValueError: if a site's weight is not in the optimizer.
+        """
+        param_group_places(self.sites, optimizer)
+        self._main = optimizer
+        self._follow()
+        return Attachment(self, optimizer)
+
+    def before_step(self) -> None:
+        """Gradients are ready: map them, and put the base weights back. Idle without operators."""
+        if not self.operators:
+            return
+        with self.stopwatch.block(self._device), torch.no_grad():
+            for operator in self.operators:
+                operator.map_gradient()
+            for operator in self.operators:
+                operator.unfold()
+
+    def after_step(self) -> None:
+        """The optimizer has stepped on W: step on the factors, write the effective weights."""
+        if all(operator.folded for operator in self.operators):
+            return
+        with self.stopwatch.block(self._device), torch.no_grad():
+            if self._optimizer is not None:
+                self._optimizer.step()
+            self.ensure_folded()
+
+    def ensure_folded(self) -> None:
+        """Write the effective weights if a step has left the base weights behind."""
+        for operator in self.operators:
+            if not operator.folded:
+                operator.fold()
+
+    def relative_norms(self) -> dict[str, float]:
+        """|T W[P]| / |W_eff[N]| by site (waits for the device)."""
+        return {o.site.name: float(o.relative_norm()) for o in self.operators}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs besides the weights: CPU tensors, numbers, strings.
+
+        Collective in a distributed run: scores are summed over the ranks.
+        """
+        self.ensure_folded()
+        moments = self._moments if self._optimizer is None else self._optimizer.state_dict()
+        return {
+            "version": STATE_VERSION,
+            "settings": self._settings(),
+            "sites": [site.name for site in self.sites],
+            "stage": self.stage,
+            "selections": {n: [_cpu(t) for t in s] for n, s in self.selections.items()},
+            "factors": {o.site.name: [_cpu(f) for f in o.factors] for o in self.operators},
+            "moments": moments,
+            "scores": {
+                name: [_cpu(t.scores), _cpu(t.norm_sums), t.samples]
+                for name, t in self.assessment.totals().items()
+            },
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; the weights must be those saved with it.
+
+        Raises:
+            ValueError: if the settings differ from the saved ones, naming both values.
+        """
+        check_same("apex state version", state["version"], STATE_VERSION)
+        for setting, now in self._settings().items():
+            check_same(setting, state["settings"].get(setting), now)
+        check_same_members("sites", state["sites"], [site.name for site in self.sites])
+        self.fuse()
+        self.stage, self.history = state["stage"], list(state["history"])
+        self.selections = {name: Selection(*sets) for name, sets in state["selections"].items()}
+        self.assessment.load_totals({n: GroupTotals(*t) for n, t in state["scores"].items()})
+        if state["factors"]:
+            self.operators = [
+                self._operator(s, MonarchFactors(*state["factors"][s.name])) for s in self.sites
+            ]
+            self._moments = state["moments"]
+            self._follow()
+
+    def remove(self) -> None:
+        """Fold, and take the assessment's hooks off the model."""
+        self.ensure_folded()
+        self.assessment.remove()
+
+    @property
+    def _device(self) -> torch.device:
+        return self.sites[0].weight.device
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "threshold": self.threshold,
+            "seed": self.seed,
+            "kv_heads": self.kv_heads,
+            "method": self.method,
+            "expansion": self.expansion,
+        }
+
+    def _select(self, group: Group, totals: dict[str, GroupTotals]) -> Selection:
+        count = self.counts[group.name]
+        if self.method == "random":
+            return select_random(group, count, self.seed, self.stage)
+        source = totals[(group.assessed_by or group).name]
+        values = source.scores if self.method == "rank" else source.mean_norms()
+        # A KV head's score is the sum of its query heads' (method.md 1, our choice).
+        return Selection(*(t.cpu() for t in select(values.view(group.units, -1).sum(1), count)))
+
+    def _operator(self, site: Site, factors: MonarchFactors | None = None) -> ExpansionOperator:
+        selection = self.selections[site.group.name]
+        return ExpansionOperator(site, selection, factors, seed=self.seed, stage=self.stage)
+
+    def _follow(self) -> None:
+        """Build the operators' optimizer as soon as both it and the main one can be known."""
+        if self._main is not None and self.operators:
+            self._optimizer = OperatorOptimizer(self.operators, self._main, self.operator_lr_scale)
+            if self._moments:
+                self._optimizer.load_state_dict(self._moments)
+                self._moments = {}
+
+
+def _cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)

@@ -1,0 +1,106 @@
+"""One site's expansion operator: its factors, and what it does to the weight and its gradient."""
+
+import torch
+from torch import Tensor, nn
+
+from apex_composer import reference
+from apex_composer.monarch import MonarchFactors, init_factors, multiply
+from apex_composer.selection import Selection, seeded_generator
+from apex_composer.sites import Site
+
+
+class ExpansionOperator:
+    """T of paper eq. 7-12 for one site: W_eff[N] = W[N] + T W[P] along the site's axis.
+
+    The bias of an expanded output row is expanded with it, as one more column of W.
+
+    Args:
+        site: the weight and its axis.
+        selection: the group's units in P and N.
+        factors: L and R; None draws fresh ones (T = 0) from `seed`, `stage` and the site's name.
+        seed: of the run.
+        stage: of the run, counted from 0.
+
+    Attributes:
+        folded: whether the parameter holds the effective weight, as it does outside of steps.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        selection: Selection,
+        factors: MonarchFactors | None = None,
+        *,
+        seed: int = 0,
+        stage: int = 0,
+    ):
+        device, dtype = site.weight.device, site.weight.dtype
+        self.site, self.folded = site, True
+        self.advantageous = site.indices(selection.advantageous.to(device))
+        self.disadvantageous = site.indices(selection.disadvantageous.to(device))
+        if factors is None:
+            generator = seeded_generator(seed, "factors", stage, site.name)
+            size = len(self.advantageous)
+            factors = init_factors(size, generator=generator, dtype=dtype, device=device)
+        self.factors = MonarchFactors(*(f.to(device=device, dtype=dtype) for f in factors))
+
+    def fold(self) -> None:
+        """W[N] <- W[N] + T W[P]: the parameter holds the effective weight."""
+        self._add(+1)
+        self.folded = True
+
+    def unfold(self) -> None:
+        """W[N] <- W[N] - T W[P]: the parameter holds the base weight."""
+        self._add(-1)
+        self.folded = False
+
+    def _add(self, sign: int) -> None:
+        for parameter in self.site.parameters():
+            reference.fold(
+                _matrix(parameter), self.factors, *self._sets(), sign=sign, axis=self._axis
+            )
+
+    def map_gradient(self) -> None:
+        """Turn the effective gradient into those of W (in place) and of the factors (`.grad`).
+
+        A weight without a gradient (frozen, or not reached by the loss) leaves the factors
+        without one too, so that the optimizer passes over them.
+        """
+        gradients = None
+        for parameter in self.site.parameters():
+            if parameter.grad is None:
+                continue
+            part = reference.map_gradient(
+                _matrix(parameter),
+                _matrix(parameter.grad),
+                self.factors,
+                *self._sets(),
+                axis=self._axis,
+            )
+            gradients = (
+                part if gradients is None else [a + b for a, b in zip(gradients, part, strict=True)]
+            )
+        for factor, gradient in zip(self.factors, gradients or (None, None), strict=True):
+            factor.grad = gradient
+
+    @torch.no_grad()
+    def relative_norm(self) -> Tensor:
+        """|T W[P]| / |W_eff[N]|, the operator's share of the rows it writes; a scalar tensor."""
+        weight = self.site.weight
+        selected = reference.take(weight, self.advantageous, self._axis)
+        target = reference.take(weight, self.disadvantageous, self._axis)
+        norm = torch.linalg.vector_norm
+        return norm(multiply(self.factors, selected)) / norm(target).clamp_min(1e-30)
+
+    @property
+    def _axis(self) -> int:
+        return self.site.axis
+
+    def _sets(self) -> tuple[Tensor, Tensor]:
+        return self.advantageous, self.disadvantageous
+
+
+def _matrix(parameter: nn.Parameter | Tensor) -> Tensor:
+    """A view that in-place writes go through; a bias becomes a matrix of one column."""
+    values = parameter.detach()
+    return values.unsqueeze(1) if values.dim() == 1 else values

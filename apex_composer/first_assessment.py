@@ -1,0 +1,117 @@
+"""The first stage's scores: forward passes over training data before training."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from apex_composer.distributed import global_rank, sum_over_ranks
+from apex_composer.undisturbed import undisturbed
+
+
+@dataclass
+class AssessmentGoal:
+    """How much data the first assessment reads.
+
+    Attributes:
+        unit: `ba`, `sp` or `tok`.
+        total: of all ranks together.
+        done: so far.
+    """
+
+    unit: str
+    total: int
+    done: int = 0
+
+    @property
+    def reached(self) -> bool:
+        """Whether enough has been read."""
+        return self.done >= self.total
+
+    def add(self, batch: Mapping[str, Any], device: torch.device) -> int:
+        """Count a batch of this rank, and those of the others; returns how much that is."""
+        if self.unit == "ba":
+            size = 1
+        else:
+            own = batch["input_ids"].shape[0] if self.unit == "sp" else count_tokens(batch)
+            size = int(sum_over_ranks(torch.tensor(own, device=device)))
+        self.done += size
+        return size
+
+
+def attention_mask(batch: Any) -> Tensor | None:
+    """A batch's mask of real tokens, [samples, tokens] bool, or None where it has none."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return mask.bool() if mask is not None else None
+
+
+def count_tokens(batch: Mapping[str, Any]) -> int:
+    """Tokens of a batch, padding not counted."""
+    mask = attention_mask(batch)
+    return batch["input_ids"].numel() if mask is None else int(mask.sum())
+
+
+def assess_training_data(
+    model: nn.Module,
+    dataloader: Any,
+    forward: Callable[[Any], None],
+    goal: AssessmentGoal,
+    device: torch.device,
+) -> None:
+    """Run forward passes over the first batches that training will see.
+
+    The order of training batches and all random states are left as they were found. Dropout is
+    off (our choice: the scores belong to the model, not to a draw).
+
+    Args:
+        model: put into evaluation mode meanwhile.
+        dataloader: of training.
+        forward: runs the model on a batch, counting it towards the scores.
+        goal: how much to read; where the data ends before, a warning says so.
+        device: for sums over ranks.
+    """
+    bar = tqdm(
+        desc="apex: first assessment",
+        total=goal.total,
+        unit=goal.unit,
+        delay=5,
+        disable=global_rank() != 0,
+    )
+    with undisturbed(dataloader), bar, _evaluating(model), torch.no_grad():
+        for batch in _one_epoch(dataloader):
+            forward(batch)
+            bar.update(goal.add(batch, device))
+            if goal.reached:
+                return
+    warnings.warn(
+        f"assessment: the training data ended after {goal.done} of {goal.total}{goal.unit}; the "
+        "first stage's scores come from these",
+        stacklevel=2,
+    )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module's mode as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _one_epoch(dataloader: Any) -> Iterator[Any]:
+    """The loader's batches; a run resumed at an epoch's last batch starts with an empty one."""
+    empty = True
+    for batch in dataloader:
+        empty = False
+        yield batch
+    if empty:
+        yield from dataloader

@@ -1,0 +1,116 @@
+"""The private optimizer of the Monarch factors, which follows the user's own optimizer.
+
+The factors never enter the main optimizer: Composer's checkpoint code fails on parameters that
+are not the model's, and a checkpoint would no longer be an ordinary one (design.md 3).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from apex_composer.expansion import ExpansionOperator
+
+# Where the main optimizer has no such setting (SGD, Lion's eps): AdamW's usual ones for LLMs.
+DEFAULT_BETAS = (0.9, 0.95)
+DEFAULT_EPS = 1e-8
+
+
+class OperatorOptimizer:
+    """AdamW without weight decay on L and R, with the main optimizer's lr, betas and eps.
+
+    Every operator follows the param group that its site's weight is in, at every step.
+
+    Args:
+        operators: whose factors are trained.
+        main: the user's optimizer, which holds the weights.
+        lr_scale: the operators' learning rate over the main one, default 1.
+
+    Raises:
+        ValueError: if a site's weight is not in the main optimizer.
+    """
+
+    def __init__(
+        self, operators: Sequence[ExpansionOperator], main: Optimizer, lr_scale: float = 1.0
+    ):
+        self._operators, self._main, self._lr_scale = operators, main, lr_scale
+        places = param_group_places(operators_sites(operators), main)
+        self._followed = sorted(set(places))
+        groups = [
+            {
+                "params": [
+                    f
+                    for o, p in zip(operators, places, strict=True)
+                    if p == place
+                    for f in o.factors
+                ]
+            }
+            for place in self._followed
+        ]
+        on_cuda = operators[0].factors.left.is_cuda
+        self._optimizer = torch.optim.AdamW(
+            groups, lr=0.0, weight_decay=0.0, fused=True if on_cuda else None
+        )
+
+    def step(self) -> None:
+        """One AdamW step on the factors from their `.grad`, then forget the gradients."""
+        for group, place in zip(self._optimizer.param_groups, self._followed, strict=True):
+            followed = self._main.param_groups[place]
+            group["lr"] = followed["lr"] * self._lr_scale
+            group["betas"] = tuple(followed.get("betas", DEFAULT_BETAS))
+            group["eps"] = followed.get("eps", DEFAULT_EPS)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """AdamW's moments by factor: {`<site>.left`: {step, exp_avg, exp_avg_sq}}, on the CPU."""
+        moments = {}
+        for name, factor in self._named_factors():
+            state = self._optimizer.state.get(factor, {})
+            moments[name] = {key: _to_cpu(value) for key, value in state.items()}
+        return moments
+
+    def load_state_dict(self, moments: dict[str, dict[str, Any]]) -> None:
+        """Take over saved moments; torch puts each tensor where its factor lies."""
+        own = self._optimizer.state_dict()
+        names = {id(factor): name for name, factor in self._named_factors()}
+        order = [names[id(f)] for group in self._optimizer.param_groups for f in group["params"]]
+        own["state"] = {i: dict(moments[name]) for i, name in enumerate(order) if moments[name]}
+        self._optimizer.load_state_dict(own)
+
+    def _named_factors(self) -> Iterator[tuple[str, Tensor]]:
+        for operator in self._operators:
+            yield f"{operator.site.name}.left", operator.factors.left
+            yield f"{operator.site.name}.right", operator.factors.right
+
+
+def operators_sites(operators: Sequence[ExpansionOperator]) -> list:
+    """The sites of operators, in their order."""
+    return [operator.site for operator in operators]
+
+
+def param_group_places(sites: Sequence, optimizer: Optimizer) -> list[int]:
+    """For every site, which of the optimizer's param groups holds its weight.
+
+    Raises:
+        ValueError: naming the first weight that the optimizer does not train.
+    """
+    places = {
+        id(parameter): place
+        for place, group in enumerate(optimizer.param_groups)
+        for parameter in group["params"]
+    }
+    for site in sites:
+        if id(site.weight) not in places or not site.weight.requires_grad:
+            raise ValueError(
+                f"{site.name} is not trained by the optimizer (frozen, or left out of it): APEX "
+                "expands weights that are trained. Unfreeze it, or leave its kind out with "
+                "`targets`"
+            )
+    return [places[id(site.weight)] for site in sites]
+
+
+def _to_cpu(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

@@ -1,0 +1,136 @@
+"""The hot functions in plain torch: the definition of what a kernel must compute, and the CPU path.
+
+Shape legend (axis 0; axis 1 is the transpose)
+    W, G   [rows, d]  a weight and its gradient dLoss/dW_eff
+    P, N   [n]        row indices of the advantageous and the disadvantageous units
+    X      [n, d]     W[P]
+"""
+
+import torch
+from torch import Tensor
+
+from apex_composer.monarch import MonarchFactors, multiply, multiply_right
+
+
+def take(matrix: Tensor, indices: Tensor, axis: int) -> Tensor:
+    """The rows (axis 0) of a matrix, or its columns (axis 1) as rows.
+
+    Args:
+        matrix: [rows, columns].
+        indices: [n], int64.
+        axis: 0 or 1.
+
+    Returns:
+        [n, d] with d the length of the other axis.
+    """
+    taken = matrix.index_select(axis, indices)
+    return taken if axis == 0 else taken.t()
+
+
+@torch.no_grad()
+def fold(
+    weight: Tensor,
+    factors: MonarchFactors,
+    advantageous: Tensor,
+    disadvantageous: Tensor,
+    *,
+    axis: int,
+    sign: int = 1,
+) -> None:
+    """W[N] <- W[N] + sign * T W[P], in place (paper eq. 7-12).
+
+    Args:
+        weight: W, [rows, columns].
+        factors: of T, n x n.
+        advantageous: P, [n] indices along `axis`.
+        disadvantageous: N, [n] indices along `axis`, disjoint from P.
+        axis: 0 expands rows, 1 columns.
+        sign: +1 folds the operator in, -1 takes it out again.
+    """
+    delta = multiply(factors, take(weight, advantageous, axis))
+    weight.index_add_(axis, disadvantageous, delta if axis == 0 else delta.t(), alpha=sign)
+
+
+@torch.no_grad()
+def map_gradient(
+    weight: Tensor,
+    gradient: Tensor,
+    factors: MonarchFactors,
+    advantageous: Tensor,
+    disadvantageous: Tensor,
+    *,
+    axis: int,
+) -> MonarchFactors:
+    """From dLoss/dW_eff to the factors' gradients and, in place, to dLoss/dW.
+
+    With Gy = G[N] as [q, p, d] and Z = R X:
+        dL[j] = Gy[j] Z[:, j]^T,   dZ[:, j] = L[j]^T Gy[j],   dR[i] = dZ[i] X[i]^T,
+        G[P] += T^T G[N] = R^T dZ.
+    G[N] stays as it is: dLoss/dW[N] = dLoss/dW_eff[N]. P and N are disjoint, so W[P] is the
+    same before and after a fold.
+
+    Args:
+        weight: W_eff or W (only W[P] is read), [rows, columns].
+        gradient: G, same shape, changed in place.
+        factors: of T, n x n.
+        advantageous: P, [n] indices along `axis`.
+        disadvantageous: N, [n] indices along `axis`.
+        axis: 0 for rows, 1 for columns.
+
+    Returns:
+        Gradients of L and R.
+    """
+    p, q, _ = factors.right.shape
+    selected = take(weight, advantageous, axis)
+    middle = multiply_right(factors, selected)
+    received = take(gradient, disadvantageous, axis).reshape(p, q, -1).transpose(0, 1)
+    left_gradient = torch.bmm(received, middle.transpose(0, 1).transpose(1, 2))
+    middle_gradient = torch.bmm(factors.left.transpose(1, 2), received).transpose(0, 1)
+    right_gradient = torch.bmm(middle_gradient, selected.reshape(p, q, -1).transpose(1, 2))
+    addition = torch.bmm(factors.right.transpose(1, 2), middle_gradient).reshape(p * q, -1)
+    gradient.index_add_(axis, advantageous, addition if axis == 0 else addition.t())
+    return MonarchFactors(left_gradient, right_gradient)
+
+
+@torch.no_grad()
+def unit_square_sums(activation: Tensor, unit_size: int, mask: Tensor | None = None) -> Tensor:
+    """a_i(x)^2: per sample and unit, the sum of squares of the unit's activation (method.md 1).
+
+    Args:
+        activation: [samples, tokens, units * unit_size], any floating dtype; or, where a model
+            drops padding before the projection, [kept tokens, units * unit_size] with `mask`.
+        unit_size: head_dim for heads, 1 for channels.
+        mask: [samples, tokens], true where a token counts; None counts every token.
+
+    Returns:
+        [samples, units] in float32 (float64 for float64 activations).
+
+    Raises:
+        ValueError: for two-dimensional activations whose samples the mask does not tell.
+    """
+    dtype = torch.promote_types(activation.dtype, torch.float32)
+    if activation.dim() == 2:
+        return _sum_unpadded(activation.to(dtype), unit_size, mask)
+    if mask is not None:
+        activation = activation * mask.to(activation.dtype).unsqueeze(-1)
+    # One pass and no temporary of the activation's size, unlike square().sum().
+    norms = torch.linalg.vector_norm(activation, dim=1, dtype=dtype)
+    return _sum_units(norms.square(), unit_size)
+
+
+def _sum_unpadded(activation: Tensor, unit_size: int, mask: Tensor | None) -> Tensor:
+    if mask is None or int(mask.sum()) != activation.shape[0]:
+        raise ValueError(
+            f"an activation of shape {tuple(activation.shape)} has no sample axis, and the "
+            f"attention mask ({'none' if mask is None else int(mask.sum())} tokens) does not tell "
+            "which sample each token belongs to: keep padding in the model's FFN "
+            "(MPT: use_pad_tok_in_ffn: true)"
+        )
+    samples = mask.nonzero()[:, 0]
+    sums = activation.new_zeros(mask.shape[0], activation.shape[1])
+    sums.index_add_(0, samples, activation.square())
+    return _sum_units(sums, unit_size)
+
+
+def _sum_units(square_sums: Tensor, unit_size: int) -> Tensor:
+    return square_sums if unit_size == 1 else square_sums.unflatten(-1, (-1, unit_size)).sum(-1)

@@ -1,0 +1,99 @@
+"""From scores to the advantageous and the disadvantageous units of each group (paper eq. 4-6)."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from apex_composer.monarch import has_factor_pair
+from apex_composer.sites import Group, Site
+
+
+class Selection(NamedTuple):
+    """Units of one group: [K] ascending int64 each, disjoint."""
+
+    advantageous: Tensor
+    disadvantageous: Tensor
+
+
+def seeded_generator(seed: int, *names: object) -> torch.Generator:
+    """A CPU generator whose numbers depend on the seed and the names alone, on every rank."""
+    text = "/".join(str(part) for part in (seed, *names))
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def count_selected(group: Group, threshold: float, *, at_least_one: bool = True) -> int:
+    """K, the units of a group on each side: round(threshold * units), at least 1 (paper eq. 3).
+
+    Halves round up. K is then lowered to where K * unit_size has a Monarch factor pair, so for
+    1408 channels at 12.5 % it is 176, for 1376 it is 171 (9 x 19) instead of 172 (4 x 43); and
+    to units / 2, so that both sides are disjoint. All three are our choices.
+
+    Args:
+        group: whose units are counted.
+        threshold: share of the units on each side, in (0, 0.5].
+        at_least_one: False leaves K at 0 where threshold * units < 1 (KV heads).
+    """
+    share = threshold * group.units
+    if share < 1:
+        count = int(at_least_one)
+    else:
+        count = math.floor(share + 0.5)
+    count = min(count, group.units // 2)
+    while count > 0 and not has_factor_pair(count * group.unit_size):
+        count -= 1
+    return count
+
+
+def select(scores: Tensor, count: int) -> Selection:
+    """The `count` units with the highest score and the `count` with the lowest.
+
+    Ties go to the lower index; the advantageous units are taken first, the disadvantageous ones
+    from the rest, so that both are disjoint even where all scores are equal. Both are our choice.
+
+    Args:
+        scores: [U], any dtype.
+        count: K, at most U / 2.
+    """
+    advantageous = torch.sort(scores, descending=True, stable=True).indices[:count]
+    ascending = torch.sort(scores, stable=True).indices
+    rest = ascending[~torch.isin(ascending, advantageous)]
+    return Selection(advantageous.sort().values, rest[:count].sort().values)
+
+
+def select_random(group: Group, count: int, seed: int, stage: int) -> Selection:
+    """Units drawn without any assessment (the paper's ablation)."""
+    generator = seeded_generator(seed, "selection", stage, group.name)
+    order = torch.randperm(group.units, generator=generator)
+    return Selection(order[:count].sort().values, order[count : 2 * count].sort().values)
+
+
+def jaccard(first: Tensor, second: Tensor) -> float:
+    """Overlap of two sets of units: |A and B| / |A or B|, 1 for equal sets."""
+    a, b = set(first.tolist()), set(second.tolist())
+    return len(a & b) / len(a | b)
+
+
+def count_by_group(sites: Sequence[Site], threshold: float, kv_heads: str) -> dict[str, int]:
+    """K of every group that is expanded; groups that are left alone are missing."""
+    counts = {}
+    for group in {site.group.name: site.group for site in sites}.values():
+        if group.unit == "kv_head" and kv_heads == "skip":
+            continue
+        # Without grouping a KV head is a query head's own, and follows the rule of heads.
+        grouped = group.unit == "kv_head" and group.units < group.assessed_by.units
+        forced = not grouped or kv_heads == "expand"
+        count = count_selected(group, threshold, at_least_one=forced)
+        if count == 0 and forced:
+            raise ValueError(
+                f"threshold: {threshold} of the {group.units} units of {group.name} rounds to a "
+                "selection of nothing (two units at least are needed, one on each side): raise "
+                "the threshold, or leave such groups out with `targets` or `kv_heads: skip`"
+            )
+        if count:
+            counts[group.name] = count
+    return counts

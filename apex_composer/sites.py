@@ -1,0 +1,213 @@
+"""Sites: which weights of a model are expanded, along which axis, and in which units."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+Unit = Literal["head", "kv_head", "channel"]
+
+# Prefixes that wrappers put into parameter names; the names in state and logs do without them.
+_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+
+
+class Names(NamedTuple):
+    """What an architecture calls its projections."""
+
+    queries: tuple[str, ...]
+    keys: tuple[str, ...]
+    values: tuple[str, ...]
+    fused: tuple[str, ...]
+    attention_output: str
+    ffn_inputs: tuple[str, ...]
+    ffn_output: str
+
+
+_LLAMA = Names(
+    ("q_proj",), ("k_proj",), ("v_proj",), (), "o_proj", ("gate_proj", "up_proj"), "down_proj"
+)  # noqa: E501
+_MPT = Names(
+    ("Wq",), ("Wk",), ("Wv",), ("Wqkv",), "out_proj", ("gate_proj", "up_proj"), "down_proj"
+)  # noqa: E501
+
+ARCHITECTURES: dict[str, Names] = {
+    "llama": _LLAMA,  # Llama 1-3, TinyLLaMA
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "mpt": _MPT,  # llm-foundry's MPT and Hugging Face's
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The units of one module of one layer.
+
+    Attributes:
+        name: unique in the model, for example `model.layers.0.self_attn.heads`.
+        unit: `head`, `kv_head` or `channel`.
+        units: how many there are.
+        unit_size: consecutive weight indices of one unit: head_dim, or 1 for a channel.
+        probe: the projection whose input is the units' activation (o_proj, down_proj).
+        assessed_by: for KV heads, the group of query heads whose scores they sum up.
+    """
+
+    name: str
+    unit: Unit
+    units: int
+    unit_size: int
+    probe: nn.Module
+    assessed_by: "Group | None" = None
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One weight matrix, the axis an operator acts on, and the group whose units lie there.
+
+    Attributes:
+        name: of the weight in the model, without wrappers' prefixes; with a fused projection
+            the part is named behind it: `...Wqkv.weight[keys]`.
+        module: the Linear that holds the weight (and the bias).
+        axis: 0 where units are output rows, 1 where they are input columns.
+        group: the units along the axis.
+        offset: first index of the group's units along the axis (fused projections).
+    """
+
+    name: str
+    module: nn.Module = field(repr=False)
+    axis: Literal[0, 1]
+    group: Group
+    offset: int = 0
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The weight as the module holds it now (wrapping may replace the object)."""
+        return self.module.weight
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The weight, and the bias of an expanded output row."""
+        bias = getattr(self.module, "bias", None)
+        return [self.weight, bias] if self.axis == 0 and bias is not None else [self.weight]
+
+    def indices(self, units: Tensor) -> Tensor:
+        """Indices along the axis of the given units: [k] -> [k * unit_size], int64."""
+        within = torch.arange(self.group.unit_size, device=units.device)
+        return (self.offset + units.unsqueeze(1) * self.group.unit_size + within).flatten()
+
+
+def clean_name(name: str) -> str:
+    """A parameter's or module's name without the prefixes of DDP, FSDP, compile, checkpointing."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name.removeprefix("module.")
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """All weights of a model that APEX expands, layer by layer.
+
+    Attention: rows of the query, key and value projections, columns of the output projection.
+    FFN: rows of the gate and up projections, columns of the down projection (paper eq. 7-11).
+    Key and value rows are grouped by KV head; whether those are expanded is the Expander's
+    `kv_heads` setting.
+
+    Args:
+        model: a Hugging Face or llm-foundry model, plain or wrapped.
+
+    Returns:
+        The sites in the model's order.
+
+    Raises:
+        ValueError: if the architecture is not known or has none of the expected modules.
+    """
+    names = ARCHITECTURES.get(_model_type(model) or "")
+    if names is None:
+        raise ValueError(_unknown_architecture(model))
+    sites = []
+    for name, module in model.named_modules():
+        children = dict(module.named_children())
+        if names.attention_output in children and hasattr(module, "head_dim"):
+            sites += _attention_sites(clean_name(name), module, names)
+        elif names.ffn_output in children and names.ffn_inputs[-1] in children:
+            sites += _ffn_sites(clean_name(name), children, names)
+    if not sites:
+        raise ValueError(_unknown_architecture(model))
+    return sites
+
+
+def _model_type(model: nn.Module) -> str | None:
+    for module in model.modules():
+        model_type = getattr(getattr(module, "config", None), "model_type", None)
+        if model_type is not None:
+            return model_type
+    return None
+
+
+def _attention_sites(name: str, attention: nn.Module, names: Names) -> Iterator[Site]:
+    children = dict(attention.named_children())
+    output, size = children[names.attention_output], attention.head_dim
+    queries = output.in_features // size
+    heads = Group(f"{name}.heads", "head", queries, size, output)
+    fused = next((children[n] for n in names.fused if n in children), None)
+    if fused is not None:
+        yield from _fused_sites(f"{name}.{names.fused[0]}.weight", fused, heads)
+    for wanted in names.queries:
+        if wanted in children:
+            yield Site(f"{name}.{wanted}.weight", children[wanted], 0, heads)
+    pair = [wanted for wanted in names.keys + names.values if wanted in children]
+    if pair:
+        kv_heads = _kv_group(heads, children[pair[0]].out_features // size)
+        for wanted in pair:
+            yield Site(f"{name}.{wanted}.weight", children[wanted], 0, kv_heads)
+    yield Site(f"{name}.{names.attention_output}.weight", output, 1, heads)
+
+
+def _fused_sites(name: str, fused: nn.Module, heads: Group) -> Iterator[Site]:
+    """Rows of a fused projection lie as all queries, then all keys, then all values."""
+    query_rows = heads.units * heads.unit_size
+    kv_rows = (fused.out_features - query_rows) // 2
+    kv_heads = _kv_group(heads, kv_rows // heads.unit_size)
+    yield Site(f"{name}[queries]", fused, 0, heads, 0)
+    yield Site(f"{name}[keys]", fused, 0, kv_heads, query_rows)
+    yield Site(f"{name}[values]", fused, 0, kv_heads, query_rows + kv_rows)
+
+
+def _kv_group(heads: Group, units: int) -> Group:
+    name = heads.name.removesuffix(".heads") + ".kv_heads"
+    return Group(name, "kv_head", units, heads.unit_size, heads.probe, assessed_by=heads)
+
+
+def _ffn_sites(name: str, children: dict[str, nn.Module], names: Names) -> Iterator[Site]:
+    output = children[names.ffn_output]
+    channels = Group(f"{name}.channels", "channel", output.in_features, 1, output)
+    for wanted in names.ffn_inputs:
+        if wanted in children:
+            yield Site(f"{name}.{wanted}.weight", children[wanted], 0, channels)
+    yield Site(f"{name}.{names.ffn_output}.weight", output, 1, channels)
+
+
+def _unknown_architecture(model: nn.Module) -> str:
+    seen = sorted({name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if name})
+    seen = [name for name in seen if not name.isdigit()]
+    return (
+        f"no sites to expand in {type(model).__name__} (model_type {_model_type(model)!r}). "
+        f"Module names seen: {', '.join(seen) or 'none'}. Known architectures: "
+        f"{', '.join(sorted(ARCHITECTURES))}. A new one is added in apex_composer/sites.py."
+    )
+
+
+def check_expandable(site: Site) -> None:
+    """Refuse weights whose rows and columns cannot be changed exactly in place."""
+    weight = site.weight
+    if isinstance(weight, DTensor) or weight.dim() != 2:
+        raise ValueError(
+            f"{site.name} is sharded (FSDP or tensor parallelism), which is not supported: remove "
+            "`fsdp_config` and tensor parallelism from the settings and train with DDP"
+        )
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"{site.name} is held in {weight.dtype}, allowed: float32. Folding and unfolding "
+            "every step would wear lower precisions away: set `master_weights_dtype: fp32` (and "
+            "precision: amp_bf16 for the compute)"
+        )

@@ -1,0 +1,89 @@
+"""Iterate a training dataloader without changing what training will see afterwards."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from apex_composer.distributed import barrier
+
+
+@contextmanager
+def undisturbed(dataloader: Any) -> Iterator[None]:
+    """Put back every random state, epoch counter and worker that iterating the loader moves.
+
+    Works for torch DataLoaders (any sampler, own generators, persistent workers) and for
+    StreamingDataset behind them. It holds before the loader's first batch of a run only (at
+    FIT_START, fresh or resumed), never in the middle of an epoch.
+
+    Every rank must enter, and must call `iter()` equally often: StreamingDataset has a barrier.
+
+    Args:
+        dataloader: what training iterates.
+    """
+    dataset, sampler = getattr(dataloader, "dataset", None), getattr(dataloader, "sampler", None)
+    random_states = _random_states()
+    generators = [(g, g.get_state()) for g in _generators(dataloader)]
+    sampler_epoch = getattr(sampler, "epoch", None)
+    # StreamingDataset counts epochs in memory shared by the node's ranks and workers.
+    streaming_epoch = getattr(dataset, "next_epoch", None)
+    yielded = getattr(dataloader, "num_samples_yielded", None)
+    had_workers = getattr(dataloader, "_iterator", None) is not None
+    if streaming_epoch is not None:
+        barrier()  # nobody iterates before all have read the counter
+    try:
+        yield
+    finally:
+        _stop_workers(dataloader, had_workers)
+        if streaming_epoch is not None:
+            barrier()  # all have stopped iterating
+            dataset.next_epoch = streaming_epoch
+            barrier()
+        if yielded is not None:
+            dataloader.num_samples_yielded = yielded
+        if sampler_epoch is not None:
+            sampler.set_epoch(sampler_epoch)
+        for generator, state in generators:
+            generator.set_state(state)
+        _restore_random_states(random_states)
+
+
+def _generators(dataloader: Any) -> list[torch.Generator]:
+    """The generators of the loader and its samplers, each once."""
+    batch_sampler = getattr(dataloader, "batch_sampler", None)
+    owners = (
+        dataloader,
+        getattr(dataloader, "sampler", None),
+        batch_sampler,
+        getattr(batch_sampler, "sampler", None),
+    )
+    found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
+    return [g for g in found.values() if isinstance(g, torch.Generator)]
+
+
+def _stop_workers(dataloader: Any, had_workers: bool) -> None:
+    """End persistent workers that were started inside.
+
+    Otherwise the next iter() would only reset them and draw one random number fewer.
+    """
+    iterator = getattr(dataloader, "_iterator", None)
+    if iterator is not None and not had_workers:
+        iterator._shutdown_workers()
+        dataloader._iterator = None
+
+
+def _random_states() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
+
+
+def _restore_random_states(states: tuple[Any, ...]) -> None:
+    torch_state, cuda_states, numpy_state, python_state = states
+    torch.set_rng_state(torch_state)
+    if cuda_states is not None:
+        torch.cuda.set_rng_state_all(cuda_states)
+    np.random.set_state(numpy_state)
+    random.setstate(python_state)

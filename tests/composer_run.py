@@ -1,0 +1,63 @@
+"""A short Composer run on a tiny Llama, as several tests need it."""
+
+import torch
+from composer import Algorithm, Callback, Trainer
+from composer.loggers import InMemoryLogger
+from composer.models import HuggingFaceModel
+from helpers import TokenDataset, tiny_llama
+from torch.utils.data import DataLoader
+
+from apex_composer import APEX
+
+BATCH_SIZE = 4
+
+
+class Batches(Callback):
+    """Records the token ids of every training batch."""
+
+    def __init__(self):
+        self.ids = []
+
+    def batch_start(self, state, logger):
+        self.ids.append(state.batch["input_ids"].tolist())
+
+
+def make_trainer(
+    *algorithms: Algorithm,
+    model: torch.nn.Module | None = None,
+    loader=None,
+    callbacks: tuple = (),
+    microbatch: int = BATCH_SIZE,
+    max_duration: str = "6ba",
+    seed: int = 17,
+    **options,
+) -> Trainer:
+    """A trainer with AdamW over 8 batches of random tokens."""
+    model = tiny_llama() if model is None else model
+    wrapped = HuggingFaceModel(model, tokenizer=None, use_logits=True)
+    if loader is None:
+        loader = DataLoader(TokenDataset(8 * BATCH_SIZE), batch_size=BATCH_SIZE)
+    return Trainer(
+        model=wrapped,
+        train_dataloader=loader,
+        optimizers=torch.optim.AdamW(wrapped.parameters(), 1e-2, weight_decay=0.1),
+        max_duration=max_duration,
+        algorithms=list(algorithms),
+        callbacks=list(callbacks),
+        device_train_microbatch_size=microbatch,
+        device="cpu",
+        seed=seed,
+        progress_bar=False,
+        **options,
+    )
+
+
+def run(*algorithms: Algorithm, **options) -> tuple[APEX | None, dict, InMemoryLogger]:
+    """Train; returns the APEX algorithm, the final weights and the in-memory log."""
+    log = InMemoryLogger()
+    trainer = make_trainer(*algorithms, loggers=[log], **options)
+    trainer.fit()
+    weights = {n: t.clone() for n, t in trainer.state.model.model.state_dict().items()}
+    trainer.close()
+    apex = next((a for a in algorithms if isinstance(a, APEX)), None)
+    return apex, weights, log

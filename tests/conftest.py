@@ -1,0 +1,46 @@
+"""What every test runs under: one thread, no network, a fixed seed, and triton's interpreter."""
+
+import os
+from pathlib import Path
+
+# A device node rather than torch.cuda: the settings below must be made before torch or triton is
+# imported, here and in the processes that tests start.
+HAS_GPU = any(Path("/dev").glob("nvidia[0-9]*"))
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    WANDB_MODE="disabled",
+    OMP_NUM_THREADS="1",  # as torch.set_num_threads below, for child processes
+    MPLBACKEND="agg",
+)
+if not HAS_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import random  # noqa: E402
+
+import numpy  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+# Sums are split over threads in an order that depends on the machine's cores; one thread makes the
+# bit-for-bit tests mean the same everywhere, and is faster on models this small.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    """Start every test from the same random state, whatever ran before it."""
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests marked `gpu` where there is no GPU."""
+    if HAS_GPU:
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]

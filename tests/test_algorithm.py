@@ -1,0 +1,264 @@
+import sys
+import warnings
+
+import pytest
+import torch
+from composer import Callback, Evaluator
+from composer.algorithms import GradientClipping
+from composer.utils import FSDPConfig
+from composer_run import BATCH_SIZE, Batches, make_trainer, run
+from helpers import StreamedTokens, TokenDataset, tiny_llama
+from tiny_run import write_shards
+from torch.utils.data import DataLoader
+
+from apex_composer import APEX, StagewiseScheduler
+
+
+def final_scores(apex: APEX) -> dict:
+    """Scores, norm sums and sample counts collected in the last stage."""
+    return apex._expander.state_dict()["scores"]
+
+
+def assert_same_scores(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys() and first
+    for name in first:
+        assert torch.equal(first[name][0], second[name][0]), name
+        torch.testing.assert_close(first[name][1], second[name][1], rtol=1e-5, atol=0)
+        assert first[name][2] == second[name][2]
+
+
+def test_stages_fuse_reselect_and_log():
+    apex, _, log = run(APEX(stages=3, threshold=0.25, log_interval=2))
+    assert [r["start_batch"] for r in apex.history] == [0, 2, 4]
+    assert [r["samples"] for r in apex.history] == [BATCH_SIZE, 2 * BATCH_SIZE, 2 * BATCH_SIZE]
+    assert apex._expander.operators == []
+    values = {name: [float(v) for _, v in data] for name, data in log.data.items()}
+    assert sorted(set(values["apex/stage"])) == [0, 1, 2]
+    assert len(values["apex/milliseconds_per_step"]) == 3
+    assert all(v > 0 for v in values["apex/milliseconds_per_step"])
+    assert all(v > 0 for v in values["apex/operator_norm/q_proj"])
+    assert all(0 <= v <= 1 for v in values["apex/overlap/advantageous/channel"])
+    layer = "apex/norm_std/model.model.layers.{}.mlp.channels"
+    means = [sum(pair) / 2 for pair in zip(*(values[layer.format(i)] for i in (0, 1)), strict=True)]
+    assert values["apex/norm_std_mean/channel"] == pytest.approx(means)
+    assert len(means) == 4  # three stages' starts and the end of the last
+
+
+def test_uneven_stages_and_a_plain_one():
+    stages = ["1ba", {"duration": "3ba", "expansion": False}, "2ba"]
+    seen = []
+
+    class Operators(Callback):
+        def batch_start(self, state, logger):
+            seen.append(len(apex._expander.operators))
+
+    apex = APEX(stages=stages)
+    run(apex, callbacks=(Operators(),))
+    assert [r["start_batch"] for r in apex.history] == [0, 1, 4]
+    assert seen == [14, 0, 0, 0, 14, 14]
+
+
+def test_a_plain_run_equals_one_without_apex():
+    _, vanilla, _ = run()
+    _, plain, _ = run(APEX(expansion=False))
+    _, expanded, _ = run(APEX())
+    for name, weight in vanilla.items():
+        assert torch.equal(weight, plain[name]), name
+    assert any(not torch.equal(weight, expanded[name]) for name, weight in vanilla.items())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_first_assessment_leaves_the_order_of_batches(workers):
+    orders = []
+    for algorithms in ([], [APEX(assessment={"tokens": 100})]):
+        torch.manual_seed(5)
+        batches = Batches()
+        options = {"num_workers": workers, "persistent_workers": workers > 0}
+        loader = DataLoader(TokenDataset(16), batch_size=BATCH_SIZE, shuffle=True, **options)
+        run(*algorithms, loader=loader, callbacks=(batches,), max_duration="9ba", seed=7)
+        orders.append(batches.ids)
+    assert orders[0] == orders[1] and len(orders[0]) == 9
+    assert orders[0][:4] != orders[0][4:8]  # epochs are shuffled anew
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_first_assessment_leaves_the_order_of_streamed_batches(workers, tmp_path):
+    write_shards(tmp_path / "mds", samples=16)
+    orders = []
+    for algorithms in ([], [APEX(stages=1, assessment={"tokens": 100})]):
+        batches = Batches()
+        dataset = StreamedTokens(
+            local=str(tmp_path / "mds"), shuffle=True, batch_size=BATCH_SIZE, num_canonical_nodes=1
+        )
+        options = {"num_workers": workers, "persistent_workers": workers > 0}
+        loader = DataLoader(dataset, batch_size=BATCH_SIZE, **options)
+        run(*algorithms, loader=loader, callbacks=(batches,), max_duration="6ba")
+        orders.append(batches.ids)
+    assert orders[0] == orders[1] and len(orders[0]) == 6
+    assert len({str(batch) for batch in orders[0][:4]}) == 4
+
+
+def test_microbatches_evaluation_and_checkpointing_do_not_change_scores():
+    settings = {"stages": 1, "operator_lr_scale": 1e-6}
+    reference, _, _ = run(APEX(**settings))
+    micro, _, _ = run(APEX(**settings), microbatch=1)
+    evaluator = Evaluator(
+        label="eval", dataloader=DataLoader(TokenDataset(8, seed=9), batch_size=4)
+    )
+    evaluated, _, _ = run(APEX(**settings), eval_dataloader=evaluator, eval_interval="1ba")
+    for use_reentrant in (True, False):
+        model = tiny_llama()
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        recomputed, _, _ = run(APEX(**settings), model=model)
+        assert_same_scores(final_scores(recomputed), final_scores(reference))
+    assert_same_scores(final_scores(micro), final_scores(reference))
+    assert_same_scores(final_scores(evaluated), final_scores(reference))
+    assert all(s[2] == 6 * BATCH_SIZE for s in final_scores(reference).values())
+
+
+class OutOfMemoryOnce(Callback):
+    """Fails the second batch after a forward pass, as a GPU out of memory would."""
+
+    def __init__(self, where: str):
+        self.where, self.raised = where, False
+
+    def _fail(self, state, where):
+        if where == self.where and state.timestamp.batch.value == 1 and not self.raised:
+            self.raised = True
+            raise RuntimeError("CUDA out of memory. (test)")
+
+    def after_forward(self, state, logger):
+        self._fail(state, "after_forward")
+
+    def after_backward(self, state, logger):
+        self._fail(state, "after_backward")
+
+
+@pytest.mark.parametrize("where", ["after_forward", "after_backward"])
+def test_an_out_of_memory_retry_counts_once(where):
+    reference, _, _ = run(APEX(stages=1), microbatch=2)
+    apex, oom = APEX(stages=1), OutOfMemoryOnce(where)
+    trainer = make_trainer(apex, callbacks=(oom,))
+    trainer.state.auto_microbatching = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit()
+    assert oom.raised and trainer.state.device_train_microbatch_size == BATCH_SIZE // 2
+    assert_same_scores(final_scores(apex), final_scores(reference))
+    trainer.close()
+
+
+def test_padding_does_not_count():
+    loader = lambda padded: DataLoader(  # noqa: E731
+        TokenDataset(24, padded=padded), batch_size=BATCH_SIZE
+    )
+    apex, _, _ = run(APEX(stages=1, expansion=False), loader=loader(True), max_duration="1ba")
+    model, dataset = tiny_llama(), TokenDataset(BATCH_SIZE, padded=True)
+    found = []
+    model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda m, x: found.append(x[0]))
+    with torch.no_grad():
+        model(input_ids=dataset.ids, attention_mask=dataset.mask)
+    norms = [
+        (found[0][i, : int(dataset.mask[i].sum())].double() ** 2).sum(0).sqrt() for i in range(4)
+    ]
+    _, sums, samples = final_scores(apex)["model.model.layers.1.mlp.channels"]
+    torch.testing.assert_close(sums, torch.stack(norms).sum(0), rtol=1e-5, atol=0)
+    assert samples == BATCH_SIZE
+
+
+def test_interval_scores_every_kth_batch():
+    apex, _, _ = run(APEX(stages=1, assessment={"interval": 4}))
+    assert all(s[2] == 2 * BATCH_SIZE for s in final_scores(apex).values())
+
+
+def test_clipping_acts_on_the_effective_gradient_in_any_order():
+    clip = GradientClipping("norm", 0.01)
+    _, first, _ = run(APEX(), clip)
+    _, last, _ = run(clip, APEX())
+    for name, weight in first.items():
+        assert torch.equal(weight, last[name]), name
+
+
+def test_an_error_in_the_optimizer_leaves_effective_weights():
+    apex = APEX(stages=1)
+    trainer = make_trainer(apex)
+    calls = []
+
+    def failing(*args, **kwargs):
+        calls.append(1)
+        raise RuntimeError("no luck")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="no luck"):
+        patch.setattr(sys.modules["torch.optim.adam"], "adam", failing)
+        trainer.fit()
+    assert calls and not any(o.folded for o in apex._expander.operators)
+    trainer.close()
+    assert all(o.folded for o in apex._expander.operators)
+
+
+def test_a_second_fit_goes_on():
+    whole, expected, _ = run(APEX(stages=["3ba", "3ba"]))
+    apex = APEX(stages=["3ba", "3ba"])
+    trainer = make_trainer(apex)
+
+    class Stop(Callback):
+        def batch_end(self, state, logger):
+            if state.timestamp.batch.value == 4:
+                state.stop_training()
+
+    trainer.state.callbacks.append(Stop())
+    trainer.fit()
+    assert trainer.state.timestamp.batch.value == 4
+    trainer.state.callbacks.pop()
+    trainer.state.max_duration = "6ba"
+    trainer.fit()
+    assert apex.history == whole.history
+    for name, weight in trainer.state.model.model.state_dict().items():
+        assert torch.equal(weight, expected[name]), name
+    trainer.close()
+
+
+def test_settings_are_checked_at_construction():
+    for settings, message in (
+        ({"threshold": 0.6}, "threshold: got 0.6"),
+        ({"stages": 0}, "stages: got 0"),
+        ({"stages": ["10min"]}, "stages: got '10min'"),
+        ({"targets": ["heads"]}, "targets: got 'heads'.*Did you mean 'head'"),
+        ({"targets": []}, "targets"),
+        ({"kv_heads": "all"}, "kv_heads: got 'all'"),
+        ({"assessment": {"method": "ranks"}}, "Did you mean 'rank'"),
+        ({"assessment": {"tokens": 0}}, "tokens: got 0"),
+        ({"assessment": 3}, "assessment: got 3"),
+        ({"expansion": "no"}, "expansion: got 'no'"),
+        ({"operator_lr_scale": 0}, "operator_lr_scale"),
+        ({"log_interval": 0}, "log_interval"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            APEX(**settings)
+    with pytest.raises(TypeError, match="unknown key 'treshold'. Did you mean 'threshold'"):
+        APEX(treshold=0.1)
+    with pytest.raises(TypeError, match="assessment: unknown key 'token'. Did you mean 'tokens'"):
+        APEX(assessment={"token": 3})
+
+
+def test_runs_that_cannot_work_are_refused_at_the_start():
+    with pytest.raises(ValueError, match="stages: .*longer than training.*6ba"):
+        run(APEX(stages=["4ba", "4ba"]))
+    with pytest.raises(ValueError, match="stages: .*shorter than training"):
+        run(APEX(stages=["1ba"]))
+    with pytest.raises(ValueError, match="stages: the scheduler stagewise.*apex"):
+        run(APEX(stages=3), schedulers=StagewiseScheduler(stages=2, lr_multipliers=[1, 1]))
+    with pytest.raises(ValueError, match="rounds to a selection of nothing"):
+        run(APEX(), model=tiny_llama(heads=1, kv_heads=1))
+    with pytest.raises(ValueError, match="bfloat16.*master_weights_dtype"):
+        run(APEX(), model=tiny_llama(dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match="FSDP or tensor parallelism"):
+        trainer = make_trainer()
+        trainer.state.fsdp_config = FSDPConfig()
+        APEX()._check_run(trainer.state, trainer.logger)
+
+
+def test_targets_limit_what_is_expanded():
+    apex, _, _ = run(APEX(targets=["channel"]), max_duration="3ba")
+    names = {name.rsplit(".", 1)[-1] for name in apex.history[0]["advantageous"]}
+    assert names == {"channels"}

@@ -1,0 +1,136 @@
+"""Promise 3 of design.md: the result is that of training W and T by autograd through W_eff."""
+
+import copy
+
+import pytest
+import torch
+from composer import Callback, Trainer
+from composer.algorithms import GradientClipping
+from composer.models import HuggingFaceModel
+from composer.optim import DecoupledAdamW
+from helpers import TokenDataset, cross_entropy, factors_now, tiny_llama, tiny_qwen
+from oracle import Oracle
+from torch.utils.data import DataLoader
+
+from apex_composer import APEX, StagewiseScheduler
+
+LR, BETAS, EPS, DECAY = 1e-2, (0.9, 0.95), 1e-8, 0.1
+BATCHES, BATCH_SIZE, MICROBATCHES = 8, 4, 2
+
+
+class Recorder(Callback):
+    """What the oracle needs to know of a run: losses, learning rates, each stage's start."""
+
+    def __init__(self, apex: APEX):
+        self.apex = apex
+        self.losses, self.lrs, self.stages = [], [], {}
+
+    def batch_start(self, state, logger):
+        batch = state.timestamp.batch.value
+        self.lrs.append(state.optimizers[0].param_groups[0]["lr"])
+        if self.apex.history[-1]["start_batch"] == batch:
+            self.stages[batch] = factors_now(self.apex._expander, prefix="model.")
+
+    def before_train_batch(self, state, logger):
+        self.losses.append(0.0)
+
+    def after_loss(self, state, logger):
+        self.losses[-1] += state.loss.item() / MICROBATCHES  # Composer's own sum is in float32
+
+
+class ExactLoss(HuggingFaceModel):
+    """A Composer model whose loss stays in the model's dtype."""
+
+    def forward(self, batch):
+        return self.model(input_ids=batch["input_ids"])
+
+    def loss(self, outputs, batch):
+        return cross_entropy(outputs.logits, batch["labels"])
+
+
+def make_optimizer(name: str, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The user's optimizer; decoupled ones take a decay that is not multiplied by lr."""
+    if name == "AdamW":
+        return torch.optim.AdamW(model.parameters(), LR, betas=BETAS, eps=EPS, weight_decay=DECAY)
+    if name == "DecoupledAdamW":
+        return DecoupledAdamW(model.parameters(), LR, betas=BETAS, eps=EPS, weight_decay=DECAY * LR)
+    from llmfoundry.optim import DecoupledLionW
+
+    return DecoupledLionW(model.parameters(), LR, betas=BETAS, weight_decay=DECAY * LR)
+
+
+def train_with_composer(model, optimizer_name: str, algorithms: list, dataset) -> Recorder:
+    """Two stages of four batches, two microbatches each, through the Trainer."""
+    apex = next(a for a in algorithms if isinstance(a, APEX))
+    recorder = Recorder(apex)
+    wrapped = ExactLoss(model, tokenizer=None, use_logits=True)
+    trainer = Trainer(
+        model=wrapped,
+        train_dataloader=DataLoader(dataset, batch_size=BATCH_SIZE),
+        optimizers=make_optimizer(optimizer_name, wrapped),
+        schedulers=StagewiseScheduler(stages=2, lr_multipliers=[1.0, 0.4]),
+        max_duration=f"{BATCHES}ba",
+        algorithms=algorithms,
+        callbacks=[recorder],
+        device_train_microbatch_size=BATCH_SIZE // MICROBATCHES,
+        device="cpu",
+        progress_bar=False,
+    )
+    trainer.fit()
+    trainer.close()
+    return recorder
+
+
+def train_with_oracle(model, optimizer_name: str, clip, dataset, recorder: Recorder) -> list:
+    """The same run by autograd, given the operators' starting points and learning rates."""
+    oracle = Oracle(model, make_optimizer(optimizer_name, model), BETAS, EPS)
+    losses = []
+    for batch in range(BATCHES):
+        if batch in recorder.stages:
+            oracle.begin_stage(recorder.stages[batch])
+        ids = dataset.ids[batch * BATCH_SIZE : (batch + 1) * BATCH_SIZE]
+        parts = [
+            lambda call, part=part: cross_entropy(call(input_ids=part).logits, part)
+            for part in ids.chunk(MICROBATCHES)
+        ]
+        losses.append(oracle.step(parts, recorder.lrs[batch], clip, microbatches=MICROBATCHES))
+    oracle.fuse()
+    return losses
+
+
+def compare(model, optimizer_name, clip, clip_first, tolerance, threshold=0.25):
+    """Train a model both ways and compare losses and all weights."""
+    dataset, twin = TokenDataset(BATCHES * BATCH_SIZE), copy.deepcopy(model)
+    algorithms = [APEX(stages=2, threshold=threshold, kv_heads="expand")]
+    if clip is not None:
+        clipping = GradientClipping("norm", clip)
+        algorithms = [clipping, *algorithms] if clip_first else [*algorithms, clipping]
+    start = copy.deepcopy(model.state_dict())
+    recorder = train_with_composer(model, optimizer_name, algorithms, dataset)
+    losses = train_with_oracle(twin, optimizer_name, clip, dataset, recorder)
+    assert sorted(recorder.stages) == [0, 4]
+    assert recorder.lrs[0] == LR and recorder.lrs[-1] == pytest.approx(0.4 * LR)
+    assert recorder.losses == pytest.approx(losses, rel=tolerance, abs=0)
+    expected = twin.state_dict()
+    for name, weight in model.state_dict().items():
+        scale = expected[name].abs().max()
+        assert (weight - expected[name]).abs().max() <= tolerance * scale, name
+    # The comparison means something only if training moved the weights by far more.
+    moved = max((expected[n] - start[n]).abs().max() / start[n].abs().max() for n in start)
+    assert moved > 1000 * tolerance
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "DecoupledAdamW", "DecoupledLionW"])
+@pytest.mark.parametrize("clip_first", [None, False, True])
+def test_composer_run_equals_autograd_in_float64(optimizer, clip_first):
+    clip = None if clip_first is None else 0.05
+    model = tiny_llama(kv_heads=2, dtype=torch.float64)
+    compare(model, optimizer, clip, clip_first, tolerance=1e-10)
+
+
+def test_composer_run_equals_autograd_in_float32():
+    compare(tiny_llama(kv_heads=2), "AdamW", None, None, tolerance=1e-5)
+
+
+def test_biases_are_expanded_with_their_rows():
+    compare(tiny_qwen(dtype=torch.float64), "AdamW", None, None, tolerance=1e-10)

@@ -1,0 +1,273 @@
+import copy
+
+import pytest
+import torch
+from helpers import cross_entropy, exact_norms, factors_now, tiny_llama, tokens
+from oracle import Oracle
+
+from apex_composer import Expander, find_sites
+
+LR, BETAS, EPS = 1e-2, (0.9, 0.95), 1e-8
+
+
+def make_expander(model, **settings) -> Expander:
+    settings = {"threshold": 0.25, "seed": 3, "kv_heads": "expand", **settings}
+    expander = Expander(find_sites(model), **settings)
+    with torch.no_grad(), expander.assessing():
+        model(tokens(8))
+    return expander
+
+
+def make_optimizer(model, decay=0.1):
+    return torch.optim.AdamW(model.parameters(), LR, betas=BETAS, eps=EPS, weight_decay=decay)
+
+
+def plain_step(model, optimizer, ids):
+    optimizer.zero_grad()
+    cross_entropy(model(ids).logits, ids).backward()
+    optimizer.step()
+
+
+def test_plain_loop_of_two_stages_equals_autograd():
+    model = tiny_llama(kv_heads=2, dtype=torch.float64)
+    twin = copy.deepcopy(model)
+    expander, optimizer = make_expander(model), make_optimizer(model)
+    oracle = Oracle(twin, make_optimizer(twin), BETAS, EPS)
+    expander.begin_stage()
+    attachment = expander.attach(optimizer)
+    oracle.begin_stage(factors_now(expander))
+    for step in range(6):
+        ids = tokens(4, seed=step)
+        if step == 3:
+            with torch.no_grad(), expander.assessing():
+                model(ids)
+            expander.begin_stage()
+            oracle.begin_stage(factors_now(expander))
+        plain_step(model, optimizer, ids)
+        part = lambda call, ids=ids: cross_entropy(call(input_ids=ids).logits, ids)  # noqa: E731
+        oracle.step([part], LR, None, microbatches=1)
+    expander.fuse()
+    oracle.fuse()
+    attachment.remove()
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, twin.state_dict()[name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kv_heads", ["expand", "skip"])
+def test_a_stage_begins_and_ends_without_changing_the_function(kv_heads):
+    model = tiny_llama(kv_heads=2)
+    expander, optimizer, ids = (
+        make_expander(model, kv_heads=kv_heads),
+        make_optimizer(model),
+        tokens(4),
+    )
+    expander.attach(optimizer)
+    with torch.no_grad():
+        before = model(ids).logits
+        expander.begin_stage()
+        assert torch.equal(model(ids).logits, before)
+    plain_step(model, optimizer, ids)
+    assert any(o.factors.left.abs().max() > 0 for o in expander.operators)
+    with torch.no_grad():
+        trained = model(ids).logits
+        assert not torch.equal(trained, before)
+        expander.fuse()
+        assert torch.equal(model(ids).logits, trained)
+    assert expander.operators == []
+
+
+def test_two_thousand_folds_drift_by_less_than_1e_5():
+    """The base weight must survive being rebuilt by subtraction while T changes every step."""
+    model = tiny_llama(layers=1)
+    expander = make_expander(model)
+    expander.begin_stage()
+    base = {s.name: s.weight.detach().clone() for s in expander.sites}
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2000):
+        for operator in expander.operators:
+            operator.unfold()
+            noise = torch.randn(operator.factors.left.shape, generator=generator)
+            operator.factors.left.mul_(0.9).add_(noise, alpha=0.05)
+            operator.fold()
+    for operator in expander.operators:
+        assert operator.relative_norm() > 0.05
+        operator.unfold()
+        weight = operator.site.weight
+        drift = (weight - base[operator.site.name]).norm() / weight.norm()
+        assert 0 < drift < 1e-5
+
+
+def test_model_and_optimizer_keep_their_keys_and_shapes():
+    model, vanilla = tiny_llama(), tiny_llama()
+    optimizer, vanilla_optimizer = make_optimizer(model), make_optimizer(vanilla)
+    expander = make_expander(model)
+    expander.attach(optimizer)
+    expander.begin_stage()
+    for m, o in ((model, optimizer), (vanilla, vanilla_optimizer)):
+        plain_step(m, o, tokens(4))
+
+    def shapes(m, o):
+        weights = {n: (t.shape, t.dtype) for n, t in m.state_dict().items()}
+        return weights, {
+            i: {k: v.shape for k, v in s.items()} for i, s in o.state_dict()["state"].items()
+        }
+
+    assert shapes(model, optimizer) == shapes(vanilla, vanilla_optimizer)
+    assert [n for n, _ in model.named_modules()] == [n for n, _ in vanilla.named_modules()]
+    assert optimizer.state_dict()["param_groups"] == vanilla_optimizer.state_dict()["param_groups"]
+
+
+def test_state_survives_torch_save_and_continues_bit_for_bit(tmp_path):
+    model = tiny_llama(kv_heads=2)
+    expander, optimizer = make_expander(model), make_optimizer(model)
+    expander.attach(optimizer)
+    expander.begin_stage()
+    for step in range(3):
+        with expander.assessing():
+            plain_step(model, optimizer, tokens(4, seed=step))
+    file = tmp_path / "state.pt"
+    torch.save([model.state_dict(), optimizer.state_dict(), expander.state_dict()], file)
+    weights, optimizer_state, state = torch.load(file, weights_only=True)
+
+    resumed = tiny_llama(seed=1, kv_heads=2)
+    resumed.load_state_dict(weights)
+    resumed_optimizer = make_optimizer(resumed)
+    resumed_optimizer.load_state_dict(optimizer_state)
+    other = Expander(find_sites(resumed), threshold=0.25, seed=3, kv_heads="expand")
+    other.load_state_dict(state)
+    other.attach(resumed_optimizer)
+    for m, e, o in ((model, expander, optimizer), (resumed, other, resumed_optimizer)):
+        for step in range(3, 6):
+            plain_step(m, o, tokens(4, seed=step))
+        e.begin_stage()
+        plain_step(m, o, tokens(4, seed=9))
+    assert other.history == expander.history
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "setting, now",
+    [
+        ("threshold", 0.125),
+        ("seed", 4),
+        ("kv_heads", "skip"),
+        ("method", "average"),
+        ("expansion", False),
+    ],
+)
+def test_resuming_with_another_setting_names_both_values(setting, now):
+    model = tiny_llama(kv_heads=2)
+    expander = make_expander(model)
+    expander.begin_stage()
+    settings = {"threshold": 0.25, "seed": 3, "kv_heads": "expand", setting: now}
+    other = Expander(find_sites(model), **settings)
+    saved = expander.state_dict()["settings"][setting]
+    with pytest.raises(ValueError, match=rf"{setting}: .*{saved!r}.*{now!r}"):
+        other.load_state_dict(expander.state_dict())
+
+
+def test_the_same_seed_selects_and_draws_the_same():
+    first, second = (make_expander(tiny_llama()) for _ in range(2))
+    for expander in (first, second):
+        expander.begin_stage()
+    assert first.history == second.history
+    for a, b in zip(first.operators, second.operators, strict=True):
+        assert torch.equal(a.factors.right, b.factors.right)
+    rights = {o.site.name: o.factors.right.flatten()[0].item() for o in first.operators}
+    assert len(set(rights.values())) == len(rights)  # every weight has its own T
+
+
+@pytest.mark.parametrize("method", ["average", "random"])
+def test_other_methods_select(method):
+    model = tiny_llama()
+    rank, other = make_expander(model), make_expander(model, method=method)
+    rank.begin_stage()
+    other.begin_stage()
+    assert rank.history[0]["advantageous"] != other.history[0]["advantageous"]
+    for group in other.groups:
+        chosen = other.selections[group.name]
+        assert not set(chosen.advantageous.tolist()) & set(chosen.disadvantageous.tolist())
+
+
+def test_average_selects_by_mean_norm():
+    model = tiny_llama(layers=1)
+    collected = []
+    probe = model.model.layers[0].mlp.down_proj
+    handle = probe.register_forward_pre_hook(lambda m, x: collected.append(x[0].double()))
+    expander = make_expander(model, method="average")
+    handle.remove()
+    expander.begin_stage()
+    means = collected[0].square().sum(1).sqrt().mean(0)
+    count = len(expander.selections["model.layers.0.mlp.channels"].advantageous)
+    selected = expander.history[0]["advantageous"]["model.layers.0.mlp.channels"]
+    assert selected == means.topk(count).indices.sort().values.tolist()
+
+
+def test_kv_heads_auto_leaves_few_kv_heads_alone():
+    sites = find_sites(tiny_llama(heads=8, kv_heads=2))
+    units = lambda **kw: {s.group.unit for s in Expander(sites, **kw).sites}  # noqa: E731
+    assert units(threshold=0.125) == {"head", "channel"}
+    assert units(threshold=0.5) == {"head", "kv_head", "channel"}
+    assert units(threshold=0.125, kv_heads="expand") == {"head", "kv_head", "channel"}
+    assert units(threshold=0.5, kv_heads="skip") == {"head", "channel"}
+
+
+def test_without_expansion_there_are_selections_but_no_operators():
+    model, twin = tiny_llama(), tiny_llama()
+    expander, optimizer = make_expander(model, expansion=False), make_optimizer(model)
+    twin_optimizer = make_optimizer(twin)
+    expander.attach(optimizer)
+    expander.begin_stage()
+    assert expander.selections and expander.operators == []
+    plain_step(model, optimizer, tokens(4))
+    plain_step(twin, twin_optimizer, tokens(4))
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, twin.state_dict()[name])
+
+
+def test_bad_settings_and_models_are_refused():
+    model = tiny_llama()
+    sites = find_sites(model)
+    for threshold in (0, -0.1, 0.51, "a", True):
+        with pytest.raises(ValueError, match="threshold: got"):
+            Expander(sites, threshold=threshold)
+    with pytest.raises(ValueError, match="kv_heads: got 'exand'.*Did you mean 'expand'"):
+        Expander(sites, kv_heads="exand")
+    with pytest.raises(ValueError, match="no sites"):
+        Expander([])
+    with pytest.raises(ValueError, match="rounds to a selection of nothing"):
+        Expander(find_sites(tiny_llama(heads=1, kv_heads=1)))
+    with pytest.raises(ValueError, match="bfloat16, allowed: float32.*master_weights_dtype"):
+        Expander(find_sites(exact_norms(tiny_llama(dtype=torch.bfloat16))))
+    expander = Expander(sites)
+    with pytest.raises(RuntimeError, match="no scores"):
+        expander.begin_stage()
+    with pytest.raises(ValueError, match="not trained by the optimizer"):
+        expander.attach(torch.optim.AdamW([model.lm_head.weight]))
+
+
+def test_each_param_group_has_its_own_learning_rate():
+    model = tiny_llama(layers=1)
+    mlp = [p for n, p in model.named_parameters() if "mlp" in n]
+    rest = [p for n, p in model.named_parameters() if "mlp" not in n]
+    optimizer = torch.optim.AdamW([{"params": mlp, "lr": 0.0}, {"params": rest, "lr": 1e-2}])
+    expander = make_expander(model)
+    expander.begin_stage()
+    expander.attach(optimizer)
+    plain_step(model, optimizer, tokens(4))
+    for operator in expander.operators:
+        moved = bool(operator.factors.left.abs().max() > 0)
+        assert moved == ("mlp" not in operator.site.name)
+
+
+def test_operator_lr_scale_scales_the_first_step():
+    lefts = []
+    for scale in (1.0, 0.5):
+        model = tiny_llama(layers=1)
+        expander, optimizer = make_expander(model, operator_lr_scale=scale), make_optimizer(model)
+        expander.begin_stage()
+        expander.attach(optimizer)
+        plain_step(model, optimizer, tokens(4))
+        lefts.append(expander.operators[0].factors.left)
+    torch.testing.assert_close(lefts[0], 2 * lefts[1])
