@@ -65,7 +65,7 @@ class APEX(Algorithm):
         kv_heads: `auto`, `expand` or `skip`, see `Expander`. Default `auto`.
         assessment: `method`: rank, average or random (default rank); `tokens`: how many tokens
             to assess before the first stage (default 1 % of the first stage, at least a batch);
-            `interval`: collect scores in every k-th batch (default 1).
+            `interval`: collect scores in every k-th batch of a stage (default 1).
         expansion: False selects and reports without operators. Default True.
         operator_lr_scale: the operators' learning rate over the weights'. Default 1.
         seed: of operators and random selections; default the run's seed.
@@ -175,6 +175,12 @@ class APEX(Algorithm):
     def _build(self, state: State, seed: int) -> Expander:
         targets = self.targets + (("kv_head",) if "head" in self.targets else ())
         sites = [site for site in find_sites(state.model) if site.group.unit in targets]
+        missing = set(self.targets) - {site.group.unit for site in sites}
+        if missing:
+            raise ValueError(
+                f"targets: got {list(self.targets)}, but this model has no sites of "
+                f"{', '.join(sorted(missing))} (modules of an unknown kind): leave them out"
+            )
         return Expander(
             sites,
             threshold=self.threshold,
@@ -189,7 +195,11 @@ class APEX(Algorithm):
         """FIT_START of a fresh, a resumed or a further fit."""
         plan = self.stage_plan(state)
         if self._expander is not None:
-            check_same("stages", self._plan.describe(), plan.describe())
+            if self._plan != plan:
+                raise ValueError(
+                    f"stages: this run was laid out as {self._plan.describe()}, the further fit() "
+                    f"makes it {plan.describe()}: keep max_duration, or start a new Trainer"
+                )
             return
         self._plan = plan
         seed = state.rank_zero_seed if self.seed is None else self.seed
@@ -232,9 +242,11 @@ class APEX(Algorithm):
         self._padded = mask is not None and (mask.is_cuda or not bool(mask.all()))
 
     def _open(self, state: State, logger: Logger) -> None:
-        if state.timestamp.batch.value % self.interval == 0:
-            mask = attention_mask(state.batch) if self._padded else None
-            self._expander.assessment.open(mask)
+        # Counted from the stage's start, so that every stage has scores whatever the interval.
+        start = self._expander.history[-1]["start_batch"]
+        if (state.timestamp.batch.value - start) % self.interval == 0:
+            mask = attention_mask(state.batch)
+            self._expander.assessment.open(mask, full=not self._padded)
 
     def _close(self, state: State, logger: Logger) -> None:
         self._expander.assessment.close()

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from apex_composer.distributed import global_rank, sum_over_ranks, world_size
+from apex_composer.distributed import global_rank, sum_over_ranks
 from apex_composer.reference import unit_square_sums
 from apex_composer.sites import Group
 from apex_composer.stopwatch import Stopwatch
@@ -102,7 +102,7 @@ class Assessment:
         self._cohorts: dict[tuple, _Cohort] = {}
         self._places: dict[str, tuple[_Cohort, int]] = {}
         self._mask: Tensor | None = None
-        self._open = False
+        self._open = self._full = False
         for group, count in groups:
             key = (group.unit, group.units, group.unit_size, count)
             cohort = self._cohorts.setdefault(key, _Cohort([], count))
@@ -123,8 +123,10 @@ class Assessment:
             if place in cohort.square_sums:  # the next microbatch inside one open()
                 self._rank()
             activation = inputs[0].detach()
+            # Without a sample axis even a full mask is needed, to tell the samples apart.
+            mask = None if self._full and activation.dim() == 3 else self._mask
             with self._stopwatch.block(activation.device):
-                cohort.square_sums[place] = unit_square_sums(activation, unit_size, self._mask)
+                cohort.square_sums[place] = unit_square_sums(activation, unit_size, mask)
 
         return collect
 
@@ -134,13 +136,14 @@ class Assessment:
             handle.remove()
         self._handles = []
 
-    def open(self, attention_mask: Tensor | None = None) -> None:
+    def open(self, attention_mask: Tensor | None = None, *, full: bool = False) -> None:
         """Count the forward passes from here on.
 
         Args:
             attention_mask: [B, tokens], true (1) for tokens that count; None counts all.
+            full: the mask is known to be true everywhere, so that it need not be applied.
         """
-        self._mask, self._open = attention_mask, True
+        self._mask, self._full, self._open = attention_mask, full, True
 
     def close(self) -> None:
         """Rank what the last forward pass left, and stop counting."""
@@ -160,7 +163,7 @@ class Assessment:
 
     @torch.no_grad()
     def _rank(self) -> None:
-        valid = None if self._mask is None else self._mask.any(dim=1)
+        valid = None if self._mask is None or self._full else self._mask.any(dim=1)
         for cohort in self._cohorts.values():
             if not cohort.square_sums:
                 continue
@@ -246,7 +249,8 @@ class GroupTotals:
 def _count(square_sums: Tensor, count: int, valid: Tensor | None) -> _Counts:
     """Counts of one microbatch from [groups, B, U]; ranks need no square root, sums do."""
     norms = square_sums.sqrt().to(torch.float64)
-    samples = torch.tensor(norms.shape[1], device=norms.device)
+    # full() writes on the device; tensor() would copy from the host and wait.
+    samples = torch.full((), norms.shape[1], dtype=torch.int64, device=norms.device)
     if valid is not None:
         norms, samples = norms * valid.unsqueeze(-1), valid.sum()
     return _Counts(rank_counts(square_sums, count, valid), norms.sum(dim=1), samples)
@@ -255,8 +259,6 @@ def _count(square_sums: Tensor, count: int, valid: Tensor | None) -> _Counts:
 def _sum_over_ranks(cohort: _Cohort) -> _Counts | None:
     """A copy of a cohort's committed counts, added up over the ranks."""
     own = cohort.committed
-    if world_size() == 1:
-        return own
     group = cohort.groups[0]
     shape, device = (len(cohort.groups), group.units), next(group.probe.parameters()).device
     summed = _Counts(

@@ -24,7 +24,7 @@ class Attachment:
     """
 
     def __init__(self, expander: "Expander", optimizer: Optimizer):
-        self.armed = True
+        self.armed = self.attached = True
         self._expander = expander
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
@@ -35,6 +35,7 @@ class Attachment:
         """Take the hooks off the optimizer."""
         for handle in self._handles:
             handle.remove()
+        self.attached = False
 
     def _before(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]):
         if not self.armed or not self._expander.operators:
@@ -42,7 +43,8 @@ class Attachment:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             if not _gradients_overflowed(optimizer):
-                self._expander.before_step()
+                # A GradScaler leaves the division by its scale to a fused optimizer.
+                self._expander.before_step(getattr(optimizer, "grad_scale", None))
             return None
         return (args[0],), {**kwargs, "closure": self._wrap(closure)}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -90,6 +91,9 @@ class Expander:
         self.sites = [site for site in sites if site.group.name in self.counts]
         if not self.sites:
             raise ValueError("no sites to expand: the list is empty, see find_sites(model)")
+        names = [site.name for site in self.sites]
+        if len(set(names)) < len(names):
+            raise ValueError("sites: the list names a site twice, see find_sites(model)")
         for site in self.sites:
             check_expandable(site)
         self.groups = list({site.group.name: site.group for site in self.sites}.values())
@@ -104,6 +108,7 @@ class Expander:
             self.stopwatch,
         )
         self._main: Optimizer | None = None
+        self._attachment: Attachment | None = None
         self._optimizer: OperatorOptimizer | None = None
         self._moments: dict[str, dict[str, Any]] = {}
 
@@ -162,20 +167,47 @@ class Expander:
             A handle whose `remove()` undoes it.
 
         Raises:
+            RuntimeError: if it is attached already.
             ValueError: if a site's weight is not in the optimizer.
         """
-        param_group_places(self.sites, optimizer)
+        if self._attachment is not None and self._attachment.attached:
+            raise RuntimeError(
+                "this expander is attached to an optimizer already, and two attachments would act "
+                "twice on every step: call remove() of the first one before"
+            )
+        if self.expansion:
+            param_group_places(self.sites, optimizer)
         self._main = optimizer
         self._follow()
-        return Attachment(self, optimizer)
+        self._attachment = Attachment(self, optimizer)
+        return self._attachment
 
-    def before_step(self) -> None:
-        """Gradients are ready: map them, and put the base weights back. Idle without operators."""
+    def before_step(self, grad_scale: Tensor | None = None) -> None:
+        """Gradients are ready: map them, and put the base weights back. Idle without operators.
+
+        Args:
+            grad_scale: what the gradients are still multiplied by (a GradScaler with a fused
+                optimizer); default nothing.
+
+        Raises:
+            RuntimeError: without an attached optimizer, or if the last step was left half-way.
+        """
         if not self.operators:
             return
+        if self._optimizer is None:
+            raise RuntimeError("no optimizer to train operators with: call attach(optimizer) first")
+        if not all(operator.folded for operator in self.operators):
+            raise RuntimeError(
+                "a step begins while the parameters hold base weights: the step before it failed "
+                "(call ensure_folded() before the next forward pass), or the optimizer's step() "
+                "calls its base class's"
+            )
         with self.stopwatch.block(self._device), torch.no_grad():
             for operator in self.operators:
                 operator.map_gradient()
+                for factor in operator.factors if grad_scale is not None else ():
+                    if factor.grad is not None:
+                        factor.grad.div_(grad_scale)
             for operator in self.operators:
                 operator.unfold()
 
@@ -184,8 +216,7 @@ class Expander:
         if all(operator.folded for operator in self.operators):
             return
         with self.stopwatch.block(self._device), torch.no_grad():
-            if self._optimizer is not None:
-                self._optimizer.step()
+            self._optimizer.step()
             self.ensure_folded()
 
     def ensure_folded(self) -> None:
@@ -217,7 +248,7 @@ class Expander:
                 name: [_cpu(t.scores), _cpu(t.norm_sums), t.samples]
                 for name, t in self.assessment.totals().items()
             },
-            "history": self.history,
+            "history": deepcopy(self.history),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -231,7 +262,7 @@ class Expander:
             check_same(setting, state["settings"].get(setting), now)
         check_same_members("sites", state["sites"], [site.name for site in self.sites])
         self.fuse()
-        self.stage, self.history = state["stage"], list(state["history"])
+        self.stage, self.history = state["stage"], deepcopy(state["history"])
         self.selections = {name: Selection(*sets) for name, sets in state["selections"].items()}
         self.assessment.load_totals({n: GroupTotals(*t) for n, t in state["scores"].items()})
         if state["factors"]:

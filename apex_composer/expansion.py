@@ -42,7 +42,9 @@ class ExpansionOperator:
             generator = seeded_generator(seed, "factors", stage, site.name)
             size = len(self.advantageous)
             factors = init_factors(size, generator=generator, dtype=dtype, device=device)
-        self.factors = MonarchFactors(*(f.to(device=device, dtype=dtype) for f in factors))
+        self.factors = MonarchFactors(
+            *(f.to(device=device, dtype=dtype, copy=True) for f in factors)
+        )
 
     def fold(self) -> None:
         """W[N] <- W[N] + T W[P]: the parameter holds the effective weight."""

@@ -5,6 +5,7 @@ are not the model's, and a checkpoint would no longer be an ordinary one (design
 """
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from apex_composer.expansion import ExpansionOperator
+from apex_composer.sites import Site
 
 # Where the main optimizer has no such setting (SGD, Lion's eps): AdamW's usual ones for LLMs.
 DEFAULT_BETAS = (0.9, 0.95)
@@ -36,7 +38,7 @@ class OperatorOptimizer:
         self, operators: Sequence[ExpansionOperator], main: Optimizer, lr_scale: float = 1.0
     ):
         self._operators, self._main, self._lr_scale = operators, main, lr_scale
-        places = param_group_places(operators_sites(operators), main)
+        places = param_group_places([operator.site for operator in operators], main)
         self._followed = sorted(set(places))
         groups = [
             {
@@ -77,7 +79,7 @@ class OperatorOptimizer:
         own = self._optimizer.state_dict()
         names = {id(factor): name for name, factor in self._named_factors()}
         order = [names[id(f)] for group in self._optimizer.param_groups for f in group["params"]]
-        own["state"] = {i: dict(moments[name]) for i, name in enumerate(order) if moments[name]}
+        own["state"] = {i: deepcopy(moments[name]) for i, name in enumerate(order) if moments[name]}
         self._optimizer.load_state_dict(own)
 
     def _named_factors(self) -> Iterator[tuple[str, Tensor]]:
@@ -86,12 +88,7 @@ class OperatorOptimizer:
             yield f"{operator.site.name}.right", operator.factors.right
 
 
-def operators_sites(operators: Sequence[ExpansionOperator]) -> list:
-    """The sites of operators, in their order."""
-    return [operator.site for operator in operators]
-
-
-def param_group_places(sites: Sequence, optimizer: Optimizer) -> list[int]:
+def param_group_places(sites: Sequence[Site], optimizer: Optimizer) -> list[int]:
     """For every site, which of the optimizer's param groups holds its weight.
 
     Raises:

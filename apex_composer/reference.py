@@ -112,7 +112,12 @@ def unit_square_sums(activation: Tensor, unit_size: int, mask: Tensor | None = N
     if activation.dim() == 2:
         return _sum_unpadded(activation.to(dtype), unit_size, mask)
     if mask is not None:
-        activation = activation * mask.to(activation.dtype).unsqueeze(-1)
+        if mask.shape != activation.shape[:2]:
+            raise ValueError(
+                f"the attention mask is for {tuple(mask.shape)} samples and tokens, the activation "
+                f"has {tuple(activation.shape[:2])}: give each forward pass its own mask"
+            )
+        activation = activation.masked_fill(~mask.bool().unsqueeze(-1), 0)
     # One pass and no temporary of the activation's size, unlike square().sum().
     norms = torch.linalg.vector_norm(activation, dim=1, dtype=dtype)
     return _sum_units(norms.square(), unit_size)

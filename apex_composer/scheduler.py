@@ -1,7 +1,9 @@
 """Stages as spans of Composer time, and the learning rate that goes with them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from composer.core import State, Time, Timestamp, TimeUnit
@@ -103,7 +105,8 @@ def parse_duration(setting: str, value: Any, *, zero: bool = False) -> Time:
     if not good:
         units = ", ".join(unit.value for unit in _UNITS)
         raise ValueError(
-            f"{setting}: got {value!r}, allowed: a Composer time string in {units}, {_EXAMPLES}"
+            f"{setting}: got {value!r}, allowed: a Composer time string in {units}, for example "
+            "'1000ba' or '0.5dur'"
         )
     return time
 
@@ -119,6 +122,10 @@ def plan_stages(stages: int | tuple[Stage, ...], state: State) -> StagePlan:
         ValueError: if the stages do not fill the run exactly.
     """
     total = convert(state.max_duration, state)
+    if total.unit not in _UNITS:
+        raise ValueError(
+            f"max_duration: got {state.max_duration}, allowed with apex: ba, sp, tok, ep"
+        )
     if isinstance(stages, int):
         ends = [total.value * (i + 1) // stages for i in range(stages)]
         plan = StagePlan(total.unit, tuple(ends), (True,) * stages)
@@ -126,7 +133,8 @@ def plan_stages(stages: int | tuple[Stage, ...], state: State) -> StagePlan:
         lengths = [convert(stage.duration, state, exact=True) for stage in stages]
         for stage, length in zip(stages, lengths, strict=True):
             _check_unit(stage.duration, length, total, state)
-        ends = [round(sum(t.value for t in lengths[: i + 1])) for i in range(len(lengths))]
+        sums = accumulate(length.value for length in lengths)
+        ends = [math.floor(end + 0.5) for end in sums]
         plan = StagePlan(total.unit, tuple(ends), tuple(stage.expansion for stage in stages))
     _check_plan(plan, total, state)
     return plan
@@ -147,8 +155,8 @@ def convert(time: Time, state: State, *, exact: bool = False) -> Time:
     if time.unit == TimeUnit.EPOCH:
         if state.dataloader_len is None:
             raise ValueError(
-                f"stages: {time} cannot be laid out, the dataloader has no length: give "
-                "max_duration and stages in ba, sp or tok"
+                f"max_duration, stages, t_warmup: {time} cannot be laid out in batches, the "
+                "dataloader has no length: give all of them in ba, sp or tok"
             )
         return Time(time.value * int(state.dataloader_len), TimeUnit.BATCH)
     return time
@@ -214,16 +222,14 @@ class StagewiseScheduler(ComposerScheduler):
         check_keys("stagewise", unknown, ("stages", "lr_multipliers", "t_warmup"))
         self.stages = parse_stages(stages)
         count = self.stages if isinstance(self.stages, int) else len(self.stages)
-        self.lr_multipliers = [float(multiplier) for multiplier in lr_multipliers]
-        warmups = [t_warmup] * count if isinstance(t_warmup, str | Time) else list(t_warmup)
+        self.lr_multipliers = [_multiplier(m) for m in _one_each("lr_multipliers", lr_multipliers)]
+        warmups = _one_each("t_warmup", t_warmup) if _is_list(t_warmup) else [t_warmup] * count
         self.t_warmup = [parse_duration("t_warmup", warmup, zero=True) for warmup in warmups]
         for setting, values in (("lr_multipliers", self.lr_multipliers), ("t_warmup", warmups)):
             if len(values) != count:
                 raise ValueError(
                     f"{setting}: got {len(values)} values for {count} stages, allowed: one each"
                 )
-        if min(self.lr_multipliers) < 0:
-            raise ValueError(f"lr_multipliers: got {self.lr_multipliers}, allowed: 0 or more")
         self._planned: tuple[Any, StagePlan] | None = None
 
     def __call__(self, state: State, ssr: float = 1.0) -> float:
@@ -236,11 +242,6 @@ class StagewiseScheduler(ComposerScheduler):
         multiplier = self.lr_multipliers[stage]
         if warmup.value == 0:
             return multiplier
-        if warmup.unit != plan.unit:
-            raise ValueError(
-                f"t_warmup: got {self.t_warmup[stage]}, but the stages are in {plan.unit.value}: "
-                "give both in the same unit"
-            )
         elapsed = state.timestamp.get(plan.unit).value - plan.starts()[stage]
         return multiplier * min(1.0, elapsed / warmup.value)
 
@@ -256,5 +257,39 @@ class StagewiseScheduler(ComposerScheduler):
                         f"stages: the scheduler stagewise ends them at {plan.describe()}, the "
                         f"algorithm apex at {other(state).describe()}: give both the same stages"
                     )
+            self._check_warmups(plan, state)
             self._planned = (key, plan)
         return self._planned[1]
+
+    def _check_warmups(self, plan: StagePlan, state: State) -> None:
+        for given, start, end in zip(self.t_warmup, plan.starts(), plan.ends, strict=True):
+            warmup = convert(given, state)
+            if warmup.value == 0:
+                continue
+            if warmup.unit != plan.unit:
+                raise ValueError(
+                    f"t_warmup: got {given}, but the stages are in {plan.unit.value}: give both "
+                    "in the same unit"
+                )
+            if warmup.value > end - start:
+                raise ValueError(
+                    f"t_warmup: got {given}, allowed: no longer than its stage "
+                    f"({end - start}{plan.unit.value})"
+                )
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _one_each(setting: str, values: Any) -> list[Any]:
+    if not _is_list(values):
+        raise ValueError(f"{setting}: got {values!r}, allowed: a list with one value per stage")
+    return list(values)
+
+
+def _multiplier(value: Any) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < math.inf:
+        raise ValueError(f"lr_multipliers: got {value!r}, allowed: numbers of 0 or more")
+    return float(value)

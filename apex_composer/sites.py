@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 Unit = Literal["head", "kv_head", "channel"]
 
 # Prefixes that wrappers put into parameter names; the names in state and logs do without them.
-_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+_WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 
 
 class Names(NamedTuple):
@@ -99,9 +99,8 @@ class Site:
 
 def clean_name(name: str) -> str:
     """A parameter's or module's name without the prefixes of DDP, FSDP, compile, checkpointing."""
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name.removeprefix("module.")
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    return ".".join(parts[1:] if parts[0] == "module" else parts)
 
 
 def find_sites(model: nn.Module) -> list[Site]:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from apex_composer.distributed import barrier
 def undisturbed(dataloader: Any) -> Iterator[None]:
     """Put back every random state, epoch counter and worker that iterating the loader moves.
 
-    Works for torch DataLoaders (any sampler, own generators, persistent workers) and for
-    StreamingDataset behind them. It holds before the loader's first batch of a run only (at
-    FIT_START, fresh or resumed), never in the middle of an epoch.
+    Works for torch DataLoaders (any sampler, own generators, persistent workers, collators that
+    keep numbers or lists between batches) and for StreamingDataset behind them. It holds before
+    the loader's first batch of a run only (at FIT_START, fresh or resumed), never in the middle
+    of an epoch.
 
     Every rank must enter, and must call `iter()` equally often: StreamingDataset has a barrier.
 
@@ -27,6 +29,7 @@ def undisturbed(dataloader: Any) -> Iterator[None]:
     dataset, sampler = getattr(dataloader, "dataset", None), getattr(dataloader, "sampler", None)
     random_states = _random_states()
     generators = [(g, g.get_state()) for g in _generators(dataloader)]
+    collate_state = _collate_state(dataloader)
     sampler_epoch = getattr(sampler, "epoch", None)
     # StreamingDataset counts epochs in memory shared by the node's ranks and workers.
     streaming_epoch = getattr(dataset, "next_epoch", None)
@@ -46,6 +49,8 @@ def undisturbed(dataloader: Any) -> Iterator[None]:
             dataloader.num_samples_yielded = yielded
         if sampler_epoch is not None:
             sampler.set_epoch(sampler_epoch)
+        if collate_state:
+            vars(dataloader.collate_fn).update(collate_state)
         for generator, state in generators:
             generator.set_state(state)
         _restore_random_states(random_states)
@@ -62,6 +67,13 @@ def _generators(dataloader: Any) -> list[torch.Generator]:
     )
     found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
     return [g for g in found.values() if isinstance(g, torch.Generator)]
+
+
+def _collate_state(dataloader: Any) -> dict[str, Any]:
+    """Copies of what a collator object keeps between batches (packing keeps leftovers)."""
+    attributes = getattr(getattr(dataloader, "collate_fn", None), "__dict__", {})
+    kept = int | float | list | dict | set | tuple
+    return {name: deepcopy(value) for name, value in attributes.items() if isinstance(value, kept)}
 
 
 def _stop_workers(dataloader: Any, had_workers: bool) -> None:

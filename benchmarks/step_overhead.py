@@ -141,9 +141,8 @@ def main() -> int:
     arguments = parse()
     torch.set_num_threads(arguments.threads)
     result = summarise(measure(arguments))
-    print(
-        f"vanilla {result['vanilla_median_seconds']:.4f} s, apex {result['apex_median_seconds']:.4f} s"
-    )
+    vanilla, apex = result["vanilla_median_seconds"], result["apex_median_seconds"]
+    print(f"vanilla {vanilla:.4f} s, apex {apex:.4f} s")
     print(
         f"apex / vanilla: median {result['ratio_median']:.4f} (quartiles "
         f"{result['ratio_lower_quartile']:.4f} to {result['ratio_upper_quartile']:.4f}, "

@@ -166,6 +166,19 @@ def test_padding_does_not_count():
     assert samples == BATCH_SIZE
 
 
+def test_an_interval_longer_than_a_stage_still_scores_its_first_batch():
+    apex, _, _ = run(APEX(stages=3, assessment={"interval": 100}))
+    assert [r["samples"] for r in apex.history] == [BATCH_SIZE] * 3
+
+
+def test_a_further_fit_may_not_change_the_stages():
+    trainer = make_trainer(APEX(stages=3))
+    trainer.fit()
+    with pytest.raises(ValueError, match="stages: this run was laid out as .*'6ba'.*'9ba'"):
+        trainer.fit(duration="3ba")
+    trainer.close()
+
+
 def test_interval_scores_every_kth_batch():
     apex, _, _ = run(APEX(stages=1, assessment={"interval": 4}))
     assert all(s[2] == 2 * BATCH_SIZE for s in final_scores(apex).values())
@@ -252,6 +265,11 @@ def test_runs_that_cannot_work_are_refused_at_the_start():
         run(APEX(), model=tiny_llama(heads=1, kv_heads=1))
     with pytest.raises(ValueError, match="bfloat16.*master_weights_dtype"):
         run(APEX(), model=tiny_llama(dtype=torch.bfloat16))
+    headless = tiny_llama()
+    for layer in headless.model.layers:
+        layer.mlp = torch.nn.Identity()
+    with pytest.raises(ValueError, match="targets: .*no sites of channel"):
+        run(APEX(), model=headless)
     with pytest.raises(ValueError, match="FSDP or tensor parallelism"):
         trainer = make_trainer()
         trainer.state.fsdp_config = FSDPConfig()

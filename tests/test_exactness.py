@@ -8,11 +8,19 @@ from composer import Callback, Trainer
 from composer.algorithms import GradientClipping
 from composer.models import HuggingFaceModel
 from composer.optim import DecoupledAdamW
-from helpers import TokenDataset, cross_entropy, factors_now, tiny_llama, tiny_qwen
+from helpers import (
+    VOCABULARY,
+    TokenDataset,
+    cross_entropy,
+    factors_now,
+    tiny_llama,
+    tiny_qwen,
+    tokens,
+)
 from oracle import Oracle
 from torch.utils.data import DataLoader
 
-from apex_composer import APEX, StagewiseScheduler
+from apex_composer import APEX, Expander, StagewiseScheduler, find_sites
 
 LR, BETAS, EPS, DECAY = 1e-2, (0.9, 0.95), 1e-8, 0.1
 BATCHES, BATCH_SIZE, MICROBATCHES = 8, 4, 2
@@ -134,3 +142,47 @@ def test_composer_run_equals_autograd_in_float32():
 
 def test_biases_are_expanded_with_their_rows():
     compare(tiny_qwen(dtype=torch.float64), "AdamW", None, None, tolerance=1e-10)
+
+
+def test_fused_projection_of_mpt_equals_autograd():
+    """Three operators share the rows of one Wqkv weight and its bias."""
+    from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM
+
+    config = MPTConfig(
+        d_model=32,
+        n_heads=4,
+        n_layers=2,
+        max_seq_len=16,
+        vocab_size=VOCABULARY,
+        ffn_config={"ffn_type": "mptglu", "ffn_hidden_size": 24},
+        attn_config={"attn_impl": "torch", "alibi": True, "attn_type": "grouped_query_attention"}
+        | {"kv_n_heads": 2},
+        norm_type="layernorm",
+        no_bias=False,
+        use_cache=False,
+    )
+    torch.manual_seed(0)
+    model = MPTForCausalLM(config).double()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    twin = copy.deepcopy(model)
+    optimizers = [make_optimizer("AdamW", m) for m in (model, twin)]
+    expander = Expander(find_sites(model), threshold=0.25, kv_heads="expand")
+    with torch.no_grad(), expander.assessing():
+        model(input_ids=tokens(8))
+    expander.begin_stage()
+    expander.attach(optimizers[0])
+    oracle = Oracle(twin, optimizers[1], BETAS, EPS)
+    oracle.begin_stage(factors_now(expander))
+    assert sum("Wqkv" in o.site.name for o in expander.operators) == 6
+    for step in range(4):
+        ids = tokens(4, seed=step)
+        optimizers[0].zero_grad()
+        cross_entropy(model(input_ids=ids).logits, ids).backward()
+        optimizers[0].step()
+        part = lambda call, ids=ids: cross_entropy(call(input_ids=ids).logits, ids)  # noqa: E731
+        oracle.step([part], LR, None, microbatches=1)
+    oracle.fuse()
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, twin.state_dict()[name], rtol=1e-9, atol=1e-11)

@@ -271,3 +271,33 @@ def test_operator_lr_scale_scales_the_first_step():
         plain_step(model, optimizer, tokens(4))
         lefts.append(expander.operators[0].factors.left)
     torch.testing.assert_close(lefts[0], 2 * lefts[1])
+
+
+def test_a_step_without_an_optimizer_for_the_operators_is_refused():
+    model = tiny_llama(layers=1)
+    expander = make_expander(model)
+    expander.begin_stage()
+    with pytest.raises(RuntimeError, match="call attach"):
+        expander.before_step()
+
+
+def test_a_site_given_twice_is_refused():
+    sites = find_sites(tiny_llama(layers=1))
+    with pytest.raises(ValueError, match="names a site twice"):
+        Expander(sites + sites[:1])
+
+
+def test_selecting_without_expansion_needs_no_trained_weights():
+    model = tiny_llama(layers=1).requires_grad_(False)
+    expander = make_expander(model, expansion=False)
+    expander.attach(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]))
+    expander.begin_stage()
+    assert expander.selections and not expander.operators
+
+
+def test_the_state_does_not_change_with_later_training():
+    expander = make_expander(tiny_llama(layers=1))
+    expander.begin_stage()
+    state = expander.state_dict()
+    state["history"][0]["stage"] = 99
+    assert expander.history[0]["stage"] == 0

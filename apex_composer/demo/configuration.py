@@ -1,0 +1,107 @@
+"""Build the three runs' llm-foundry configurations from one YAML."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+Settings = dict[str, Any]
+
+_PACKAGE = Path(__file__).parents[1]
+# A wheel carries yamls/ inside the package; a checkout has it beside the package.
+DEFAULT_YAML = next(
+    (
+        folder / "yamls" / "demo.yaml"
+        for folder in (_PACKAGE, _PACKAGE.parent)
+        if (folder / "yamls" / "demo.yaml").is_file()
+    ),
+    _PACKAGE.parent / "yamls" / "demo.yaml",
+)
+# Later sections win. Vanilla and APEX share all but the last, so nothing else can differ.
+SECTIONS = {
+    "base": ("shared", "base"),
+    "vanilla": ("shared", "continued"),
+    "apex": ("shared", "continued", "apex"),
+}
+SPLITS = {"base": "pretrain", "vanilla": "train", "apex": "train"}
+VALIDATION = "validation"
+
+
+def load_template(yaml: Path, out: Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """Read the job's YAML and change the keys given on the command line.
+
+    Args:
+        yaml: file like `yamls/demo.yaml`.
+        out: folder of the results, put in place of `variables.out`.
+        overrides: `key=value` entries; only keys that the YAML has. Default: none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an override is not of the form key=value or names a key that does not exist.
+    """
+    if not yaml.is_file():
+        raise FileNotFoundError(
+            f"yaml={str(yaml)!r} does not exist. Run from a checkout of the repository, or give "
+            "the path of its yamls/demo.yaml (--yaml)."
+        )
+    template = OmegaConf.load(yaml)
+    OmegaConf.set_struct(template, True)
+    for override in overrides:
+        key, separator, _ = override.partition("=")
+        try:
+            found = separator and OmegaConf.select(template, key, throw_on_missing=True) is not None
+            template = OmegaConf.merge(template, OmegaConf.from_dotlist([override]))
+        except OmegaConfBaseException:
+            found = False
+        if not found:
+            raise ValueError(
+                f"{override!r} changes nothing. Give key=value with a key of {yaml}, for example "
+                "variables.batches=30."
+            )
+    template.variables.out = str(out)
+    return template
+
+
+def build_configurations(
+    template: DictConfig, domains: Sequence[str], data: Path, precision: str
+) -> dict[str, Settings]:
+    """Build the complete configuration of every run, all references resolved.
+
+    Args:
+        template: as `load_template` returns it.
+        domains: names of the data's domains.
+        data: folder of the prepared data, with `<split>/<domain>/`.
+        precision: `fp32` on a CPU, `amp_bf16` on a GPU.
+
+    Returns:
+        One llm-foundry configuration for each of `base`, `vanilla` and `apex`.
+    """
+    return {run: _build(run, template, domains, data, precision) for run in SECTIONS}
+
+
+def _build(
+    run: str, template: DictConfig, domains: Sequence[str], data: Path, precision: str
+) -> Settings:
+    template = OmegaConf.create(OmegaConf.to_container(template))  # a copy that may grow keys
+    merged = OmegaConf.merge(
+        {"variables": template.variables, "precision": precision},
+        *(template[section] for section in SECTIONS[run]),
+    )
+    settings = OmegaConf.to_container(merged, resolve=True)
+    settings["train_loader"]["dataset"]["streams"] = _streams(data / SPLITS[run], domains)
+    settings["eval_loader"] = [
+        _evaluation_loader(settings["eval_loader"], data, domain) for domain in domains
+    ]
+    return settings
+
+
+def _evaluation_loader(loader: Settings, data: Path, domain: str) -> Settings:
+    streams = _streams(data / VALIDATION, [domain])
+    return loader | {"label": domain, "dataset": loader["dataset"] | {"streams": streams}}
+
+
+def _streams(folder: Path, domains: Sequence[str]) -> Settings:
+    """Streams of local shards. Without `remote`, a killed run cannot block the next one."""
+    return {domain: {"local": str(folder / domain), "remote": None} for domain in domains}

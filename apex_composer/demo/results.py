@@ -1,0 +1,117 @@
+"""From the runs' metrics to the numbers that are reported."""
+
+import math
+import platform
+import statistics
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+PACKAGES = (
+    "apex-composer",
+    "llm-foundry",
+    "mosaicml",
+    "mosaicml-streaming",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+)
+
+Numbers = dict[str, Any]
+
+
+def perplexities(cross_entropy: Mapping[str, float], tokens: Mapping[str, int]) -> Numbers:
+    """Turn cross entropies into perplexities.
+
+    Args:
+        cross_entropy: mean over a domain's predicted tokens, in nats per token.
+        tokens: predicted tokens in a domain's validation set.
+
+    Returns:
+        `total`, exp of the mean cross entropy over all tokens of all domains, and `domains`.
+    """
+    mean = sum(cross_entropy[d] * tokens[d] for d in tokens) / sum(tokens.values())
+    return {
+        "total": math.exp(mean),
+        "domains": {domain: math.exp(cross_entropy[domain]) for domain in tokens},
+    }
+
+
+def predicted_tokens(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Count the predicted tokens of every domain's validation set: all but each sequence's first.
+
+    Args:
+        manifest: of the prepared data.
+    """
+    per_sequence = manifest["options"]["sequence_length"] - 1
+    validation = manifest["splits"]["validation"]
+    return {domain: n["sequences"] * per_sequence for domain, n in validation.items()}
+
+
+def step_times(seconds: list[float]) -> Numbers:
+    """Describe the durations of a run's batches by their quartiles.
+
+    Args:
+        seconds: duration of every batch; at least two.
+    """
+    lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
+    return {"median": median, "lower_quartile": lower, "upper_quartile": upper}
+
+
+def summarise(
+    metrics: Mapping[str, Numbers], manifest: Numbers, configurations: Mapping[str, Numbers]
+) -> Numbers:
+    """Put everything that `summary.json` holds together.
+
+    Args:
+        metrics: of the runs `base`, `vanilla` and `apex`.
+        manifest: of the prepared data.
+        configurations: the runs' configurations.
+
+    Returns:
+        Perplexities of the three models, the ratio of the median step times (APEX / vanilla),
+        stages, seeds, versions, options, and what the data was.
+    """
+    tokens = predicted_tokens(manifest)
+    times = {run: step_times(metrics[run]["step_seconds"]) for run in ("vanilla", "apex")}
+    ppl = {f"{run}_ppl": perplexities(m["cross_entropy"], tokens) for run, m in metrics.items()}
+    apex = configurations["apex"]
+    return {
+        **ppl,
+        "step_time_ratio": times["apex"]["median"] / times["vanilla"]["median"],
+        "step_seconds": times,
+        "run_seconds": {run: m["run_seconds"] for run, m in metrics.items()},
+        "first_loss": {run: metrics[run]["loss"][0] for run in ("vanilla", "apex")},
+        "stages": metrics["apex"]["stages"],
+        "seeds": {
+            "training": apex["seed"],
+            "data_order": apex["train_loader"]["dataset"]["shuffle_seed"],
+        },
+        "options": apex["variables"],
+        "data": _describe_data(manifest, tokens),
+        "machine": {
+            "device": metrics["apex"]["device"],
+            "threads": metrics["apex"]["threads"],
+            "precision": apex["precision"],
+        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Name the versions of Python and of the packages that the numbers depend on."""
+    return {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES}
+
+
+def _describe_data(manifest: Numbers, predicted: dict[str, int]) -> Numbers:
+    return {
+        "tokenizer_sha256": manifest["tokenizer"]["sha256"],
+        "documents": manifest["documents"],
+        "training_tokens": {
+            split: {domain: n["tokens"] for domain, n in domains.items()}
+            for split, domains in manifest["splits"].items()
+            if split != "validation"
+        },
+        "predicted_validation_tokens": predicted,
+    }

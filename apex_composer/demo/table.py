@@ -1,0 +1,35 @@
+"""The table that the job prints."""
+
+from typing import Any
+
+from rich.table import Table
+
+
+def make_table(summary: dict[str, Any]) -> Table:
+    """Show the perplexities of the three models per domain and in total.
+
+    Args:
+        summary: content of `summary.json`.
+    """
+    ratio, times = summary["step_time_ratio"], summary["step_seconds"]
+    caption = (
+        f"median step: vanilla {times['vanilla']['median'] * 1000:.1f} ms, "
+        f"APEX {times['apex']['median'] * 1000:.1f} ms, ratio {ratio:.3f}"
+    )
+    table = Table(title="validation perplexity (lower is better)", caption=caption)
+    table.add_column("domain")
+    for name in ("tokens", "base", "vanilla", "APEX", "APEX - vanilla"):
+        table.add_column(name, justify="right")
+    tokens = summary["data"]["predicted_validation_tokens"]
+    runs = [summary[f"{run}_ppl"] for run in ("base", "vanilla", "apex")]
+    for domain, count in tokens.items():
+        table.add_row(*_row(domain, count, [run["domains"][domain] for run in runs]))
+    table.add_section()
+    total = sum(tokens.values())
+    table.add_row(*_row("total", total, [run["total"] for run in runs]), style="bold")
+    return table
+
+
+def _row(name: str, tokens: int, values: list[float]) -> list[str]:
+    _, vanilla, apex = values
+    return [name, f"{tokens:,}", *(f"{value:.3f}" for value in values), f"{apex - vanilla:+.3f}"]

@@ -1,0 +1,50 @@
+"""Metrics of three invented runs, and their summary."""
+
+from apex_composer.demo.results import summarise
+
+MANIFEST = {
+    "options": {"sequence_length": 11},
+    "tokenizer": {"sha256": "0" * 64},
+    "documents": 9,
+    "splits": {
+        split: {
+            "arxiv": {"documents": 2, "tokens": 35, "sequences": 3},
+            "github": {"documents": 1, "tokens": 12, "sequences": 1},
+        }
+        for split in ("validation", "pretrain", "train")
+    },
+}
+SETTINGS = {
+    "seed": 17,
+    "precision": "fp32",
+    "variables": {"batches": 12},
+    "train_loader": {"dataset": {"shuffle_seed": 17}},
+}
+
+
+def example_losses(offset: float) -> list[float]:
+    """A falling loss of twelve batches."""
+    return [4.0 - 0.1 * batch + offset for batch in range(12)]
+
+
+def example_metrics(offset: float, seconds: float) -> dict:
+    """What a run leaves in `metrics.json`."""
+    return {
+        "loss": example_losses(offset),
+        "step_seconds": [seconds] * 12,
+        "cross_entropy": {"arxiv": 2.0 + offset, "github": 2.0 + offset},
+        "stages": [{"stage": i, "start_batch": 4 * i} for i in range(3)],
+        "device": "cpu",
+        "threads": 2,
+        "run_seconds": 10.0,
+    }
+
+
+def example_summary() -> dict:
+    """The summary of the three runs."""
+    metrics = {
+        "base": example_metrics(1.0, 1.0),
+        "vanilla": example_metrics(0.0, 1.0),
+        "apex": example_metrics(-0.1, 1.5),
+    }
+    return summarise(metrics, MANIFEST, dict.fromkeys(metrics, SETTINGS))

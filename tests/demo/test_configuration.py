@@ -1,0 +1,110 @@
+from pathlib import Path
+
+import pytest
+import yaml as pyyaml
+
+from apex_composer.demo.configuration import (
+    DEFAULT_YAML,
+    build_configurations,
+    load_template,
+)
+
+DOMAINS = ["arxiv", "github"]
+
+
+def build(overrides=(), out="runs/x", precision="fp32"):
+    template = load_template(DEFAULT_YAML, Path(out), overrides)
+    return build_configurations(template, DOMAINS, Path(out) / "data", precision)
+
+
+def differences(left, right, path=""):
+    """Dotted paths at which two configurations differ."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        return {
+            found
+            for key in left.keys() | right.keys()
+            for found in differences(left.get(key), right.get(key), f"{path}.{key}".strip("."))
+        }
+    return set() if left == right else {path}
+
+
+def test_vanilla_and_apex_differ_in_the_algorithm_names_and_folders_only():
+    runs = build()
+    assert differences(runs["vanilla"], runs["apex"]) == {
+        "algorithms.apex",
+        "run_name",
+        "callbacks.hf_checkpointer.save_folder",
+    }
+    assert "apex" not in runs["vanilla"]["algorithms"]
+
+
+def test_the_pair_starts_from_the_base_and_the_base_from_nothing():
+    runs = build(out="some/where")
+    saved = f"{runs['base']['save_folder']}/{runs['base']['save_filename']}"
+    assert runs["apex"]["load_path"] == saved == "some/where/base/checkpoint.pt"
+    assert runs["apex"]["load_weights_only"] is True
+    assert "load_path" not in runs["base"]
+
+
+def test_the_base_and_the_pair_train_on_different_documents():
+    runs = build()
+    streams = {run: runs[run]["train_loader"]["dataset"]["streams"] for run in runs}
+    assert streams["base"]["arxiv"] == {"local": "runs/x/data/pretrain/arxiv", "remote": None}
+    assert streams["apex"]["github"] == {"local": "runs/x/data/train/github", "remote": None}
+    assert streams["vanilla"] == streams["apex"]
+
+
+def test_every_domain_is_evaluated_under_its_name():
+    for settings in build().values():
+        assert [loader["label"] for loader in settings["eval_loader"]] == DOMAINS
+        streams = [loader["dataset"]["streams"] for loader in settings["eval_loader"]]
+        assert streams[0] == {
+            "arxiv": {"local": "runs/x/data/validation/arxiv", "remote": None},
+        }
+        assert settings["eval_loader"][0]["dataset"]["shuffle"] is False
+        assert settings["train_loader"]["dataset"]["shuffle"] is True
+
+
+def test_the_stages_of_schedule_and_algorithm_agree_when_changed():
+    apex = build(["variables.stages=2", "continued.scheduler.lr_multipliers=[1,0.5]"])["apex"]
+    assert apex["scheduler"]["stages"] == apex["algorithms"]["apex"]["stages"] == 2
+
+
+def test_the_precision_is_that_of_the_machine():
+    assert {run["precision"] for run in build(precision="amp_bf16").values()} == {"amp_bf16"}
+
+
+def test_nothing_is_left_to_resolve():
+    for settings in build().values():
+        assert "${" not in pyyaml.safe_dump(settings)
+
+
+def test_llm_foundry_knows_every_key():
+    from llmfoundry.utils.config_utils import (
+        TRAIN_CONFIG_KEYS,
+        TrainConfig,
+        make_dataclass_and_log_config,
+    )
+    from omegaconf import OmegaConf
+
+    for settings in build().values():
+        _, checked = make_dataclass_and_log_config(
+            OmegaConf.create(settings), TrainConfig, TRAIN_CONFIG_KEYS, transforms="all"
+        )
+        assert checked.device_train_batch_size == 8
+        assert [loader["label"] for loader in checked.eval_loaders] == DOMAINS
+
+
+@pytest.mark.parametrize("override", ["variables.batchs=3", "variables.batches", "x=1", "=1"])
+def test_overrides_that_change_nothing_are_refused(override):
+    with pytest.raises(ValueError, match="changes nothing"):
+        build([override])
+
+
+def test_overrides_are_taken():
+    assert build(["variables.batches=7"])["vanilla"]["max_duration"] == "7ba"
+
+
+def test_a_missing_yaml_is_named():
+    with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
+        load_template(Path("absent.yaml"), Path("runs/x"))

@@ -1,0 +1,41 @@
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from apex_composer.demo import __main__ as demo
+from apex_composer.demo.configuration import DEFAULT_YAML, load_template
+
+
+def test_a_failed_run_is_named_with_its_configuration(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match=r"run 'apex' failed with status 1(.|\n)*config\.yaml"):
+        demo.start_run("apex", tmp_path, {"max_duration": "1ba"})
+    assert (tmp_path / "apex" / "config.yaml").read_text() == "max_duration: 1ba\n"
+
+
+def test_a_run_gets_no_hub_and_keeps_the_users_own_settings(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    environment = demo.run_environment()
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    assert environment["OMP_NUM_THREADS"] == "3"
+
+
+def test_errors_are_one_line_and_a_status():
+    result = CliRunner().invoke(demo.app, ["--data", "absent", "--out", "absent-too"])
+    assert result.exit_code == 1
+    assert "error: data='absent' is not a folder" in result.output.replace("\n", " ")
+    assert not Path("absent-too").exists()
+
+
+def test_prepared_data_is_used_again(tmp_path, monkeypatch):
+    from corpus import write_corpus
+
+    corpus = write_corpus(tmp_path / "corpus", documents=60)
+    overrides = ["variables.vocabulary_size=320", "shared.max_seq_len=32"]
+    template = load_template(DEFAULT_YAML, tmp_path / "out", overrides)
+    first = demo.prepare_data(corpus, tmp_path / "out", template)
+    monkeypatch.setattr(demo, "prepare", pytest.fail)
+    assert demo.prepare_data(corpus, tmp_path / "out", template) == first

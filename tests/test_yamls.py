@@ -1,0 +1,135 @@
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+from tiny_run import SEQUENCE, composer, write_model, write_shards
+from transformers import AutoModelForCausalLM
+
+ROOT = Path(__file__).parents[1]
+YAMLS = ROOT / "yamls"
+DOMAINS = ("cc", "c4", "github", "book", "wikipedia", "arxiv", "stackexchange")
+NAMES = ("tinyllama_apex", "tinyllama_vanilla", "tinyllama_vanilla_constant")
+
+
+def load(name: str) -> dict:
+    """A YAML as llm-foundry sees it after interpolation."""
+    return OmegaConf.to_container(OmegaConf.load(YAMLS / f"{name}.yaml"), resolve=True)
+
+
+def flatten(value, path: str = "") -> dict:
+    """Every leaf of nested mappings and lists by its dotted path."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    else:
+        return {path: value}
+    leaves = {}
+    for key, item in items:
+        leaves |= flatten(item, f"{path}.{key}" if path else str(key))
+    return leaves or {path: value}
+
+
+def differing(first: dict, second: dict) -> set[str]:
+    """Dotted paths whose values are not equal, or that only one of the two has."""
+    one, other = flatten(first), flatten(second)
+    missing = object()
+    return {key for key in one | other if one.get(key, missing) != other.get(key, missing)}
+
+
+NAMES_AND_FOLDERS = {"run_name", "save_folder", "callbacks.hf_checkpointer.save_folder"}
+
+
+def test_apex_and_vanilla_differ_in_apex_and_names_only():
+    apex, vanilla = load("tinyllama_apex"), load("tinyllama_vanilla")
+    assert apex["algorithms"].pop("apex")
+    assert list(apex["algorithms"]) == list(vanilla["algorithms"])
+    assert differing(apex, vanilla) == NAMES_AND_FOLDERS
+
+
+def test_vanilla_and_constant_differ_in_multipliers_and_names_only():
+    vanilla, constant = load("tinyllama_vanilla"), load("tinyllama_vanilla_constant")
+    assert vanilla["scheduler"].pop("lr_multipliers") == [1.0, 0.4, 0.1]
+    assert constant["scheduler"].pop("lr_multipliers") == [1.0, 1.0, 1.0]
+    assert differing(vanilla, constant) == NAMES_AND_FOLDERS
+
+
+def test_the_settings_are_the_papers():
+    config = load("tinyllama_apex")
+    assert config["algorithms"]["apex"]["threshold"] == 0.125
+    assert config["algorithms"]["apex"]["assessment"]["tokens"] == 30_000_000
+    assert config["algorithms"]["apex"]["stages"] == ["10000ba"] * 3
+    assert (config["max_seq_len"], config["global_train_batch_size"]) == (4096, 64)
+    assert config["max_duration"] == "30000ba"
+    rates = [config["optimizer"]["lr"] * k for k in config["scheduler"]["lr_multipliers"]]
+    assert rates == pytest.approx([1e-4, 4e-5, 1e-5])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_domains_are_local_and_have_llama_1_proportions(name):
+    config = load(name)
+    streams = config["train_loader"]["dataset"]["streams"]
+    assert tuple(streams) == DOMAINS
+    assert [stream["proportion"] for stream in streams.values()] == [67, 15, 4.5, 4.5, 4.5, 2.5, 2]
+    assert tuple(loader["label"] for loader in config["eval_loader"]) == DOMAINS
+    datasets = [*streams.values(), *(loader["dataset"] for loader in config["eval_loader"])]
+    assert all(dataset["remote"] is None for dataset in datasets)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autoresume_has_what_it_needs(name):
+    config = load(name)
+    assert config["autoresume"] is True
+    assert config["run_name"] and config["save_folder"]
+    assert not config.get("save_overwrite", False)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    """A folder with a tiny model in `model` and shards of all domains in `data`."""
+    folder = tmp_path_factory.mktemp("inputs")
+    write_model(folder / "model")
+    for number, domain in enumerate(DOMAINS):
+        write_shards(folder / "data" / "train" / domain, seed=number)
+        write_shards(folder / "data" / "validation" / domain, samples=4, seed=100 + number)
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_yaml_runs_on_a_tiny_model(name, inputs, tmp_path):
+    overrides = {
+        "variables.model": inputs / "model",
+        "variables.data": inputs / "data",
+        "variables.attention": "sdpa",  # flash_attention_2 needs a GPU
+        "variables.stages": "[1ba,1ba,1ba]",
+        "max_duration": "3ba",
+        "max_seq_len": SEQUENCE,
+        "global_train_batch_size": 4,
+        "precision": "fp32",  # the only one that Composer has on CPUs
+        "eval_subset_num_batches": 1,
+        "console_log_interval": "1ba",
+    }
+    if name == "tinyllama_apex":
+        overrides["algorithms.apex.assessment.tokens"] = 8 * SEQUENCE
+    arguments = [f"{key}={value}" for key, value in overrides.items()]
+    log = composer(ROOT / "train.py", [YAMLS / f"{name}.yaml", *arguments], tmp_path)
+    assert all(
+        f"metrics/eval/{domain}/" in log.replace("eval/metrics", "metrics/eval")
+        for domain in DOMAINS
+    )
+    run = tmp_path / "runs" / load(name)["run_name"]
+    assert (run / "checkpoints" / "latest-rank0.pt").exists()
+    trained = AutoModelForCausalLM.from_pretrained(run / "huggingface" / "ba3")
+    untrained = AutoModelForCausalLM.from_pretrained(inputs / "model").state_dict()
+    weights = trained.state_dict()
+    assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in untrained.items()}
+    assert trained.config.max_position_embeddings == SEQUENCE
+    assert any(not torch.equal(weights[key], untrained[key]) for key in weights)
+
+
+def test_yamls_are_plain_yaml():
+    # Other tools read them too: no tags and nothing that only OmegaConf's loader accepts.
+    for path in YAMLS.glob("*.yaml"):
+        assert yaml.safe_load(path.read_text())
