@@ -36,6 +36,7 @@ class ExpansionOperator:
     ):
         device, dtype = site.weight.device, site.weight.dtype
         self.site, self.folded = site, True
+        self._deltas: list[Tensor] | None = None
         self.advantageous = site.indices(selection.advantageous.to(device))
         self.disadvantageous = site.indices(selection.disadvantageous.to(device))
         if factors is None:
@@ -48,18 +49,32 @@ class ExpansionOperator:
 
     def fold(self) -> None:
         """W[N] <- W[N] + T W[P]: the parameter holds the effective weight."""
+        self._deltas = self._expand()
         self._add(+1)
         self.folded = True
 
     def unfold(self) -> None:
-        """W[N] <- W[N] - T W[P]: the parameter holds the base weight."""
+        """W[N] <- W[N] - T W[P]: the parameter holds the base weight.
+
+        What is subtracted is what the last fold added. A resumed run, which has not folded yet,
+        computes it from the same W[P], L and R: the same bits.
+        """
+        if self._deltas is None:
+            self._deltas = self._expand()
         self._add(-1)
+        self._deltas = None
         self.folded = False
 
+    def _expand(self) -> list[Tensor]:
+        return [
+            reference.expand(_matrix(p), self.factors, self.advantageous, axis=self._axis)
+            for p in self.site.parameters()
+        ]
+
     def _add(self, sign: int) -> None:
-        for parameter in self.site.parameters():
-            reference.fold(
-                _matrix(parameter), self.factors, *self._sets(), sign=sign, axis=self._axis
+        for parameter, delta in zip(self.site.parameters(), self._deltas, strict=True):
+            reference.add(
+                _matrix(parameter), delta, self.disadvantageous, axis=self._axis, sign=sign
             )
 
     def map_gradient(self) -> None:

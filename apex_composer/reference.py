@@ -49,8 +49,41 @@ def fold(
         axis: 0 expands rows, 1 columns.
         sign: +1 folds the operator in, -1 takes it out again.
     """
+    delta = expand(weight, factors, advantageous, axis=axis)
+    add(weight, delta, disadvantageous, axis=axis, sign=sign)
+
+
+@torch.no_grad()
+def expand(weight: Tensor, factors: MonarchFactors, advantageous: Tensor, *, axis: int) -> Tensor:
+    """D = T W[P], in the layout of the weight.
+
+    Args:
+        weight: W, [rows, columns].
+        factors: of T, n x n.
+        advantageous: P, [n] indices along `axis`.
+        axis: 0 for rows, 1 for columns.
+
+    Returns:
+        [n, columns] for axis 0, [rows, n] for axis 1.
+    """
     delta = multiply(factors, take(weight, advantageous, axis))
-    weight.index_add_(axis, disadvantageous, delta if axis == 0 else delta.t(), alpha=sign)
+    return delta if axis == 0 else delta.t()
+
+
+@torch.no_grad()
+def add(
+    weight: Tensor, delta: Tensor, disadvantageous: Tensor, *, axis: int, sign: int = 1
+) -> None:
+    """W[N] <- W[N] + sign * D, in place.
+
+    Args:
+        weight: W, [rows, columns].
+        delta: D of `expand`.
+        disadvantageous: N, [n] indices along `axis`.
+        axis: 0 for rows, 1 for columns.
+        sign: +1 or -1.
+    """
+    weight.index_add_(axis, disadvantageous, delta, alpha=sign)
 
 
 @torch.no_grad()

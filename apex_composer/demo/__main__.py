@@ -47,10 +47,10 @@ def demo(
         console.print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(1) from error
     console.print(make_table(summary))
-    console.print(f"{out}/summary.json  all numbers, the selections of every stage, versions")
-    console.print(f"{out}/hf/           the APEX model, for AutoModelForCausalLM.from_pretrained")
-    console.print(f"{out}/loss.png      both loss curves")
-    console.print(f"{out}/<run>/        configuration and metrics of base, vanilla and apex")
+    console.print(f"{out}/summary.json  all numbers, selections, versions", soft_wrap=True)
+    console.print(f"{out}/hf/           the APEX model, ready for from_pretrained", soft_wrap=True)
+    console.print(f"{out}/loss.png      both loss curves", soft_wrap=True)
+    console.print(f"{out}/<run>/        configuration and metrics of each run", soft_wrap=True)
 
 
 def run_job(data: Path | None, out: Path, yaml: Path, overrides: list[str]) -> dict[str, Any]:
