@@ -147,7 +147,9 @@ class Assessment:
 
     def close(self) -> None:
         """Rank what the last forward pass left, and stop counting."""
-        self._rank()
+        device = next(iter(self._cohorts.values())).groups[0].probe.weight.device
+        with self._stopwatch.block(device):
+            self._rank()
         self._mask, self._open = None, False
 
     @contextmanager

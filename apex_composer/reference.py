@@ -11,7 +11,7 @@ from torch import Tensor
 
 from apex_composer.monarch import MonarchFactors, multiply, multiply_right
 
-_TOKENS_AT_ONCE = 16
+_TOKENS_AT_ONCE = 32
 
 
 def take(matrix: Tensor, indices: Tensor, axis: int) -> Tensor:
