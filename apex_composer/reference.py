@@ -25,8 +25,8 @@ def take(matrix: Tensor, indices: Tensor, axis: int) -> Tensor:
     Returns:
         [n, d] with d the length of the other axis.
     """
-    taken = matrix.index_select(axis, indices)
-    return taken if axis == 0 else taken.t()
+    # Columns are gathered as rows of the transpose: one contiguous [n, d] for either axis.
+    return (matrix if axis == 0 else matrix.t()).index_select(0, indices)
 
 
 @torch.no_grad()
