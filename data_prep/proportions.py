@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from apex_composer.data_prep.options import SettingsError
+
 # LLaMA-1, table 1, in percent; the paper takes its pre-training and evaluation data in these.
 LLAMA1 = {
     "cc": 67.0,
@@ -28,23 +30,25 @@ def read_proportions(name: str) -> dict[str, float]:
         name: `llama1`, or the path of a file that maps domains to positive numbers.
 
     Raises:
-        ValueError: there is no such file, or it holds something else.
+        SettingsError: there is no such file, or it holds something else.
     """
     if name == "llama1":
         return dict(LLAMA1)
     path = Path(name)
     if not path.is_file():
-        raise ValueError(
+        raise SettingsError(
             f"proportions={name!r} is neither 'llama1' nor a file. Give the path of a JSON or "
             "YAML file such as {cc: 67, c4: 15}."
         )
     content = _parse(path)
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"proportions={name!r} must map domains to numbers: {{cc: 67, c4: 15}}.")
+        raise SettingsError(
+            f"proportions={name!r} must map domains to numbers: {{cc: 67, c4: 15}}."
+        )
     for domain, value in content.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value < float("inf"):
-            raise ValueError(f"proportions={name!r}: {domain}={value!r} must be above 0.")
+            raise SettingsError(f"proportions={name!r}: {domain}={value!r} must be above 0.")
     return {str(domain): float(value) for domain, value in content.items()}
 
 
@@ -70,7 +74,7 @@ def share_out(
         Shares that add up to 1, in the order of `domains`, and the domains that are absent.
 
     Raises:
-        ValueError: the data has a domain without a proportion.
+        SettingsError: the data has a domain without a proportion.
     """
     domains = list(domains)
     if proportions is None:
@@ -78,7 +82,7 @@ def share_out(
     found = {domain: _find(proportions, domain) for domain in domains}
     unknown = [domain for domain, name in found.items() if name is None]
     if unknown:
-        raise ValueError(
+        raise SettingsError(
             f"The proportions have no entry for {', '.join(unknown)}; they name "
             f"{', '.join(proportions)}. Add an entry, rename the domain's folder, or take it out."
         )

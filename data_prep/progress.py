@@ -1,0 +1,79 @@
+"""The one progress bar: files, documents, tokens, tokens per second, and the time that is left."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from apex_composer.data_prep.estimate import TYPICAL_RATIO
+from tqdm import tqdm
+
+COMPRESSED = (".gz", ".zst", ".parquet")
+
+
+class ReadingBar:
+    """Progress of phase 1, in bytes of the files as stored.
+
+    Args:
+        pieces: name of the source and bytes of every piece that is still to be done.
+        done_bytes: of the pieces that an earlier run finished. Default: 0.
+    """
+
+    def __init__(self, pieces: list[tuple[str, int]], done_bytes: int = 0) -> None:
+        total = done_bytes + sum(size for _, size in pieces)
+        self.open = Counter(path for path, _ in pieces)
+        self.files = len(self.open)
+        self.counts: Counter[str] = Counter()
+        self.started = time.monotonic()
+        self.bar = tqdm(
+            total=total, initial=done_bytes, unit="B", unit_scale=True, desc="tokenising"
+        )
+
+    def advance(self, news: Mapping[str, Any]) -> None:
+        """Take a worker's news.
+
+        Args:
+            news: documents, tokens and characters since its last news, and its source.
+        """
+        self.counts.update({k: v for k, v in news.items() if isinstance(v, int)})
+        ratio = TYPICAL_RATIO if news["source"].endswith(COMPRESSED) else 1.0
+        # A guess until the piece is done: an archive does not tell how far it has been read.
+        step = min(news["characters"] / ratio, max(0.0, self.bar.total - self.bar.n))
+        self.bar.update(step)
+        self._describe()
+
+    def finish_piece(self, report: Mapping[str, Any]) -> None:
+        """Count a finished piece.
+
+        Args:
+            report: of the piece.
+        """
+        self.open[report["source"]] -= 1
+        self._describe()
+
+    def _describe(self) -> None:
+        left = sum(count > 0 for count in self.open.values())
+        rate = self.counts["tokens"] / max(1e-9, time.monotonic() - self.started)
+        self.bar.set_postfix_str(
+            f"{self.files - left}/{self.files} files, {self.counts['documents']:,} documents, "
+            f"{self.counts['tokens']:,} tokens, {rate:,.0f} tokens/s"
+        )
+
+    def close(self, whole: bool) -> None:
+        """End the bar.
+
+        Args:
+            whole: whether all pieces are done.
+        """
+        if whole:
+            self.bar.update(self.bar.total - self.bar.n)
+        self.bar.close()
+
+
+def writing_bar(tokens: int) -> tqdm:
+    """The bar of phase 2.
+
+    Args:
+        tokens: that will be written.
+    """
+    return tqdm(total=tokens, unit=" tokens", unit_scale=True, desc="writing shards")
