@@ -4,16 +4,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 from apex_composer.data_prep.files import new_folder
 from apex_composer.data_prep.plan import hash_limit, read_source
 from apex_composer.data_prep.readers import read_documents
-from apex_composer.data_prep.tokenizer import read_backend
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from apex_composer.data_prep.word_encoder import read_encoder
 
 TOKENS = "tokens.bin"
 DOCUMENTS = "documents.npy"
@@ -93,9 +90,9 @@ class Piece:
 
     def read(self) -> None:
         """Tokenise the piece's documents."""
-        backend = read_backend(self.task["tokenizer_file"])
+        encode = read_encoder(self.task["tokenizer_file"])
         for batch in batch_parts(self._kept()):
-            self._write(encode(backend, [part for _, part, _ in batch]), batch)
+            self._write(encode([part for _, part, _ in batch]), batch)
             self._report_progress()
         self._report_progress()
 
@@ -199,14 +196,3 @@ def split_text(text: str) -> Iterator[tuple[str, str]]:
         yield text[start:cut], "middle" if start else "first"
         start = cut
     yield text[start:], "last" if start else "only"
-
-
-def encode(backend: "Tokenizer", texts: list[str]) -> list[np.ndarray]:
-    """Tokenise a batch without any special token.
-
-    Args:
-        backend: of a fast tokenizer.
-        texts: parts of documents.
-    """
-    encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
-    return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
