@@ -31,7 +31,6 @@ __all__ = [
     "read_documents",
 ]
 
-ReadReport = object  # until preparation.py is rewritten
 LINE_LIMIT = 100_000_000
 
 OnReject = Callable[[int, str, str], None]
