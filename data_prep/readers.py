@@ -31,7 +31,9 @@ __all__ = [
     "read_documents",
 ]
 
-LINE_LIMIT = 100_000_000
+# Reading a line of this size takes 600 MB at worst (one character beyond U+FFFF makes all take four
+# bytes, twice), which leaves a worker within 1 GB.
+LINE_LIMIT = 64_000_000
 
 OnReject = Callable[[int, str, str], None]
 Place = TypeVar("Place", Line, Row)
@@ -69,7 +71,7 @@ def read_documents(
         stop: byte; only lines that start before it are read, None for all. None unless splittable.
         on_reject: called with place, reason (one of records.REASONS) and the record's beginning
             for every bad record; blank lines are no records.
-        line_limit: bytes of a line at most, longer ones are rejected. Default: 100,000,000.
+        line_limit: bytes of a line at most, longer ones are rejected. Default: 64,000,000.
         cache: folder for the download of a remote source. Default: the system's.
 
     Raises:
