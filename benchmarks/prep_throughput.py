@@ -191,11 +191,20 @@ def measure_here(arguments: argparse.Namespace) -> dict[str, float]:
     """The work of such a process: on a few documents per domain, then on all."""
     run = SIDES[arguments.side]
     run(arguments, arguments.work, "few")  # imports, which the next two do not repeat
+    begin = core_seconds()
     small = run(arguments, arguments.work, "few")
+    middle = core_seconds()
     result = run(arguments, arguments.work, "all")
+    tokens = result["tokens"] - small["tokens"]
     result["startup"] = small["seconds"]
-    result["rate"] = (result["tokens"] - small["tokens"]) / (result["seconds"] - small["seconds"])
+    result["rate"] = tokens / (result["seconds"] - small["seconds"])
+    result["core_rate"] = tokens / (core_seconds() - middle - (middle - begin))
     return result
+
+
+def core_seconds() -> float:
+    """Seconds of computing so far, of this process and of those that it has ended."""
+    return sum(os.times()[:4])
 
 
 def report(measured: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
@@ -204,6 +213,8 @@ def report(measured: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, f
     for side, results in measured.items():
         rates = [result["rate"] for result in results]
         found[side] = {"tokens_per_second": statistics.median(rates), **spread(rates)}
+        cores = [result["core_rate"] for result in results]
+        found[side]["tokens_per_core_second"] = statistics.median(cores)
         if "bytes" in results[0]:
             found[side]["bytes_per_token"] = results[0]["bytes"] / results[0]["tokens"]
     ours = [result["rate"] for result in measured["ours"]]
@@ -228,8 +239,10 @@ def show(found: dict[str, dict[str, float]]) -> None:
             print(f"{name:32} {row['ratio']:10.2f}  ({row['least']:.2f} to {row['most']:.2f})")
             continue
         disk = f"  {row['bytes_per_token']:.3f} bytes/token" if "bytes_per_token" in row else ""
-        million = [row[key] / 1e6 for key in ("tokens_per_second", "least", "most")]
-        print(f"{name:32} {million[0]:10.3f}  ({million[1]:.3f} to {million[2]:.3f}) M tok/s{disk}")
+        names = ("tokens_per_second", "least", "most", "tokens_per_core_second")
+        rate, least, most, core = (row[key] / 1e6 for key in names)
+        spent = f"{core:.3f} per core-second"
+        print(f"{name:32} {rate:10.3f}  ({least:.3f} to {most:.3f}) M tok/s  {spent}{disk}")
 
 
 def main() -> int:

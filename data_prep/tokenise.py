@@ -21,6 +21,8 @@ BATCH_CHARACTERS = 1 << 19
 # A longer text is tokenised in parts, cut at the end of a line, else after a space, else anywhere.
 # It would need gigabytes at once; the price is that no merge crosses a cut.
 PART_CHARACTERS = 1 << 19
+# A tuple takes ten times the memory of a row, and an archive may hold millions of documents.
+DOCUMENTS_UNPACKED = 1 << 16
 DOCUMENT_TYPE = np.dtype([("hash", "<u8"), ("length", "<u4"), ("place", "<u8"), ("domain", "<u2")])
 
 PROGRESS = ("documents", "tokens", "characters")
@@ -59,7 +61,7 @@ def tokenise_piece(task: dict[str, Any], report_progress: Progress) -> dict[str,
         with (partial / TOKENS).open("wb") as tokens, (partial / REJECTS).open("w") as rejects:
             piece = Piece(task, tokens, rejects, report_progress)
             piece.read()
-        np.save(partial / DOCUMENTS, np.array(piece.documents, dtype=DOCUMENT_TYPE))
+        np.save(partial / DOCUMENTS, piece.documents_table())
         report = piece.report()
         (partial / REPORT).write_text(json.dumps(report, sort_keys=True) + "\n")
     return report
@@ -82,6 +84,7 @@ class Piece:
         self.report_progress = report_progress
         self.source = read_source(task["source"])
         self.documents: list[tuple[int, int, int, int]] = []
+        self.packed: list[np.ndarray] = []
         self.domains: dict[str, dict[str, int]] = {}
         self.content = hashlib.blake2b(digest_size=16)
         self.counts = dict.fromkeys(PROGRESS, 0)
@@ -135,6 +138,13 @@ class Piece:
                 self.documents[-1] = (digest, length + len(tokens), place, domain)
             self.tokens.write(tokens.tobytes())
             self.counts["tokens"] += len(tokens)
+        if len(self.documents) > DOCUMENTS_UNPACKED:  # the last one may have more parts to come
+            self.packed.append(np.array(self.documents[:-1], dtype=DOCUMENT_TYPE))
+            del self.documents[:-1]
+
+    def documents_table(self) -> np.ndarray:
+        """The documents so far, of DOCUMENT_TYPE."""
+        return np.concatenate([*self.packed, np.array(self.documents, dtype=DOCUMENT_TYPE)])
 
     def _reject(self, place: int, reason: str, excerpt: str) -> None:
         kind = "byte" if self.source.splittable else "line"
