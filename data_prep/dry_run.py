@@ -22,6 +22,8 @@ READING_RATE = 100e6
 DOCUMENT_BYTES = 22
 # What zstd leaves of tokens of natural text.
 COMPRESSED_PART = 0.8
+# Above this many times the estimate, a budget is refused: the estimate is no better.
+SURE = 1.3
 WARNING = "samples are the beginnings of a few files: expect errors of 10 to 30 %"
 
 
@@ -104,7 +106,7 @@ def _add_up(
         f"{domain}: {sum(split[domain] for split in wanted.values()):,} tokens are wanted, about "
         f"{round(e.tokens):,} are there"
         for domain, e in estimates.items()
-        if sum(split[domain] for split in wanted.values()) > e.tokens
+        if sum(split[domain] for split in wanted.values()) > SURE * e.tokens
     ]
     return Needs(
         estimates, kept, wanted, round(output), round(work), shutil.disk_usage(existing).free,
@@ -170,9 +172,18 @@ def describe_needs(needs: Needs) -> list[str]:
         *lines,
         f"disk: {show_bytes(needs.output_bytes)} of output and {show_bytes(needs.work_bytes)} "
         f"until it is done; {show_bytes(needs.free_bytes)} are free",
-        f"time: about {needs.hours:.2g} hours on this machine",
+        f"time: about {show_hours(needs.hours)} on this machine",
         WARNING,
     ]
+
+
+def show_hours(hours: float) -> str:
+    """Write a duration in hours, or in minutes below an hour.
+
+    Args:
+        hours: duration.
+    """
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
 
 
 def show_bytes(count: float) -> str:

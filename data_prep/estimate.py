@@ -1,5 +1,7 @@
 """Estimate from samples how much text and how many tokens every domain has."""
 
+import json
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apex_composer.data_prep.readers import Source, read_documents
+from apex_composer.data_prep.remote import is_remote
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -14,7 +17,12 @@ if TYPE_CHECKING:
 # Files of a domain that are looked into, and bytes of text that are taken from each.
 FILES_SAMPLED = 16
 TEXT_SAMPLED = 1 << 17
-# A stored byte of a file that is no text of a sample: gzip and zstd reach about this.
+DOMAIN_SAMPLED = 1 << 20
+# Decompressed bytes of an archive that show how far it was compressed.
+PROBE_BYTES = 8 << 20
+# What a record has beside its text: keys and a short `meta`.
+RECORD_BYTES = 150
+# Text in a stored byte of an archive, for progress bars.
 TYPICAL_RATIO = 3.0
 
 
@@ -66,7 +74,9 @@ def take_samples(sources: Iterable[Source]) -> list[Sample]:
     for group in groups.values():
         count = min(FILES_SAMPLED, len(group))
         chosen = [group[index * len(group) // count] for index in range(count)]
-        drawn = [_take_sample(source) for source in chosen]
+        drawn = [
+            _take_sample(source, max(TEXT_SAMPLED, DOMAIN_SAMPLED // count)) for source in chosen
+        ]
         # The files that are not looked into are as the others are.
         seen = sum(source.bytes for source in chosen)
         spread = sum(source.bytes for source in group) / seen if seen else len(group) / count
@@ -76,11 +86,11 @@ def take_samples(sources: Iterable[Source]) -> list[Sample]:
     return samples
 
 
-def _take_sample(source: Source) -> Sample:
+def _take_sample(source: Source, limit: int) -> Sample:
     texts: dict[str, list[str]] = defaultdict(list)
     size, whole, reached = 0, True, 0
     for document in read_documents(source, 0, None, lambda *reject: None):
-        if size >= TEXT_SAMPLED:
+        if size >= limit:
             whole, reached = False, document.place
             break
         texts[document.domain].append(document.text)
@@ -90,19 +100,36 @@ def _take_sample(source: Source) -> Sample:
     elif source.splittable:  # its places are bytes
         scale = source.bytes / reached
     else:
-        scale = max(1.0, source.bytes * _text_per_byte(source, texts) / size)
-    return Sample(source, dict(texts), scale)
+        scale = _scale_of_archive(source, texts, size)
+    return Sample(source, dict(texts), max(1.0, scale))
 
 
-def _text_per_byte(source: Source, texts: dict[str, list[str]]) -> float:
-    """Text in a stored byte of an archive, seen by compressing the sample again."""
+def _scale_of_archive(source: Source, texts: dict[str, list[str]], size: int) -> float:
+    """How many times the sample's text an archive has, from how far its beginning is compressed."""
+    if is_remote(source.path):  # neither its size nor its content is at hand: no estimate
+        return 1.0
+    if source.path.endswith(".parquet"):
+        from pyarrow import parquet
+
+        return parquet.read_metadata(source.path).num_rows / sum(map(len, texts.values()))
+    listed = [text for domain in texts.values() for text in domain]
+    records = sum(len(json.dumps(text, ensure_ascii=False)) + RECORD_BYTES for text in listed)
+    return source.bytes * _decompression(source) / (records * size / sum(map(len, listed)))
+
+
+def _decompression(source: Source) -> float:
+    """Decompressed bytes for each stored byte at the beginning of an archive."""
     import pyarrow
 
-    content = "\n".join(text for domain in texts.values() for text in domain).encode("utf-8")
-    if not source.path.endswith((".gz", ".zst", ".parquet")):
+    if not source.path.endswith((".gz", ".zst")):
         return 1.0
-    packed = pyarrow.Codec("zstd", compression_level=3).compress(content)
-    return max(1.0, len(content) / packed.size)
+    with open(source.path, "rb", buffering=0) as raw:
+        kind = "gzip" if source.path.endswith(".gz") else "zstd"
+        stream = pyarrow.CompressedInputStream(raw, kind)
+        size = 0
+        while size < PROBE_BYTES and (block := stream.read(1 << 18)):
+            size += len(block)
+        return size / max(1, raw.tell())
 
 
 def estimate_domains(samples: list[Sample], tokenizer_file: Path | None) -> dict[str, Estimate]:
@@ -131,8 +158,6 @@ def estimate_domains(samples: list[Sample], tokenizer_file: Path | None) -> dict
 
 def _measure(backend: "Tokenizer", texts: list[str]) -> tuple[int, float, float]:
     """Tokens and seconds of the beginnings of texts, and the part of the texts that they are."""
-    import time
-
     limit = max(1, TEXT_SAMPLED // len(texts)) if len(texts) < 4 else TEXT_SAMPLED
     cut = [text[:limit] for text in texts]
     started = time.perf_counter()

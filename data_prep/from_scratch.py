@@ -9,7 +9,12 @@ from apex_composer.data_prep import split
 from apex_composer.data_prep.estimate import estimate_domains, take_samples
 from apex_composer.data_prep.manifest import read_manifest
 from apex_composer.data_prep.options import Options, SettingsError
-from apex_composer.data_prep.plan import describe_source, hash_limit, parts_for_limit
+from apex_composer.data_prep.plan import (
+    describe_source,
+    hash_limit,
+    parts_for_limit,
+    source_differences,
+)
 from apex_composer.data_prep.preparation import prepare
 from apex_composer.data_prep.readers import Source, find_sources, read_documents
 from apex_composer.data_prep.selection import HASHES
@@ -122,10 +127,7 @@ def is_prepared(data: Path | str, out: Path | str, **settings: Any) -> bool:
     if any(manifest["options"].get(name) != value for name, value in identity.items()):
         return False
     now = [describe_source(source) for source in find_sources(data)]
-    return now == [
-        {name: source[name] for name in description}
-        for description, source in zip(now, manifest["sources"], strict=False)
-    ] and len(now) == len(manifest["sources"])
+    return not source_differences(manifest["sources"], now)
 
 
 def training_texts(sources: list[Source], options: Options, sample: int) -> Iterator[str]:

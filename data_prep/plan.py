@@ -1,5 +1,6 @@
 """The plan of a preparation: all that decides its bytes, written before the first piece."""
 
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,8 @@ PIECES = "pieces"
 FORMAT = "apex-composer plan 1"
 # Above this part of the corpus the rest is not worth leaving out.
 LARGEST_PART = 0.6
+# Standard deviations of the number of documents that are kept beyond the expected ones.
+SCATTER = 6
 
 Plan = dict[str, Any]
 
@@ -82,8 +85,9 @@ def parts_for_budgets(estimates: dict[str, Estimate], options: Options) -> dict[
     for domain, estimate in estimates.items():
         tokens = sum(split[domain] for split in wanted.values() if split is not None)
         part = options.estimate_margin * tokens / max(1.0, estimate.tokens)
-        # One document more than the estimate: small budgets of large documents.
-        part += options.estimate_margin / max(1.0, estimate.documents)
+        # Few documents scatter around their mean; lengths with a long tail do so widely.
+        expected = part * estimate.documents
+        part += SCATTER * math.sqrt(expected + 1) / max(1.0, estimate.documents)
         parts[domain] = part if part < LARGEST_PART else 1.0
     return parts
 
@@ -202,7 +206,7 @@ def check_same(
     ]
     if plan["tokenizer"]["sha256"] != tokenizer["sha256"]:
         differences.append(f"the tokenizer was {plan['tokenizer']['name']!r} of other content")
-    differences += _source_differences(plan["sources"], [describe_source(s) for s in sources])
+    differences += source_differences(plan["sources"], [describe_source(s) for s in sources])
     if differences:
         raise SettingsError(
             f"out={str(out)!r} holds a preparation of other input: {'; '.join(differences[:5])}. "
@@ -210,9 +214,20 @@ def check_same(
         )
 
 
-def _source_differences(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
+def source_differences(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
+    """Say how the input differs from that of an earlier run.
+
+    Args:
+        before: sources of a plan or a manifest.
+        now: as `describe_source` returns them.
+    """
     old, new = ({entry["path"]: entry for entry in entries} for entries in (before, now))
     gone = [f"{path} is gone" for path in old if path not in new]
     added = [f"{path} is new" for path in new if path not in old]
-    changed = [f"{path} has changed" for path in new if path in old and new[path] != old[path]]
+    # A manifest says more of a source than a plan does.
+    changed = [
+        f"{path} has changed"
+        for path in new
+        if path in old and any(old[path][key] != value for key, value in new[path].items())
+    ]
     return gone + added + changed

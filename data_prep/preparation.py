@@ -25,7 +25,7 @@ from apex_composer.data_prep.plan import (
     write_plan,
 )
 from apex_composer.data_prep.pool import run_tasks
-from apex_composer.data_prep.progress import ReadingBar, writing_bar
+from apex_composer.data_prep.progress import ReadingBar, token_bar
 from apex_composer.data_prep.readers import Source, find_sources
 from apex_composer.data_prep.sequences import token_type
 from apex_composer.data_prep.tokenise import REJECTS, tokenise_piece
@@ -323,6 +323,8 @@ def finish(
         ours = sorted((r for r in records if r["stream"] == name), key=lambda r: r["number"])
         index = shards.encode_index([record["entry"] for record in ours])
         write_bytes(out / name / "index.json", index)
+        for killed in (out / name).glob("*.partial-*"):  # what killed runs were writing
+            killed.unlink()
     manifest = manifests.make_manifest(plan, options, corpus, codes, streams, records)
     write_text(out / STREAMS, manifests.write_streams(manifest, out))
     write_json(out / MANIFEST, manifest)
@@ -344,7 +346,7 @@ def _write_shards(
     tokens = sum(stream.sequences for stream in streams) * options.sequence_length
     size = plan["tokenizer"]["vocabulary_size"]
     records: list[dict[str, Any]] = []
-    with writing_bar(tokens) as bar:
+    with token_bar(tokens, "writing shards") as bar:
         run_tasks(
             write.write_shard,
             write.shard_tasks(out, corpus, streams, options, size),

@@ -70,10 +70,11 @@ class ReadingBar:
         self.bar.close()
 
 
-def writing_bar(tokens: int) -> tqdm:
-    """The bar of phase 2.
+def token_bar(tokens: int, description: str) -> tqdm:
+    """The bar of phase 2 and of verification.
 
     Args:
-        tokens: that will be written.
+        tokens: that will be written or read.
+        description: what is done.
     """
-    return tqdm(total=tokens, unit=" tokens", unit_scale=True, desc="writing shards")
+    return tqdm(total=tokens, unit=" tokens", unit_scale=True, desc=description)

@@ -135,7 +135,10 @@ def load_tokenizer(name: str, folder: Path) -> dict[str, Any]:
         )
     if tokenizer.eos_token_id is None:
         raise SettingsError(f"tokenizer={name!r} has no eos token, which ends every document.")
-    tokenizer.save_pretrained(folder)
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the backend has no error of its own for a full disk
+        raise OSError(f"the tokenizer cannot be written to {folder}: {error}") from error
     return {
         "name": name,
         "sha256": tokenizer_hash(folder),

@@ -10,7 +10,7 @@ from apex_composer.data_prep.manifest import TOKENIZER_FOLDER, read_manifest
 from apex_composer.data_prep.options import SettingsError
 from apex_composer.data_prep.pool import run_tasks
 from apex_composer.data_prep.preparation import check_workers
-from apex_composer.data_prep.progress import writing_bar
+from apex_composer.data_prep.progress import token_bar
 from apex_composer.data_prep.tokenizer import tokenizer_hash
 
 READ = ("tokens_duplicates", "tokens_beyond_budget")
@@ -46,8 +46,8 @@ def verify(out: Path | str, *, workers: int | None = None) -> list[str]:
         tasks += stream_tasks
     workers = min(check_workers(workers), len(tasks) or 1)
     length = manifest["options"]["sequence_length"]
-    with writing_bar(sum(task["sequences"] for task in tasks) * length) as bar:
-        bar.set_description("verifying")
+    tokens = sum(task["sequences"] for task in tasks) * length
+    with token_bar(tokens, "verifying") as bar:
         run_tasks(
             check_shard_file, iter(tasks), workers, lambda n: bar.update(n * length), faults.extend
         )
