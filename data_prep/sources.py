@@ -12,6 +12,7 @@ from apex_composer.data_prep.domains import (
     slimpajama_domain,
 )
 from apex_composer.data_prep.lines import open_lines, read_lines
+from apex_composer.data_prep.options import SettingsError
 from apex_composer.data_prep.records import Rejected, parse_line
 
 FORMATS = ("redpajama-v1", "redpajama-sample", "redpajama-v2", "slimpajama", "jsonl")
@@ -55,10 +56,11 @@ def find_sources(input: str | Path, format: str = "auto") -> list[Source]:
 
     Raises:
         FileNotFoundError: there is no such folder, or no file of the format in it.
-        ValueError: the format is unknown or not clear, or a file or folder does not fit it.
+        SettingsError: the format is unknown or not clear.
+        ValueError: a file or folder does not fit the format.
     """
     if format not in ("auto", *FORMATS):
-        raise ValueError(f"format={format!r} must be one of auto, {', '.join(FORMATS)}.")
+        raise SettingsError(f"format={format!r} must be one of auto, {', '.join(FORMATS)}.")
     if remote.is_remote(input):
         root, names = str(input).rstrip("/"), remote.list_files(str(input))
     else:
@@ -121,7 +123,7 @@ def _detect_format(root: str, names: list[str]) -> str:
     found = {format: files for format, files in found.items() if files}
     if len(found) > 1:
         shown = "; ".join(f"{format}: {files[0]}" for format, files in found.items())
-        raise ValueError(
+        raise SettingsError(
             f"{root!r} holds files of several formats ({shown}). Give format= (on the command "
             "line --format) to read one of them, or a folder that holds only one."
         )
