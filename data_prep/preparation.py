@@ -20,8 +20,10 @@ from apex_composer.data_prep.plan import (
     WORK,
     Plan,
     check_same,
+    describe_source,
     make_plan,
     read_plan,
+    source_differences,
     write_plan,
 )
 from apex_composer.data_prep.pool import run_tasks
@@ -88,6 +90,8 @@ def prepare(
         if finished is not None:
             shutil.rmtree(out / WORK, ignore_errors=True)
             return finished
+        # First, so that a run killed right here is known for ours.
+        (out / WORK).mkdir(parents=True, exist_ok=True)
         for path in sorted(Path(folder).iterdir()):
             write_bytes(out / TOKENIZER_FOLDER / path.name, path.read_bytes())
     with locked(out, shard):
@@ -97,6 +101,7 @@ def prepare(
             plan = make_plan(sources, options, description, tokenizer_file)
             write_plan(out, plan)
         tokenise_pieces(out, plan, workers, shard)
+        check_unchanged(plan, sources)
         if shard is not None:
             return None
         return finish(out, plan, options, workers, keep_work)
@@ -144,6 +149,24 @@ def merge(
     options = read_options(plan["options"], max_reject_rate=max_reject_rate)
     with locked(out, None):
         return finish(out, plan, options, workers, keep_work)
+
+
+def check_unchanged(plan: Plan, sources: list[Source]) -> None:
+    """Refuse input that was written to while it was read.
+
+    Args:
+        plan: of the preparation.
+        sources: input files.
+
+    Raises:
+        ValueError: a file differs from what it was when the run began; the message names it.
+    """
+    changes = source_differences(plan["sources"], [describe_source(s) for s in sources])
+    if changes:
+        raise ValueError(
+            f"The input changed while it was read: {'; '.join(changes[:5])}. Start over with "
+            "--overwrite when it is complete."
+        )
 
 
 def check_workers(workers: int | None) -> int:

@@ -3,7 +3,14 @@ import shutil
 
 import numpy as np
 import pytest
-from apex_composer.data_prep import check_manifest, merge, prepare, read_manifest, verify
+from apex_composer.data_prep import (
+    check_manifest,
+    merge,
+    preparation,
+    prepare,
+    read_manifest,
+    verify,
+)
 from apex_composer.data_prep.options import SettingsError
 from corpus import sentences, write_corpus, write_jsonl
 from prepared import LENGTH, file_hashes, small_options, stored_sequences, tokenizer_folder
@@ -29,10 +36,8 @@ def texts_of(folder, split, domain):
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     whole = tokenizer.decode(np.concatenate(stored_sequences(folder / split / domain)))
-    # The last one may be cut by the budget.
-    return [part.removeprefix(tokenizer.bos_token) for part in whole.split(tokenizer.eos_token)][
-        :-1
-    ]
+    parts = whole.split(tokenizer.eos_token)[:-1]  # the last one may be cut by the budget
+    return [part.removeprefix(tokenizer.bos_token) for part in parts]
 
 
 def test_documents_come_back_whole_and_in_one_split_only(prepared):
@@ -161,6 +166,21 @@ def test_a_begun_preparation_is_only_continued_with_the_same_options(tmp_path):
     run(corpus, tmp_path / "out", shard=(1, 2))
     with pytest.raises(SettingsError, match="sequence_length was 32 and is now 16"):
         run(corpus, tmp_path / "out", sequence_length=16)
+
+
+def test_input_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    corpus = write_corpus(tmp_path / "corpus", documents=80)
+    whole = preparation.tokenise_pieces
+
+    def append(*arguments):
+        whole(*arguments)
+        with (corpus / "book" / "book.jsonl").open("ab") as file:
+            file.write(b'{"text": "late"}\n')
+
+    monkeypatch.setattr(preparation, "tokenise_pieces", append)
+    with pytest.raises(ValueError, match=r"changed while it was read: .*book\.jsonl has changed"):
+        run(corpus, tmp_path / "out")
+    assert read_manifest(tmp_path / "out") is None
 
 
 def test_only_its_own_output_is_replaced(prepared, tmp_path):
