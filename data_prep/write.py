@@ -309,7 +309,10 @@ def _write_shard(out: Path, task: dict[str, Any]) -> dict[str, Any]:
     zip_bytes = None if compression is None else len(content)
     entry = shards.index_entry(task["number"], len(tokens), len(raw), zip_bytes, header)
     name = (entry["zip_data"] or entry["raw_data"])["basename"]
-    write_bytes(out / task["stream"] / name, content)
+    path = out / task["stream"] / name
+    # A run killed between the shard and its record leaves a whole shard, which need not be redone.
+    if not path.is_file() or path.read_bytes() != content:
+        write_bytes(path, content)
     return {
         "stream": task["stream"],
         "number": task["number"],
