@@ -290,9 +290,14 @@ def tokenise_pieces(
     bar = ReadingBar([(t["source"]["path"], _piece_bytes(plan, t["number"])) for t in tasks],
                      done_bytes)  # fmt: skip
     whole = False
+    sizes = {task["folder"]: _piece_bytes(plan, task["number"]) for task in tasks}
     try:
         run_tasks(
-            tokenise_piece, iter(tasks), min(workers, len(tasks)), bar.advance, bar.finish_piece
+            tokenise_piece,
+            iter(tasks),
+            min(workers, len(tasks)),
+            bar.advance,
+            lambda report: bar.finish_piece(report | {"bytes": sizes[report["folder"]]}),
         )
         whole = True
     finally:

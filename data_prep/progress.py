@@ -20,11 +20,14 @@ class ReadingBar:
     """
 
     def __init__(self, pieces: list[tuple[str, int]], done_bytes: int = 0) -> None:
-        total = done_bytes + sum(size for _, size in pieces)
         self.open = Counter(path for path, _ in pieces)
         self.files = len(self.open)
         self.counts: Counter[str] = Counter()
+        self.characters: Counter[str] = Counter()  # of pieces that are being read, by source
+        self.finished_bytes = done_bytes
+        self.archives = {"bytes": 1.0, "characters": TYPICAL_RATIO}  # of finished ones
         self.started = time.monotonic()
+        total = done_bytes + sum(size for _, size in pieces)
         self.bar = tqdm(
             total=total, initial=done_bytes, unit="B", unit_scale=True, desc="tokenising"
         )
@@ -35,29 +38,41 @@ class ReadingBar:
         Args:
             news: documents, tokens and characters since its last news, and its source.
         """
-        self.counts.update({k: v for k, v in news.items() if isinstance(v, int)})
-        ratio = TYPICAL_RATIO if news["source"].endswith(COMPRESSED) else 1.0
-        # A guess until the piece is done: an archive does not tell how far it has been read.
-        step = min(news["characters"] / ratio, max(0.0, self.bar.total - self.bar.n))
-        self.bar.update(step)
-        self._describe()
+        self.counts.update({name: news[name] for name in ("documents", "tokens")})
+        self.characters[news["source"]] += news["characters"]
+        self._show()
 
     def finish_piece(self, report: Mapping[str, Any]) -> None:
         """Count a finished piece.
 
         Args:
-            report: of the piece.
+            report: of the piece, with `source`, `bytes` as stored, and `characters`.
         """
-        self.open[report["source"]] -= 1
-        self._describe()
+        source = report["source"]
+        self.open[source] -= 1
+        self.finished_bytes += report["bytes"]
+        self.characters[source] -= report["characters"]
+        if source.endswith(COMPRESSED):
+            for name in self.archives:
+                self.archives[name] += report[name]
+        self._show()
 
-    def _describe(self) -> None:
+    def _show(self) -> None:
+        # A guess until a piece is done: an archive does not tell how far it has been read.
+        ratio = self.archives["characters"] / self.archives["bytes"]
+        reading = sum(
+            count / (ratio if source.endswith(COMPRESSED) else 1)
+            for source, count in self.characters.items()
+        )
+        position = min(self.finished_bytes + reading, self.bar.total)
         left = sum(count > 0 for count in self.open.values())
         rate = self.counts["tokens"] / max(1e-9, time.monotonic() - self.started)
         self.bar.set_postfix_str(
             f"{self.files - left}/{self.files} files, {self.counts['documents']:,} documents, "
-            f"{self.counts['tokens']:,} tokens, {rate:,.0f} tokens/s"
+            f"{self.counts['tokens']:,} tokens, {rate:,.0f} tokens/s",
+            refresh=False,
         )
+        self.bar.update(max(0, position - self.bar.n))
 
     def close(self, whole: bool) -> None:
         """End the bar.

@@ -12,6 +12,8 @@ import numpy as np
 BEYOND = -1  # in no split: the budgets are filled
 DUPLICATE = -2  # in no split: the same text is in an earlier one, or in validation already
 HASHES = 1 << 64
+# Hashes that are looked up at a time, to bound the memory.
+AT_ONCE = 1 << 20
 
 
 class ShortfallError(ValueError):
@@ -67,7 +69,7 @@ def choose_splits(
         chosen_before = taken
         for domain, member in zip(domains, members, strict=True):
             free = member[codes[member] == BEYOND]
-            free = free[~np.isin(hashes[free], chosen_before)]
+            free = free[~_contained(hashes[free], chosen_before)]
             free = free[np.argsort(hashes[free], kind="stable")]
             if name == unique:  # the first copy in the order of the input
                 free = free[_first_copies(hashes[free])]
@@ -82,8 +84,21 @@ def choose_splits(
         taken = np.union1d(taken, hashes[codes == code])
     if missing:
         raise ShortfallError("; ".join(missing))
-    codes[(codes == BEYOND) & np.isin(hashes, taken)] = DUPLICATE
+    for member in members:
+        left = member[codes[member] == BEYOND]
+        codes[left[_contained(hashes[left], taken)]] = DUPLICATE
     return codes
+
+
+def _contained(values: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """Which values are among sorted ones; np.isin would sort copies of both."""
+    found = np.zeros(len(values), dtype=bool)
+    if len(taken):
+        for start in range(0, len(values), AT_ONCE):
+            part = values[start : start + AT_ONCE]
+            places = np.minimum(np.searchsorted(taken, part), len(taken) - 1)
+            found[start : start + AT_ONCE] = taken[places] == part
+    return found
 
 
 def _first_copies(ordered: np.ndarray) -> np.ndarray:

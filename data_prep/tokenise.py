@@ -49,7 +49,8 @@ def tokenise_piece(task: dict[str, Any], report_progress: Progress) -> dict[str,
             the last one.
 
     Returns:
-        The piece's report: counts, domains in the order of their numbers, rejects by reason.
+        The piece's report (counts, domains in the order of their numbers, rejects by reason) and
+        its folder.
 
     Raises:
         SourceError: the input cannot be read.
@@ -64,7 +65,7 @@ def tokenise_piece(task: dict[str, Any], report_progress: Progress) -> dict[str,
         np.save(partial / DOCUMENTS, piece.documents_table())
         report = piece.report()
         (partial / REPORT).write_text(json.dumps(report, sort_keys=True) + "\n")
-    return report
+    return report | {"folder": task["folder"]}
 
 
 class Piece:
