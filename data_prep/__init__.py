@@ -9,6 +9,7 @@ from apex_composer.data_prep.from_scratch import is_prepared, prepare_from_scrat
 from apex_composer.data_prep.manifest import check_manifest, read_manifest
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.preparation import merge, prepare
+from apex_composer.data_prep.upload import upload
 from apex_composer.data_prep.verify import verify
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "prepare",
     "prepare_from_scratch",
     "read_manifest",
+    "upload",
     "verify",
     "write_embedded_corpus",
 ]

@@ -12,6 +12,9 @@ import typer
 
 OutArgument = Annotated[Path, typer.Argument(help="Folder that `apex-composer prep` wrote.")]
 Workers = Annotated[int | None, typer.Option(help="Processes; default: one for each core.")]
+Upload = Annotated[
+    str | None, typer.Option(help="Address to copy the result to, such as s3://bucket/folder.")
+]
 KeepWork = Annotated[bool, typer.Option(help="Keep <out>/.work when all is done.")]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -83,6 +86,7 @@ def prep_command(
     streams_folder: Annotated[
         str | None, typer.Option(help="Folder of the shards in streams.yaml; default: OUT.")
     ] = None,
+    upload: Upload = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
     keep_work: KeepWork = False,
     dry_run: Annotated[
@@ -116,6 +120,7 @@ def prep_command(
             _show_estimate(input, out, given)
             return
         part = _parse_shard(shard)
+        _check_upload(upload)
         manifest = prepare(
             input, out, shard=part, overwrite=overwrite, keep_work=keep_work, **given
         )
@@ -123,6 +128,7 @@ def prep_command(
             typer.echo(f"part {shard} is done. When all are: apex-composer prep-merge {out}")
         else:
             _show(manifest, out)
+            _upload(out, upload)
 
 
 @app.command("prep-merge")
@@ -133,14 +139,17 @@ def merge_command(
     max_reject_rate: Annotated[
         float | None, typer.Option(help="Allowed share of bad lines; default: the array job's.")
     ] = None,
+    upload: Upload = None,
     keep_work: KeepWork = False,
 ) -> None:
     """Finish an array job of `prep --shard I/N`: choose the splits and write the shards."""
     with status_of_errors():
         from apex_composer.data_prep import merge
 
+        _check_upload(upload)
         manifest = merge(out, workers=workers, max_reject_rate=max_reject_rate, keep_work=keep_work)
         _show(manifest, out)
+        _upload(out, upload)
 
 
 @app.command("prep-verify")
@@ -179,6 +188,21 @@ def _parse_shard(text: str | None) -> tuple[int, int] | None:
     if not match:
         raise SettingsError(f"shard={text!r} must be I/N, such as 3/16, counted from 1.")
     return int(match[1]), int(match[2])
+
+
+def _check_upload(address: str | None) -> None:
+    from apex_composer.data_prep.upload import check_address
+
+    if address is not None:
+        check_address(address)
+
+
+def _upload(out: Path, address: str | None) -> None:
+    from apex_composer.data_prep import upload
+
+    if address is not None:
+        upload(out, address)
+        typer.echo(f"uploaded: {address}")
 
 
 def _show_estimate(input: str, out: Path, given: dict[str, Any]) -> None:

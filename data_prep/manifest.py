@@ -119,19 +119,21 @@ def _describe_sources(plan: Plan, corpus: Corpus) -> list[dict[str, Any]]:
     return sources
 
 
-def write_streams(manifest: dict[str, Any], out: Path) -> str:
+def write_streams(manifest: dict[str, Any], out: Path, remote: str | None = None) -> str:
     """The `streams:` block of every split, with the proportions of the options.
 
     Args:
         manifest: of the preparation.
         out: output folder.
+        remote: address that the output was uploaded to. Default: None.
     """
     options = manifest["options"]
     folder = options["streams_folder"] or str(out)
     shares, absent = share_out(options["proportions"], manifest["domains"])
     note = f"# Absent, so the others' proportions were raised: {', '.join(absent)}\n"
     blocks = [
-        f"# {split}\n{make_streams(f'{folder}/{split}', shares)}" for split in manifest["splits"]
+        f"# {split}\n" + make_streams(f"{folder}/{split}", shares, remote and f"{remote}/{split}")
+        for split in manifest["splits"]
     ]
     # One block is a YAML document: paste the one that the run shall use.
     return (note if absent else "") + "---\n".join(blocks)

@@ -96,19 +96,20 @@ def _find(proportions: Mapping[str, float], domain: str) -> str | None:
     return domain if domain in proportions else names.get(ALIASES.get(domain, domain))
 
 
-def make_streams(folder: str, shares: Mapping[str, float]) -> str:
+def make_streams(folder: str, shares: Mapping[str, float], remote: str | None = None) -> str:
     """Write the `streams:` block of llm-foundry's `text` dataloader.
 
     Args:
         folder: of a split, with one folder for each domain.
         shares: of the domains, adding up to 1.
+        remote: address of the split in a remote store; `folder` is its cache then. Default: None.
     """
     lines = ["streams:  # proportions in percent"]
     for domain, share in shares.items():
         lines += [
             f"  {domain}:",
             f"    local: {json.dumps(f'{folder}/{domain}')}",
-            "    remote: null",
+            f"    remote: {json.dumps(remote and f'{remote}/{domain}')}",
             f"    proportion: {round(100 * share, 6)}",
         ]
     return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ import pytest
 from apex_composer.data_prep import dry_run
 from apex_composer.data_prep.__main__ import merge_app, prep_app, verify_app
 from corpus import write_corpus, write_jsonl
-from prepared import tokenizer_folder
+from prepared import file_hashes, tokenizer_folder
 from typer.testing import CliRunner
 
 BUDGETS = ["--seq-len", "32", "--val-tokens", "640", "--train-tokens", "1920"]
@@ -51,6 +51,20 @@ def test_done_is_0_and_verify_tells_damage_by_1(corpus, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1])
     status, output = call(verify_app, out, "--workers", "1")
     assert status == 1 and "error: train/book/shard.00000.mds" in output
+
+
+def test_the_result_is_uploaded_and_streams_name_the_store(corpus, tmp_path):
+    import yaml
+
+    store = tmp_path / "store"
+    out = tmp_path / "out"
+    status, output = prep(corpus, out, "--upload", f"file://{store}")
+    assert status == 0 and "uploaded: " in output
+    assert file_hashes(store) == file_hashes(out)
+    block = next(iter(yaml.safe_load_all((store / "streams.yaml").read_text())))
+    assert block["streams"]["book"]["remote"] == f"file://{store}/validation/book"
+    status, output = prep(corpus, out, "--upload", str(store))
+    assert status == 2 and "must be an address" in output
 
 
 def test_an_array_job_and_its_merge(corpus, tmp_path):
