@@ -25,6 +25,8 @@ from tqdm import tqdm
 
 EOS = "<|end_of_text|>"
 BATCH_CHARACTERS = 1 << 19
+# A domain of the embedded corpus at most: all that there is, for start-up to be a small part.
+EMBEDDED_BYTES = 60_000_000
 FEW_BYTES = 100_000  # some sequences for every domain, and a hundredth of the whole at most
 
 
@@ -56,7 +58,7 @@ def write_inputs(arguments: argparse.Namespace, work: Path) -> None:
     from apex_composer.data_prep.readers import find_sources, read_documents
     from apex_composer.data_prep.tokenizer import save_tokenizer, train_tokenizer
 
-    data = arguments.data or write_embedded_corpus(work / "embedded")
+    data = arguments.data or write_embedded_corpus(work / "embedded", domain_limit=EMBEDDED_BYTES)
     sources = find_sources(data)
     limit = arguments.megabytes * 1e6 / len({source.domain for source in sources})
     texts, taken = [], Counter()
@@ -193,12 +195,14 @@ def measure_here(arguments: argparse.Namespace) -> dict[str, float]:
     run(arguments, arguments.work, "few")  # imports, which the next two do not repeat
     begin = core_seconds()
     small = run(arguments, arguments.work, "few")
-    middle = core_seconds()
+    again = run(arguments, arguments.work, "few")
+    small["seconds"] = min(small["seconds"], again["seconds"])
+    end = core_seconds()
     result = run(arguments, arguments.work, "all")
     tokens = result["tokens"] - small["tokens"]
     result["startup"] = small["seconds"]
     result["rate"] = tokens / (result["seconds"] - small["seconds"])
-    result["core_rate"] = tokens / (core_seconds() - middle - (middle - begin))
+    result["core_rate"] = tokens / (core_seconds() - end - (end - begin) / 2)
     return result
 
 
