@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,17 @@ def explain_full_disk(path: Path) -> Iterator[None]:
         ) from error
 
 
+def partial_name(name: str) -> str:
+    """A name that no other process takes, also none of another machine with the same number.
+
+    So a dying process of a killed run cannot write into this run's files.
+
+    Args:
+        name: that the file or folder will have.
+    """
+    return f"{name}.partial-{secrets.token_hex(6)}"
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder last through a power cut.
 
@@ -71,7 +83,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         DiskFullError: the disk is full; nothing is left behind.
     """
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(partial_name(path.name))
     with explain_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -138,8 +150,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     for stale in folder.parent.glob(f"{folder.name}.partial-*"):
         shutil.rmtree(stale, ignore_errors=True)
-    # The process number keeps a dying process of a killed run from writing into this run's folder.
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    partial = folder.with_name(partial_name(folder.name))
     with explain_full_disk(folder):
         try:
             partial.mkdir(parents=True)
