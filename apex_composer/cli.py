@@ -23,9 +23,9 @@ _PASS_ALL_ON = {
 }
 
 
-def _hand_over(module: str, context: typer.Context) -> None:
+def _hand_over(module: str, context: typer.Context, name: str = "app") -> None:
     """Run a job's typer app with the arguments of this command."""
-    job = import_module(module).app
+    job = getattr(import_module(module), name)
     job(args=context.args, prog_name=context.command_path)
 
 
@@ -37,8 +37,20 @@ def demo(context: typer.Context) -> None:
 
 @app.command(context_settings=_PASS_ALL_ON)
 def prep(context: typer.Context) -> None:
-    """Turn RedPajama-format jsonl into the token shards that the YAMLs train on."""
-    _hand_over("apex_composer.data_prep.__main__", context)
+    """Turn RedPajama into the token shards that the YAMLs train on."""
+    _hand_over("apex_composer.data_prep.__main__", context, "prep_app")
+
+
+@app.command(context_settings=_PASS_ALL_ON)
+def prep_merge(context: typer.Context) -> None:
+    """Finish an array job of `prep --shard I/N`."""
+    _hand_over("apex_composer.data_prep.__main__", context, "merge_app")
+
+
+@app.command(context_settings=_PASS_ALL_ON)
+def prep_verify(context: typer.Context) -> None:
+    """Read prepared data again and compare it with its manifest."""
+    _hand_over("apex_composer.data_prep.__main__", context, "verify_app")
 
 
 if __name__ == "__main__":

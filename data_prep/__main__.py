@@ -1,52 +1,234 @@
-"""Command line: `python -m apex_composer.data_prep DATA --out OUT`."""
+"""Command line: `python -m apex_composer.data_prep prep INPUT --out OUT --tokenizer NAME`."""
 
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from apex_composer.data_prep import prepare
 
-app = typer.Typer(add_completion=False)
+OutArgument = Annotated[Path, typer.Argument(help="Folder that `apex-composer prep` wrote.")]
+Workers = Annotated[int | None, typer.Option(help="Processes; default: one for each core.")]
+Upload = Annotated[
+    str | None, typer.Option(help="Address to copy the result to, such as s3://bucket/folder.")
+]
+KeepWork = Annotated[bool, typer.Option(help="Keep <out>/.work when all is done.")]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+prep_app = typer.Typer(add_completion=False)
+merge_app = typer.Typer(add_completion=False)
+verify_app = typer.Typer(add_completion=False)
 
 
-@app.command()
-def prepare_command(
-    data: Annotated[Path, typer.Argument(help="Folder <data>/<domain>/**.jsonl[.zst|.gz].")],
-    out: Annotated[Path, typer.Option(help="Folder to create.")],
-    vocabulary_size: Annotated[int, typer.Option(help="Tokens in the tokenizer.")] = 4096,
-    sequence_length: Annotated[
-        int, typer.Option("--seq-len", help="Tokens in a training sequence.")
-    ] = 256,
-    validation_share: Annotated[float, typer.Option(help="Share of documents held out.")] = 0.05,
-    pretrain_share: Annotated[
-        float, typer.Option(help="Share of documents for the base model.")
-    ] = 0.65,
-    text_limit: Annotated[int | None, typer.Option(help="Bytes of text to read at most.")] = None,
-    maximum_reject_share: Annotated[
-        float, typer.Option("--max-reject-rate", help="Allowed share of unusable lines.")
-    ] = 0.001,
-    overwrite: Annotated[bool, typer.Option(help="Replace an earlier preparation.")] = False,
-) -> None:
-    """Turn RedPajama-format text into MDS token shards, with validation held out per domain."""
+@contextmanager
+def status_of_errors() -> Iterator[None]:
+    """One line for an error; status 2 when the command line is at fault, 1 for data or disk."""
+    from apex_composer.data_prep.options import SettingsError
+    from apex_composer.data_prep.pool import WorkerDiedError
+
     try:
-        manifest = prepare(
-            data,
-            out,
-            vocabulary_size=vocabulary_size,
-            sequence_length=sequence_length,
-            validation_share=validation_share,
-            pretrain_share=pretrain_share,
-            text_limit=text_limit,
-            maximum_reject_share=maximum_reject_share,
-            overwrite=overwrite,
-        )
-    except (OSError, ValueError) as error:
+        yield
+    except KeyboardInterrupt:
+        message = "interrupted. Give the same command again: finished pieces and shards are kept."
+        typer.echo(f"\n{message}", err=True)
+        # Threads of libraries would be waited for otherwise.
+        os._exit(128 + signal.SIGINT)
+    except (SettingsError, FileNotFoundError, FileExistsError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    except (OSError, ValueError, WorkerDiedError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
-    for name, domains in manifest["splits"].items():
+
+
+@app.command("prep")
+@prep_app.command()
+def prep_command(
+    input: Annotated[
+        str, typer.Argument(help="Folder of RedPajama, or of <domain>/**.jsonl[.zst|.gz].")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    tokenizer: Annotated[str, typer.Option(help="Folder or hub name of a fast tokenizer.")],
+    sequence_length: Annotated[int, typer.Option("--seq-len", help="Tokens per sequence.")] = 4096,
+    format: Annotated[
+        str,
+        typer.Option(
+            help="auto, redpajama-v1, redpajama-sample, redpajama-v2, slimpajama or jsonl."
+        ),
+    ] = "auto",
+    val_tokens: Annotated[str, typer.Option(help="Tokens held out, 0 for none.")] = "2M",
+    val_per_domain: Annotated[
+        bool, typer.Option("--val-per-domain", help="--val-tokens for every domain.")
+    ] = False,
+    train_tokens: Annotated[
+        str | None, typer.Option(help="Tokens of `train`, such as 4B; default: all that is left.")
+    ] = None,
+    cpt_tokens: Annotated[
+        str | None, typer.Option(help="Tokens of `cpt`, such as 10B; default: no such split.")
+    ] = None,
+    proportions: Annotated[
+        str, typer.Option(help="llama1, equal, or a JSON or YAML file {domain: number}.")
+    ] = "llama1",
+    compression: Annotated[str | None, typer.Option(help="zstd, or nothing.")] = None,
+    workers: Workers = None,
+    shard: Annotated[
+        str | None, typer.Option(help="I/N: one part of an array job; then prep-merge.")
+    ] = None,
+    max_reject_rate: Annotated[float, typer.Option(help="Allowed share of bad lines.")] = 0.001,
+    estimate_margin: Annotated[
+        float, typer.Option(help="Tokenise this many times what the budgets should need.")
+    ] = 1.3,
+    shard_size: Annotated[str, typer.Option(help="Bytes of an MDS shard at most.")] = "67108864",
+    piece_size: Annotated[str, typer.Option(help="Bytes of input of one task.")] = "67108864",
+    streams_folder: Annotated[
+        str | None, typer.Option(help="Folder of the shards in streams.yaml; default: OUT.")
+    ] = None,
+    upload: Upload = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
+    keep_work: KeepWork = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Estimate tokens, disk and time; write nothing.")
+    ] = False,
+) -> None:
+    """Turn RedPajama into MDS token shards, with a validation set held out.
+
+    Exit status: 0 done, 1 the data or the disk is at fault, 2 the command line is.
+    """
+    with status_of_errors():
+        from apex_composer.data_prep import Options, prepare
+
+        options = Options(
+            sequence_length=sequence_length,
+            format=format,
+            val_tokens=_amount(val_tokens),
+            val_per_domain=val_per_domain,
+            train_tokens=_amount(train_tokens),
+            cpt_tokens=_amount(cpt_tokens),
+            proportions=_proportions(proportions),
+            max_reject_rate=max_reject_rate,
+            compression=compression,
+            shard_bytes=_amount(shard_size) or 0,
+            piece_bytes=_amount(piece_size) or 0,
+            estimate_margin=estimate_margin,
+            streams_folder=streams_folder,
+        )
+        given: dict[str, Any] = {"tokenizer": tokenizer, "options": options, "workers": workers}
+        if dry_run:
+            _show_estimate(input, out, given)
+            return
+        part = _parse_shard(shard)
+        _check_upload(upload)
+        manifest = prepare(
+            input, out, shard=part, overwrite=overwrite, keep_work=keep_work, **given
+        )
+        if manifest is None:
+            typer.echo(f"part {shard} is done. When all are: apex-composer prep-merge {out}")
+        else:
+            _show(manifest, out)
+            _upload(out, upload)
+
+
+@app.command("prep-merge")
+@merge_app.command()
+def merge_command(
+    out: OutArgument,
+    workers: Workers = None,
+    max_reject_rate: Annotated[
+        float | None, typer.Option(help="Allowed share of bad lines; default: the array job's.")
+    ] = None,
+    upload: Upload = None,
+    keep_work: KeepWork = False,
+) -> None:
+    """Finish an array job of `prep --shard I/N`: choose the splits and write the shards."""
+    with status_of_errors():
+        from apex_composer.data_prep import merge
+
+        _check_upload(upload)
+        manifest = merge(out, workers=workers, max_reject_rate=max_reject_rate, keep_work=keep_work)
+        _show(manifest, out)
+        _upload(out, upload)
+
+
+@app.command("prep-verify")
+@verify_app.command()
+def verify_command(out: OutArgument, workers: Workers = None) -> None:
+    """Read everything again and compare it with the manifest."""
+    with status_of_errors():
+        from apex_composer.data_prep import verify
+
+        faults = verify(out, workers=workers)
+    for fault in faults:
+        typer.echo(f"error: {fault}", err=True)
+    if faults:
+        raise typer.Exit(1)
+    typer.echo(f"{out} is as its manifest says")
+
+
+def _amount(text: str | None) -> int | None:
+    from apex_composer.data_prep.options import parse_amount
+
+    return None if text is None else parse_amount(text) or None
+
+
+def _proportions(name: str) -> dict[str, float] | None:
+    from apex_composer.data_prep.proportions import read_proportions
+
+    return None if name == "equal" else read_proportions(name)
+
+
+def _parse_shard(text: str | None) -> tuple[int, int] | None:
+    from apex_composer.data_prep.options import SettingsError
+
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match:
+        raise SettingsError(f"shard={text!r} must be I/N, such as 3/16, counted from 1.")
+    return int(match[1]), int(match[2])
+
+
+def _check_upload(address: str | None) -> None:
+    from apex_composer.data_prep.upload import check_address
+
+    if address is not None:
+        check_address(address)
+
+
+def _upload(out: Path, address: str | None) -> None:
+    from apex_composer.data_prep import upload
+
+    if address is not None:
+        upload(out, address)
+        typer.echo(f"uploaded: {address}")
+
+
+def _show_estimate(input: str, out: Path, given: dict[str, Any]) -> None:
+    from apex_composer.data_prep.dry_run import (
+        check_needs,
+        describe_needs,
+        estimate_preparation,
+    )
+
+    needs = estimate_preparation(input, out, **given)
+    for line in describe_needs(needs):
+        typer.echo(line)
+    check_needs(needs, out)
+
+
+def _show(manifest: dict[str, Any], out: Path) -> None:
+    for split, domains in manifest["splits"].items():
         for domain, numbers in domains.items():
-            typer.echo(f"{name}/{domain}: " + ", ".join(f"{v:,} {k}" for k, v in numbers.items()))
-    typer.echo(f"written: {out}")
+            counts = ", ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in numbers.items())
+            typer.echo(f"{split}/{domain}: {counts}")
+    if manifest["absent_domains"]:
+        absent = ", ".join(manifest["absent_domains"])
+        typer.echo(f"absent, so the others' proportions were raised: {absent}")
+    rejected = sum(manifest["rejects"]["lines"].values())
+    typer.echo(f"{rejected:,} unusable lines, listed in {out}/rejects.jsonl")
+    typer.echo(f"written: {out}; for a training YAML: {out}/streams.yaml")
 
 
 if __name__ == "__main__":

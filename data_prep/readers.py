@@ -1,193 +1,174 @@
-"""Read the documents of a RedPajama-format folder: `<data>/<domain>/**.jsonl[.zst|.gz]`."""
+"""Read the documents of RedPajama's releases one by one, with bounded memory.
 
-import gzip
-import io
-import json
-import re
+A bad record is reported and skipped; a damaged file is an error that names the file and the place.
+"""
+
 import zlib
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from tqdm import tqdm
+from apex_composer.data_prep.lines import (
+    EXCERPT_BYTES,
+    Line,
+    line_number,
+    open_lines,
+    read_range,
+)
+from apex_composer.data_prep.parquet import Row, read_rows
+from apex_composer.data_prep.records import TOO_LONG, Rejected, parse_line, take_domain, take_text
+from apex_composer.data_prep.remote import local_copy
+from apex_composer.data_prep.sources import FORMATS, Source, SourceError, find_sources
 
-SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz")
-# A domain becomes a folder name, a YAML key and a metric label.
-DOMAIN_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-EXAMPLES_KEPT = 20
-READ_BUFFER = 1 << 20
+__all__ = [
+    "FORMATS",
+    "Document",
+    "Source",
+    "SourceError",
+    "find_sources",
+    "line_number",
+    "read_documents",
+]
+
+# Reading a line of this size takes 600 MB at worst (one character beyond U+FFFF makes all take four
+# bytes, twice), which leaves a worker within 1 GB.
+LINE_LIMIT = 64_000_000
+
+OnReject = Callable[[int, str, str], None]
+Place = TypeVar("Place", Line, Row)
 
 
-@dataclass
-class ReadReport:
-    """What reading has met so far.
+class Document(NamedTuple):
+    """One document.
 
     Args:
-        documents: good documents read. Default: 0.
-        rejects: bad lines per reason. Default: empty.
-        examples: `file:line: reason` of the first bad lines. Default: empty.
+        place: byte at which its line starts in a splittable source; otherwise its line or row,
+            counted from 1.
+        domain: its domain.
+        text: its text, not blank.
     """
 
-    documents: int = 0
-    rejects: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-
-    def reject(self, path: Path, line_number: int, reason: str) -> None:
-        """Count one bad line.
-
-        Args:
-            path: the file.
-            line_number: its line, counted from 1.
-            reason: why it was rejected, in words.
-        """
-        self.rejects[reason] += 1
-        if len(self.examples) < EXAMPLES_KEPT:
-            self.examples.append(f"{path}:{line_number}: {reason}")
-
-    def raise_if_above(self, maximum_reject_share: float) -> None:
-        """Refuse data with too many bad lines.
-
-        Args:
-            maximum_reject_share: allowed share of bad lines among all lines, 0 to 1.
-
-        Raises:
-            ValueError: the share is above it; the message names the first bad lines.
-        """
-        rejected = sum(self.rejects.values())
-        lines = rejected + self.documents
-        if rejected > maximum_reject_share * lines:
-            shown = "\n  ".join(self.examples)
-            raise ValueError(
-                f"{rejected} of {lines} lines are not usable, more than maximum_reject_share="
-                f"{maximum_reject_share} allows. The first of them:\n  {shown}\n"
-                "Repair or remove these lines, or raise maximum_reject_share."
-            )
+    place: int
+    domain: str
+    text: str
 
 
-def find_files(data: Path) -> dict[str, list[Path]]:
-    """Find the jsonl files of every domain, domains and files in sorted order.
+def read_documents(
+    source: Source,
+    start: int,
+    stop: int | None,
+    on_reject: OnReject,
+    *,
+    line_limit: int = LINE_LIMIT,
+    cache: Path | None = None,
+) -> Iterator[Document]:
+    """Read the documents of a source in order.
 
     Args:
-        data: folder whose first-level sub-folders are the domains.
+        source: from find_sources.
+        start: byte; only lines that start at it or later are read. 0 unless splittable.
+        stop: byte; only lines that start before it are read, None for all. None unless splittable.
+        on_reject: called with place, reason (one of records.REASONS) and the record's beginning
+            for every bad record; blank lines are no records.
+        line_limit: bytes of a line at most, longer ones are rejected. Default: 64,000,000.
+        cache: folder for the download of a remote source. Default: the system's.
 
     Raises:
-        FileNotFoundError: `data` is no folder, or holds no jsonl file in any sub-folder.
-        ValueError: jsonl files lie outside a domain folder, or a domain's name is unusable.
+        SourceError: the file cannot be read, is no archive, or is damaged or cut short.
+        ValueError: a byte range of a source that cannot be split.
     """
-    if not data.is_dir():
-        raise FileNotFoundError(
-            f"data={str(data)!r} is not a folder. Give a folder <data>/<domain>/**.jsonl[.zst|.gz]."
-        )
-    domains: dict[str, list[Path]] = {}
-    for path in sorted(data.rglob("*"), key=lambda path: path.relative_to(data).as_posix()):
-        parts = path.relative_to(data).parts
-        if not path.name.endswith(SUFFIXES) or not path.is_file() or parts[0].startswith("."):
-            continue
-        if len(parts) == 1:
-            raise ValueError(
-                f"{path} lies outside a domain folder. Move it to {data}/<domain>/{path.name}."
-            )
-        domains.setdefault(parts[0], []).append(path)
-    if not domains:
-        raise FileNotFoundError(
-            f"data={str(data)!r} holds no {', '.join(SUFFIXES)} file in any sub-folder. "
-            "Give a folder <data>/<domain>/**.jsonl[.zst|.gz]."
-        )
-    _check_domain_names(domains)
-    return domains
-
-
-def _check_domain_names(domains: dict[str, list[Path]]) -> None:
-    unusable = [name for name in domains if not DOMAIN_PATTERN.fullmatch(name)]
-    if unusable:
+    if not source.splittable and (start, stop) != (0, None):
         raise ValueError(
-            f"Domain folders {unusable} have unusable names: letters, digits, '_' and '-' are "
-            "allowed, because the name becomes a metric label. Rename the folders."
+            f"{source.path} cannot be split: start={start}, stop={stop} must be 0 and None."
         )
+    with _fetched(source, cache) as path:
+        if source.path.endswith(".parquet"):
+            yield from _read_parquet(path, source, on_reject, line_limit)
+            return
+        with _opened(path, source) as stream:
+            lines = read_range(stream, start, stop, line_limit)
+            for line in _guarded(lines, source):
+                place = line.offset if source.splittable else line.number
+                try:
+                    if not line.is_whole:
+                        raise Rejected(TOO_LONG)
+                    if line.content.isspace():
+                        continue
+                    document = _make_document(place, parse_line(line.content), source)
+                except Rejected as rejected:
+                    on_reject(place, str(rejected), _excerpt(line.content))
+                else:
+                    yield document
+
+
+def _read_parquet(
+    path: Path, source: Source, on_reject: OnReject, line_limit: int
+) -> Iterator[Document]:
+    for row in _guarded(read_rows(path, line_limit), source):
+        try:
+            if row.reason:
+                raise Rejected(row.reason)
+            document = _make_document(row.number, row.record, source)
+        except Rejected as rejected:
+            on_reject(row.number, str(rejected), _excerpt(str(row.record).encode()))
+        else:
+            yield document
+
+
+def _make_document(place: int, record: Mapping[str, Any], source: Source) -> Document:
+    text = take_text(record, source.format)
+    return Document(place, take_domain(record, source.format, source.domain), text)
+
+
+def _excerpt(content: bytes) -> str:
+    return content[:EXCERPT_BYTES].decode("utf-8", "replace").strip()
 
 
 @contextmanager
-def open_lines(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Open a file for reading lines, decompressed by its suffix.
-
-    Args:
-        path: plain, `.gz` or `.zst` file; archives of several members or frames are read whole.
-
-    Yields:
-        The decompressed stream, and the file beneath it, whose position shows the progress.
-    """
-    with path.open("rb") as raw:
-        if path.name.endswith(".gz"):
-            with gzip.GzipFile(fileobj=raw) as stream:
-                yield stream, raw
-        elif path.name.endswith(".zst"):
-            import pyarrow
-
-            stream = pyarrow.CompressedInputStream(raw, "zstd")
-            with io.BufferedReader(stream, READ_BUFFER) as buffered:
-                yield buffered, raw
-        else:
-            yield raw, raw
-
-
-def parse_line(line: bytes) -> tuple[str | None, str]:
-    """Take the text out of one line.
-
-    Args:
-        line: one line of a jsonl file; everything but its `text` is ignored.
-
-    Returns:
-        The text and "", or None and the reason why there is none.
-    """
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return None, "invalid UTF-8"
-    except (ValueError, RecursionError):
-        return None, "broken JSON"
-    text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        return None, "no text"
-    if not text or text.isspace():
-        return None, "empty text"
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # JSON may escape half of a surrogate pair
-        return None, "invalid UTF-8"
-    return text, ""
-
-
-def read_documents(path: Path, report: ReadReport, progress: tqdm | None = None) -> Iterator[str]:
-    """Read the documents of one file in order, counting bad lines.
-
-    Args:
-        path: plain, `.gz` or `.zst` jsonl file; blank lines are skipped.
-        report: updated with documents and rejects.
-        progress: bar that counts bytes of the files as stored. Default: None.
-
-    Raises:
-        OSError: the file is no archive or is cut short; the message names the file and line.
-    """
-    line_number = position = 0
-    with open_lines(path) as (stream, raw):
+def _fetched(source: Source, cache: Path | None) -> Iterator[Path]:
+    with ExitStack() as stack:
         try:
-            for line_number, line in enumerate(stream, start=1):
-                if line.isspace():
-                    continue
-                text, reason = parse_line(line)
-                if progress is not None:
-                    progress.update(raw.tell() - position)
-                    position = raw.tell()
-                if text is None:
-                    report.reject(path, line_number, reason)
-                else:
-                    report.documents += 1
-                    yield text
-        except (EOFError, OSError, zlib.error) as error:
-            raise OSError(
-                f"{path} cannot be read after line {line_number}: {error}. "
-                "The archive is damaged or cut short: fetch or compress it again."
+            path = stack.enter_context(local_copy(source.path, cache))
+        except OSError as error:
+            raise SourceError(f"{source.path} cannot be fetched: {error}") from error
+        yield path
+
+
+@contextmanager
+def _opened(path: Path, source: Source) -> Iterator[BinaryIO]:
+    with ExitStack() as stack:
+        try:
+            stream = stack.enter_context(open_lines(path))
+        except (EOFError, OSError) as error:
+            raise SourceError(f"{source.path} cannot be opened: {error}") from error
+        yield stream
+
+
+def _guarded(places: Iterator[Place], source: Source) -> Iterator[Place]:
+    """Pass lines or rows on and turn what goes wrong in reading them into a SourceError.
+
+    Only reading: an error of the caller, such as a full disk, must not be blamed on the input.
+    """
+    place: Place | None = None
+    while True:
+        try:
+            place = next(places)
+        except StopIteration:
+            return
+        except (EOFError, OSError, ValueError, zlib.error) as error:
+            raise SourceError(
+                f"{source.path} cannot be read {_describe(place, source)}: {error}. "
+                "The file is damaged or cut short: fetch or compress it again."
             ) from error
+        yield place
+
+
+def _describe(place: Line | Row | None, source: Source) -> str:
+    if place is None:
+        return "at its beginning"
+    if isinstance(place, Row):
+        return f"after row {place.number}"
+    if source.splittable:
+        return f"after the line at byte {place.offset}"
+    return f"after line {place.number}"

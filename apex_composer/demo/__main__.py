@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from apex_composer.data_prep import (
+    is_prepared,
+    prepare_from_scratch,
+    read_manifest,
+    write_embedded_corpus,
+)
+from apex_composer.data_prep.manifest import TOKENIZER_FOLDER
 from rich.console import Console
 
-from apex_composer.data_prep import is_prepared, prepare, write_embedded_corpus
-from apex_composer.data_prep.preparation import TOKENIZER_FOLDER, read_manifest
 from apex_composer.demo.configuration import DEFAULT_YAML, build_configurations, load_template
 from apex_composer.demo.files import read_json, write_json, write_text
 from apex_composer.demo.model import write_model_folder
@@ -113,7 +118,7 @@ def prepare_data(data: Path | None, out: Path, template: Any) -> dict[str, Any]:
     if is_prepared(source, out / "data", **options):
         console.print(f"{out}/data is up to date")
         return read_manifest(out / "data")
-    return prepare(source, out / "data", overwrite=True, **options)
+    return prepare_from_scratch(source, out / "data", overwrite=True, **options)
 
 
 def start_run(name: str, out: Path, settings: dict[str, Any]) -> dict[str, Any]:

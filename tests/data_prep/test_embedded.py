@@ -5,14 +5,15 @@ import pyarrow
 import pytest
 from apex_composer.data_prep import embedded
 from apex_composer.data_prep.embedded import choose_documents, module_docstrings
-from apex_composer.data_prep.readers import ReadReport, find_files, read_documents
+from apex_composer.data_prep.readers import find_sources, read_documents
 
 
 def read(folder):
-    return {
-        domain: [text for path in files for text in read_documents(path, ReadReport())]
-        for domain, files in find_files(folder).items()
-    }
+    texts = {}
+    for source in find_sources(folder):
+        for document in read_documents(source, 0, None, pytest.fail):
+            texts.setdefault(document.domain, []).append(document.text)
+    return texts
 
 
 def test_it_has_three_domains_of_limited_size_and_is_deterministic(tmp_path):

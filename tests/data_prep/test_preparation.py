@@ -1,72 +1,109 @@
-import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
-from apex_composer.data_prep import is_prepared, prepare
-from apex_composer.data_prep.preparation import limit_text, read_manifest
+from apex_composer.data_prep import (
+    check_manifest,
+    merge,
+    preparation,
+    prepare,
+    read_manifest,
+    verify,
+)
+from apex_composer.data_prep.options import SettingsError
 from corpus import sentences, write_corpus, write_jsonl
+from prepared import LENGTH, file_hashes, small_options, stored_sequences, tokenizer_folder
 
-OPTIONS = {
-    "vocabulary_size": 320,
-    "sequence_length": 32,
-    "validation_share": 0.2,
-    "pretrain_share": 0.4,
-}
+
+def run(corpus, out, workers=1, shard=None, **changes):
+    arguments = {"workers": workers, "shard": shard, "tokenizer": tokenizer_folder()}
+    return prepare(corpus, out, options=small_options(**changes), **arguments)
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
-    manifest = prepare(write_corpus(folder / "corpus"), folder / "out", **OPTIONS)
-    return folder, manifest
+    corpus = write_corpus(folder / "corpus", documents=80)
+    # Copies, within a domain and across, of which some fall into validation.
+    copies = [sentences(seed) for seed in range(240)]
+    write_jsonl(corpus / "copies" / "x.jsonl", copies + copies[:100])
+    return folder, run(corpus, folder / "out")
 
 
-def file_hashes(folder):
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "manifest.json"  # it has the sources' times
-    }
-
-
-def stored_sequences(folder):
-    from streaming import StreamingDataset
-
-    dataset = StreamingDataset(local=str(folder), batch_size=1)
-    return [dataset[index]["tokens"] for index in range(len(dataset))]
-
-
-def test_documents_come_back_from_the_shards(prepared):
+def texts_of(folder, split, domain):
     from transformers import AutoTokenizer
 
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    whole = tokenizer.decode(np.concatenate(stored_sequences(folder / split / domain)))
+    parts = whole.split(tokenizer.eos_token)[:-1]  # the last one may be cut by the budget
+    return [part.removeprefix(tokenizer.bos_token) for part in parts]
+
+
+def test_documents_come_back_whole_and_in_one_split_only(prepared):
     folder, manifest = prepared
-    tokenizer = AutoTokenizer.from_pretrained(folder / "out" / "tokenizer")
-    texts = {}
-    for name, domains in manifest["splits"].items():
-        stored = stored_sequences(folder / "out" / name / "github")
-        assert all(tokens.shape == (32,) and tokens.dtype == np.uint16 for tokens in stored)
-        assert len(stored) == domains["github"]["sequences"]
-        whole = tokenizer.decode(np.concatenate(stored)).split(tokenizer.eos_token)
-        texts[name] = {part.removeprefix(tokenizer.bos_token) for part in whole[:-1]}
-    originals = {sentences(seed) for seed in range(40, 120)}
-    assert all(documents <= originals for documents in texts.values())
-    assert not texts["validation"] & (texts["train"] | texts["pretrain"])
-    # Each split may lose the end of its last document only.
-    assert sum(map(len, texts.values())) >= len(originals) - 3
+    originals = {sentences(seed) for seed in range(240)}
+    found = {
+        split: [text for domain in domains for text in texts_of(folder / "out", split, domain)]
+        for split, domains in manifest["splits"].items()
+    }
+    assert list(found) == ["validation", "train", "cpt"]
+    assert all(found.values()) and all(set(texts) <= originals for texts in found.values())
+    assert len(set(found["validation"])) == len(found["validation"])
+    assert not set(found["validation"]) & set(found["train"] + found["cpt"])
+    assert not set(found["train"]) & set(found["cpt"])
 
 
-def test_the_manifest_accounts_for_every_token(prepared):
+def test_copies_of_validation_documents_are_dropped_and_counted(prepared):
     _, manifest = prepared
-    documents = 0
-    for domains in manifest["splits"].values():
-        for numbers in domains.values():
-            written = numbers["sequences"] * 32
-            assert numbers["tokens"] == written + numbers["tokens_left_over"]
-            assert 0 <= numbers["tokens_left_over"] < 32
-            documents += numbers["documents"]
-    assert documents == manifest["documents"] == 120
-    assert manifest["domains"] == ["book", "github"]
+    assert sum(read["documents_duplicates"] for read in manifest["read"].values()) > 0
+
+
+def test_budgets_are_met_to_the_sequence(prepared):
+    _, manifest = prepared
+    totals = {
+        split: sum(numbers["sequences"] for numbers in domains.values())
+        for split, domains in manifest["splits"].items()
+    }
+    assert totals == {"validation": 20, "train": 60, "cpt": 90}
+    assert {n["sequences"] for n in manifest["splits"]["train"].values()} == {20}
+
+
+def test_the_manifest_accounts_for_every_document_and_token(prepared):
+    folder, manifest = prepared
+    assert verify(folder / "out", workers=1) == []
+    assert manifest["documents"] == sum(s["documents"] for s in manifest["sources"]) == 580
+    broken = json.loads(json.dumps(manifest))
+    broken["splits"]["train"]["book"]["tokens"] += 1
+    (folder / "out" / "manifest.json").write_text(json.dumps(broken))
+    assert len(verify(folder / "out", workers=1)) == 2
+    (folder / "out" / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def test_the_number_of_workers_changes_no_byte(prepared, tmp_path):
+    folder, _ = prepared
+    run(folder / "corpus", tmp_path / "out", workers=3)
+    assert file_hashes(tmp_path / "out") == file_hashes(folder / "out")
+
+
+def test_an_array_job_gives_the_same_bytes(prepared, tmp_path):
+    folder, _ = prepared
+    out = tmp_path / "out"
+    for part in (3, 1):
+        assert run(folder / "corpus", out, shard=(part, 3)) is None
+    with pytest.raises(SettingsError, match="pieces are not done"):
+        merge(out, workers=1)
+    run(folder / "corpus", out, shard=(2, 3))
+    merge(out, workers=1)
+    assert file_hashes(out) == file_hashes(folder / "out")
+    assert not (out / ".work").exists()
+    assert merge(out)["splits"] == read_manifest(out)["splits"]
+
+
+def test_the_size_of_pieces_moves_no_document(prepared, tmp_path):
+    folder, manifest = prepared
+    other = run(folder / "corpus", tmp_path / "out", piece_bytes=1000)
+    assert other["splits"] == manifest["splits"] and other["shards"] == manifest["shards"]
 
 
 def test_streaming_returns_every_sequence_once(prepared):
@@ -74,89 +111,164 @@ def test_streaming_returns_every_sequence_once(prepared):
     from torch.utils.data import DataLoader
 
     folder, manifest = prepared
-    root = folder / "out" / "pretrain"
-    domains = manifest["splits"]["pretrain"]
-    streams = [Stream(local=str(root / domain)) for domain in domains]
+    root = folder / "out" / "train"
+    streams = [Stream(local=str(root / domain)) for domain in manifest["domains"]]
     dataset = StreamingDataset(streams=streams, batch_size=4, shuffle=True)
     loader = DataLoader(dataset, batch_size=4)
     seen = [bytes(row) for batch in loader for row in batch["tokens"].numpy().astype("uint16")]
-    expected = [bytes(row) for domain in domains for row in stored_sequences(root / domain)]
-    assert sorted(seen) == sorted(expected)
+    expected = [bytes(row) for d in manifest["domains"] for row in stored_sequences(root / d)]
+    assert len(expected) == 60 and sorted(seen) == sorted(expected)
 
 
 def test_llm_foundry_reads_it_unchanged(prepared):
+    import yaml
     from llmfoundry.data.text_data import StreamingTextDataset
     from transformers import AutoTokenizer
 
     folder, _ = prepared
     tokenizer = AutoTokenizer.from_pretrained(folder / "out" / "tokenizer")
-    local = folder / "out" / "train" / "book"
-    dataset = StreamingTextDataset(
-        tokenizer=tokenizer, max_seq_len=32, local=str(local), batch_size=1
+    blocks = yaml.safe_load_all((folder / "out" / "streams.yaml").read_text())
+    local = [block["streams"]["book"]["local"] for block in blocks][1]
+    arguments = {"max_seq_len": LENGTH, "local": local, "batch_size": 1}
+    dataset = StreamingTextDataset(tokenizer=tokenizer, **arguments)
+    assert dataset[0].tolist() == stored_sequences(folder / "out" / "train" / "book")[0].tolist()
+    assert len(dataset) == 20
+
+
+def test_compressed_shards_hold_the_same(prepared, tmp_path):
+    folder, _ = prepared
+    run(folder / "corpus", tmp_path / "out", compression="zstd")
+    assert verify(tmp_path / "out", workers=1) == []
+    plain, packed = (
+        stored_sequences(f / "cpt" / "book") for f in (folder / "out", tmp_path / "out")
     )
-    stored = stored_sequences(local)
-    assert dataset[0].tolist() == stored[0].tolist()
-    assert len(dataset) == len(stored)
+    assert np.array_equal(plain, packed)
 
 
-def test_the_same_input_gives_the_same_bytes(prepared, tmp_path):
+def test_finished_work_is_not_repeated(prepared):
+    folder, manifest = prepared
+    before = file_hashes(folder / "out")
+    assert run(folder / "corpus", folder / "out") == manifest
+    assert file_hashes(folder / "out") == before
+
+
+def test_other_options_and_other_input_are_refused_by_name(prepared, tmp_path):
     folder, _ = prepared
-    prepare(folder / "corpus", tmp_path / "again", **OPTIONS)
-    assert file_hashes(tmp_path / "again") == file_hashes(folder / "out")
+    with pytest.raises(SettingsError, match="train_tokens was 1920 and is now 960"):
+        run(folder / "corpus", folder / "out", train_tokens=960)
+    other = write_corpus(tmp_path / "corpus", documents=80)
+    with pytest.raises(SettingsError, match="is gone"):
+        run(other, folder / "out")
 
 
-def test_finished_work_is_recognised(prepared, tmp_path):
-    folder, _ = prepared
-    corpus, out = folder / "corpus", folder / "out"
-    assert is_prepared(corpus, out, **OPTIONS)
-    assert not is_prepared(corpus, out, **OPTIONS | {"sequence_length": 64})
-    assert not is_prepared(corpus, tmp_path, **OPTIONS)
-    assert not is_prepared(write_corpus(tmp_path / "other"), out, **OPTIONS)
+def test_a_begun_preparation_is_only_continued_with_the_same_options(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", documents=80)
+    run(corpus, tmp_path / "out", shard=(1, 2))
+    with pytest.raises(SettingsError, match="sequence_length was 32 and is now 16"):
+        run(corpus, tmp_path / "out", sequence_length=16)
+
+
+def test_input_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    corpus = write_corpus(tmp_path / "corpus", documents=80)
+    whole = preparation.tokenise_pieces
+
+    def append(*arguments):
+        whole(*arguments)
+        with (corpus / "book" / "book.jsonl").open("ab") as file:
+            file.write(b'{"text": "late"}\n')
+
+    monkeypatch.setattr(preparation, "tokenise_pieces", append)
+    with pytest.raises(ValueError, match=r"changed while it was read: .*book\.jsonl has changed"):
+        run(corpus, tmp_path / "out")
+    assert read_manifest(tmp_path / "out") is None
 
 
 def test_only_its_own_output_is_replaced(prepared, tmp_path):
     folder, _ = prepared
-    (tmp_path / "theses.txt").write_text("mine")
+    (tmp_path / "thesis.txt").write_text("mine")
+    arguments = {"tokenizer": tokenizer_folder(), "workers": 1, "overwrite": True}
     with pytest.raises(FileExistsError, match="was not written by this command"):
-        prepare(folder / "corpus", tmp_path, **OPTIONS, overwrite=True)
-    with pytest.raises(FileExistsError, match="already holds prepared data"):
-        prepare(folder / "corpus", folder / "out", **OPTIONS)
-    assert (tmp_path / "theses.txt").read_text() == "mine"
+        prepare(folder / "corpus", tmp_path, options=small_options(), **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_too_many_bad_lines_stop_it_and_leave_nothing_that_looks_whole(tmp_path):
-    write_corpus(tmp_path / "corpus")
-    bad = write_jsonl(tmp_path / "corpus" / "book" / "z.jsonl", [b"{"])
-    with pytest.raises(ValueError, match=f"{bad}:1: broken JSON"):
-        prepare(tmp_path / "corpus", tmp_path / "out", **OPTIONS)
-    assert not (tmp_path / "out").exists()
-    manifest = prepare(tmp_path / "corpus", tmp_path / "out", **OPTIONS, maximum_reject_share=0.05)
-    assert manifest["rejects"]["lines"] == {"broken JSON": 1}
+def test_too_many_bad_lines_are_listed_and_may_be_allowed_afterwards(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", documents=80)
+    bad = write_jsonl(corpus / "book" / "z.jsonl", [b"{", b'{"text": null}'])
+    with pytest.raises(ValueError, match=f"2 of 242 lines(.|\n)*{bad}, the line at byte 2"):
+        run(corpus, tmp_path / "out", max_reject_rate=0.001)
+    assert read_manifest(tmp_path / "out") is None
+    manifest = run(corpus, tmp_path / "out", max_reject_rate=0.05)
+    assert sum(manifest["rejects"]["lines"].values()) == manifest["rejects"]["domains"]["book"] == 2
+    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").open()]
+    assert [(e["file"], e["byte"]) for e in rejects] == [(str(bad), 0), (str(bad), 2)]
 
 
-def test_a_domain_without_a_sequence_in_a_split_is_refused(tmp_path):
-    write_corpus(tmp_path / "corpus")
-    write_jsonl(tmp_path / "corpus" / "tiny" / "x.jsonl", ["one document"])
-    with pytest.raises(ValueError, match=r"tiny/validation \(0 documents, 0 tokens\)"):
-        prepare(tmp_path / "corpus", tmp_path / "out", **OPTIONS)
+def test_too_little_text_names_domain_and_numbers(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", documents=10)
+    with pytest.raises(ValueError, match=r"cpt/book needs 32,000 tokens and has [\d,]+"):
+        run(corpus, tmp_path / "out", cpt_tokens=64_000)
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("sequence_length", 1), ("text_limit", 0), ("maximum_reject_share", 1.0)],
-)
-def test_settings_are_checked_before_the_data_is_looked_at(tmp_path, option, value):
-    with pytest.raises(ValueError, match=f"{option}={value}"):
-        prepare(tmp_path / "absent", tmp_path / "out", **{option: value})
+def test_verify_finds_a_flipped_byte_a_missing_and_a_strange_file(prepared, tmp_path):
+    folder, _ = prepared
+    out = shutil.copytree(folder / "out", tmp_path / "out")
+    shard = out / "cpt" / "book" / "shard.00000.mds"
+    content = bytearray(shard.read_bytes())
+    content[-7] ^= 1
+    shard.write_bytes(content)
+    (out / "train" / "book" / "shard.00000.mds").unlink()
+    (out / "train" / "book" / "notes").touch()
+    (out / "train" / "github" / "shard.00000.mds").write_bytes(b"cut")
+    assert [fault.split(":")[0] for fault in verify(out, workers=2)] == [
+        "cpt/book/shard.00000.mds",
+        "train/book/notes",
+        "train/book/shard.00000.mds",
+        "train/github/shard.00000.mds",
+    ]
 
 
-def test_a_text_limit_is_shared_among_the_domains(prepared, tmp_path):
-    folder, whole = prepared
-    manifest = prepare(folder / "corpus", tmp_path / "out", **OPTIONS | {"text_limit": 30_000})
-    assert manifest["documents"] < whole["documents"]
-    assert read_manifest(tmp_path / "out") == json.loads(json.dumps(manifest))
+def test_a_run_that_does_not_fit_the_data_is_refused(prepared, tmp_path):
+    folder, manifest = prepared
+    digest, size = (manifest["tokenizer"][name] for name in ("sha256", "vocabulary_size"))
+    for place in ("", "train", "train/book"):
+        path = check_manifest(folder / "out" / place, digest, size + 64, LENGTH)
+        assert path == folder / "out" / "manifest.json"
+    with pytest.raises(ValueError, match="max_seq_len is 64"):
+        check_manifest(folder / "out", digest, size, 64)
+    with pytest.raises(ValueError, match="the model's has 100"):
+        check_manifest(folder / "out", digest, 100, LENGTH)
+    with pytest.raises(ValueError, match="the run's tokenizer has 0000"):
+        check_manifest(folder / "out", "0000", size, LENGTH)
+    assert check_manifest(tmp_path, digest, size, LENGTH) is None
 
 
-def test_the_text_that_reaches_the_limit_is_the_last():
-    assert list(limit_text(iter(["aa", "\u00e9", "c"]), 4)) == ["aa", "\u00e9"]
-    assert list(limit_text(iter(["aa", "b"]), None)) == ["aa", "b"]
+def test_a_per_domain_validation_set_and_the_rest(prepared, tmp_path):
+    folder, _ = prepared
+    changes = {"val_per_domain": True, "train_tokens": None, "cpt_tokens": None}
+    manifest = run(folder / "corpus", tmp_path / "out", **changes)
+    assert {n["sequences"] for n in manifest["splits"]["validation"].values()} == {20}
+    assert all(n["tokens_beyond_budget"] == 0 for n in manifest["splits"]["train"].values())
+    assert all(read["documents_beyond_budget"] == 0 for read in manifest["read"].values())
+
+
+def test_small_budgets_leave_most_of_a_large_corpus_untokenised(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", documents=1500)
+    manifest = run(corpus, tmp_path / "out", piece_bytes=1 << 20)
+    assert all(read["documents_not_tokenised"] > 300 for read in manifest["read"].values())
+    assert verify(tmp_path / "out", workers=1) == []
+    everything = run(corpus, tmp_path / "all", estimate_margin=1e9, piece_bytes=1 << 20)
+    assert everything["shards"] == manifest["shards"]
+
+
+def test_a_large_vocabulary_takes_four_bytes(tmp_path):
+    large = shutil.copytree(tokenizer_folder(), tmp_path / "large")
+    description = json.loads((large / "tokenizer.json").read_text())
+    unused = {f"unused {number}": number for number in range(320, 65_537)}
+    description["model"]["vocab"] |= unused
+    (large / "tokenizer.json").write_text(json.dumps(description))
+    corpus = write_corpus(tmp_path / "corpus", documents=40)
+    options = small_options(train_tokens=None, cpt_tokens=None, shard_bytes=1 << 20)
+    manifest = prepare(corpus, tmp_path / "out", tokenizer=large, options=options, workers=1)
+    assert manifest["dtype"] == "uint32"
+    assert stored_sequences(tmp_path / "out" / "train" / "book")[0].dtype == np.uint32

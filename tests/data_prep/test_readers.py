@@ -1,121 +1,282 @@
 import gzip
 import json
+import random
 
+import pyarrow
+import pyarrow.parquet
 import pytest
-from apex_composer.data_prep.readers import ReadReport, find_files, parse_line, read_documents
-from corpus import write_corpus, write_jsonl
+from apex_composer.data_prep.readers import (
+    Source,
+    SourceError,
+    find_sources,
+    line_number,
+    read_documents,
+)
+from corpus import write_jsonl
+from hypothesis import given
+from hypothesis import strategies as st
 
 
-def read(path):
-    report = ReadReport()
-    return list(read_documents(path, report)), report
+def source_of(path, domain="book", format="jsonl"):
+    plain = path.suffix == ".jsonl"
+    return Source(str(path), domain, format, path.stat().st_size, splittable=plain)
 
 
-def test_domains_are_the_first_folders_and_files_are_sorted(tmp_path):
-    write_corpus(tmp_path)
-    (tmp_path / "github" / "README.md").write_text("not data")
-    (tmp_path / ".cache").mkdir()
-    write_jsonl(tmp_path / ".cache" / "x.jsonl", ["hidden"])
-    files = find_files(tmp_path)
-    assert list(files) == ["book", "github"]
-    names = [path.relative_to(tmp_path).as_posix() for path in files["github"]]
-    assert names == ["github/b.jsonl.gz", "github/deep/a.jsonl.zst"]
+def read(path, start=0, stop=None, domain="book", format="jsonl", **options):
+    """Documents and rejects of one file."""
+    rejects = []
+    documents = read_documents(
+        source_of(path, domain, format),
+        start,
+        stop,
+        lambda place, reason, excerpt: rejects.append((place, reason, excerpt)),
+        **options,
+    )
+    return list(documents), rejects
 
 
-def test_a_folder_without_documents_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no .jsonl"):
-        find_files(tmp_path)
-    with pytest.raises(FileNotFoundError, match="is not a folder"):
-        find_files(tmp_path / "absent")
+def texts(path, **options):
+    return [document.text for document in read(path, **options)[0]]
 
 
-def test_files_outside_a_domain_are_refused(tmp_path):
-    write_jsonl(tmp_path / "loose.jsonl", ["text"])
-    with pytest.raises(ValueError, match="outside a domain folder"):
-        find_files(tmp_path)
-
-
-def test_domain_names_must_be_usable_as_labels(tmp_path):
-    write_jsonl(tmp_path / "a b" / "x.jsonl", ["text"])
-    with pytest.raises(ValueError, match="a b"):
-        find_files(tmp_path)
+def reasons(path, **options):
+    return [reason for _, reason, _ in read(path, **options)[1]]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst"])
 def test_every_compression_reads_the_same(tmp_path, suffix):
-    texts = ["one", "zwei\n\u2028\x85", "drei \U0001f600"]
-    documents, report = read(write_jsonl(tmp_path / f"x.{suffix}", texts))
-    assert documents == texts
-    assert report.documents == 3 and not report.rejects
+    given = ["one", "zwei\n\u2028\x85", "drei \U0001f600", "\x00"]
+    documents, rejects = read(write_jsonl(tmp_path / f"x.{suffix}", given))
+    assert [document.text for document in documents] == given
+    assert {document.domain for document in documents} == {"book"} and not rejects
+
+
+def test_places_are_bytes_in_a_plain_file_and_lines_in_an_archive(tmp_path):
+    lines = ["one", b"", "two"]
+    plain = write_jsonl(tmp_path / "x.jsonl", lines)
+    assert [document.place for document in read(plain)[0]] == [0, plain.stat().st_size // 2 + 1]
+    assert [line_number(plain, document.place) for document in read(plain)[0]] == [1, 3]
+    packed = write_jsonl(tmp_path / "x.jsonl.zst", lines)
+    assert [document.place for document in read(packed)[0]] == [1, 3]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl.gz", "jsonl.zst"])
 def test_archives_of_several_frames_are_read_whole(tmp_path, suffix):
-    first = write_jsonl(tmp_path / f"a.{suffix}", ["one"]).read_bytes()
-    second = write_jsonl(tmp_path / f"b.{suffix}", ["two"]).read_bytes()
-    both = tmp_path / f"c.{suffix}"
-    both.write_bytes(first + second)
-    assert read(both)[0] == ["one", "two"]
+    frames = [
+        write_jsonl(tmp_path / f"{i}.{suffix}", [f"{i} {j}" for j in range(i * 50)]).read_bytes()
+        for i in range(1, 5)
+    ]
+    both = tmp_path / f"all.{suffix}"
+    both.write_bytes(b"".join(frames))
+    assert texts(both) == [f"{i} {j}" for i in range(1, 5) for j in range(i * 50)]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl.gz", "jsonl.zst"])
-def test_a_cut_archive_is_an_error_that_names_the_file(tmp_path, suffix):
-    path = write_jsonl(tmp_path / f"x.{suffix}", [str(i) for i in range(1000)])
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(OSError, match=rf"x.{suffix} cannot be read after line"):
+@pytest.mark.parametrize("kept", [0, 1, 5, 0.3, 0.9, -1])
+def test_a_cut_archive_is_an_error_that_names_file_and_line(tmp_path, suffix, kept):
+    # Random text does not compress, so that cuts fall between lines that were already read.
+    words = random.Random(0)
+    path = write_jsonl(tmp_path / f"x.{suffix}", [words.randbytes(4000).hex() for _ in range(400)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    with pytest.raises(SourceError, match=rf"x\.{suffix} cannot be (read|opened)"):
         read(path)
+    if kept == 0.9:
+        with pytest.raises(SourceError, match=r"after line [23]\d\d"):
+            read(path)
 
 
-def test_a_file_that_is_no_archive_is_an_error_that_names_it(tmp_path):
-    for name in ("x.jsonl.gz", "x.jsonl.zst"):
-        (tmp_path / name).write_bytes(b'{"text": "plain"}\n')
-        with pytest.raises(OSError, match=f"{name} cannot be read"):
-            read(tmp_path / name)
+@pytest.mark.parametrize("suffix", ["jsonl.gz", "jsonl.zst"])
+def test_a_damaged_archive_never_yields_other_text_in_silence(tmp_path, suffix):
+    path = write_jsonl(tmp_path / f"x.{suffix}", [str(i) * 50 for i in range(2000)])
+    good, whole = texts(path), path.read_bytes()
+    for seed in range(20):
+        damaged = bytearray(whole)
+        damaged[random.Random(seed).randrange(len(whole))] ^= 0x55
+        path.write_bytes(damaged)
+        try:
+            found = texts(path)
+        except SourceError:
+            continue
+        # zstd without checksums cannot see a changed literal; gzip always can.
+        assert found == good or suffix == "jsonl.zst"
 
 
-def test_a_damaged_gzip_member_is_an_error_that_names_the_file(tmp_path):
-    packed = bytearray(gzip.compress(b'{"text": "abc"}\n' * 500))
-    packed[20:40] = b"\0" * 20
-    (tmp_path / "x.jsonl.gz").write_bytes(packed)
-    with pytest.raises(OSError, match="x.jsonl.gz cannot be read"):
-        read(tmp_path / "x.jsonl.gz")
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.jsonl.zst", "x.parquet"])
+def test_a_file_that_is_something_else_is_an_error_that_names_it(tmp_path, name):
+    (tmp_path / name).write_bytes(b'{"text": "a"}\n' * 10)
+    with pytest.raises(SourceError, match=rf"{name} cannot be read at its beginning"):
+        read(tmp_path / name)
+
+
+def test_a_file_that_has_gone_is_an_error_that_names_it(tmp_path):
+    path = write_jsonl(tmp_path / "x.jsonl", ["one"])
+    documents = read_documents(source_of(path), 0, None, print)
+    path.unlink()
+    with pytest.raises(SourceError, match="x.jsonl"):
+        next(documents)
 
 
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b'{"text": "cut', "broken JSON"),
+        (b'{"text": "half', "broken JSON"),
+        (b'{"text": "a"} {"text": "b"}', "broken JSON"),
         (b"[" * 100_000, "broken JSON"),
-        (b'{"text": "\xff"}', "invalid UTF-8"),
+        (b'{"text": ' + b"9" * 5000 + b"}", "broken JSON"),
+        (b'{"text": "\xff\xfe"}', "invalid UTF-8"),
         (b'{"text": "\\ud800"}', "invalid UTF-8"),
         (b'{"text": null}', "no text"),
-        (b'{"raw_content": "x"}', "no text"),
-        (b'["text"]', "no text"),
-        (b'{"text": 3}', "no text"),
+        (b'{"text": 17}', "no text"),
+        (b'{"text": ["a"]}', "no text"),
+        (b'{"meta": {}}', "no text"),
+        (b'"text"', "no text"),
+        (b"null", "no text"),
         (b'{"text": ""}', "empty text"),
-        (b'{"text": " \\n"}', "empty text"),
+        (b'{"text": " \\n\\t\\u00a0"}', "empty text"),
+        (b'{"text": "%s"}' % (b"x" * 200_000), "too long"),
     ],
 )
-def test_bad_lines_have_a_reason(line, reason):
-    assert parse_line(line) == (None, reason)
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.zst"])
+def test_bad_lines_are_rejected_with_place_reason_and_excerpt(tmp_path, line, reason, suffix):
+    path = write_jsonl(tmp_path / f"x.{suffix}", ["good", line, b"  \r", "also good"])
+    documents, rejects = read(path, line_limit=150_000)
+    assert [document.text for document in documents] == ["good", "also good"]
+    [(place, found, excerpt)] = rejects
+    assert found == reason and excerpt and len(excerpt) <= 200
+    assert (line_number(path, place) if suffix == "jsonl" else place) == 2
 
 
-@pytest.mark.parametrize("meta", [{"language": "en"}, {"language": [{"name": "C"}]}, "{}", None])
-def test_meta_may_be_anything(meta):
-    assert parse_line(json.dumps({"meta": meta, "text": "x"}).encode()) == ("x", "")
+def test_the_limit_is_exact_and_the_last_line_needs_no_end(tmp_path):
+    line = b'{"text": "abc"}'
+    path = tmp_path / "x.jsonl"
+    for content in (line, line + b"\n", b"\xef\xbb\xbf" + line):
+        path.write_bytes(content)
+        assert texts(path) == ["abc"]
+    path.write_bytes(line + b"\n" + line + b" \n" + line)
+    documents, rejects = read(path, line_limit=len(line))
+    assert [document.place for document in documents] == [0, 2 * len(line) + 3]
+    assert rejects == [(len(line) + 1, "too long", '{"text": "abc"}')]
+    path.write_bytes(line + b" ")
+    assert reasons(path, line_limit=len(line)) == ["too long"]
 
 
-def test_rejects_are_counted_and_named(tmp_path):
-    path = write_jsonl(tmp_path / "x.jsonl", ["good", b"{", b"", "good too", b'{"text": null}'])
-    documents, report = read(path)
-    assert documents == ["good", "good too"]
-    assert report.rejects == {"broken JSON": 1, "no text": 1}
-    assert report.examples == [f"{path}:2: broken JSON", f"{path}:5: no text"]
-    with pytest.raises(ValueError, match=r"2 of 4 lines(.|\n)*x\.jsonl:2: broken JSON"):
-        report.raise_if_above(0.001)
-    report.raise_if_above(0.5)
+def test_an_error_of_the_caller_is_not_blamed_on_the_file(tmp_path):
+    path = write_jsonl(tmp_path / "x.jsonl", [b"bad"])
+
+    def fail(*_):
+        raise OSError(28, "disk full")
+
+    with pytest.raises(OSError, match="disk full") as caught:
+        list(read_documents(source_of(path), 0, None, fail))
+    assert not isinstance(caught.value, SourceError)
 
 
-def test_a_byte_order_mark_is_not_an_error(tmp_path):
-    (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x"}\r\n')
-    assert read(tmp_path / "x.jsonl")[0] == ["x"]
+GOOD_OR_BAD = st.one_of(
+    st.text(max_size=12), st.sampled_from([b"", b"bad", b" ", b'{"text": "\xff"}', b'{"te'])
+)
+
+
+@given(
+    lines=st.lists(GOOD_OR_BAD, max_size=12),
+    cuts=st.lists(st.integers(0, 400), max_size=6),
+    has_end=st.booleans(),
+    end=st.sampled_from([b"\n", b"\r\n", b"\n\n"]),
+)
+def test_every_line_is_read_once_wherever_the_file_is_cut(
+    tmp_path_factory, lines, cuts, has_end, end
+):
+    path = tmp_path_factory.mktemp("cuts") / "x.jsonl"
+    encoded = [
+        line if isinstance(line, bytes) else json.dumps({"text": line}).encode() for line in lines
+    ]
+    path.write_bytes(end.join(encoded) + (end if has_end else b""))
+    whole = read(path, line_limit=20)
+    edges = sorted({0, *cuts})
+    parts = [
+        read(path, start, stop, line_limit=20)
+        for start, stop in zip(edges, [*edges[1:], None], strict=True)
+    ]
+    assert [document for part in parts for document in part[0]] == whole[0]
+    assert [reject for part in parts for reject in part[1]] == whole[1]
+
+
+def test_an_archive_has_no_byte_ranges(tmp_path):
+    path = write_jsonl(tmp_path / "x.jsonl.gz", ["one"])
+    with pytest.raises(ValueError, match="cannot be split: start=5"):
+        read(path, 5, None)
+
+
+def test_v2_keeps_its_text_in_another_field(tmp_path):
+    path = tmp_path / "en_head.json.gz"
+    rows = [{"raw_content": "web", "text": "not this", "language": "en"}, {"text": "no"}]
+    path.write_bytes(gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in rows)))
+    assert texts(path, format="redpajama-v2") == ["web"]
+    assert reasons(path, format="redpajama-v2") == ["no text"]
+
+
+def test_slimpajama_names_the_domain_in_every_record(tmp_path):
+    names = ["RedPajamaCommonCrawl", "RedPajamaGithub", "RedPajamaStackExchange", "RedPajamaArXiv"]
+    rows = [{"text": name, "meta": {"redpajama_set_name": name}} for name in names]
+    rows += [{"text": "a", "meta": {}}, {"text": "b", "meta": {"redpajama_set_name": "../x"}}]
+    path = write_jsonl(tmp_path / "x.jsonl.zst", [json.dumps(row).encode() for row in rows])
+    documents, rejects = read(path, domain=None, format="slimpajama")
+    assert [document.domain for document in documents] == ["cc", "github", "stackexchange", "arxiv"]
+    assert [reason for _, reason, _ in rejects] == ["unknown domain"] * 2
+
+
+def test_v1_languages_are_a_string_here_and_a_list_there(tmp_path):
+    for domain, language in [("github", [{"name": "C", "bytes": "1"}]), ("stackexchange", "en")]:
+        row = {"text": domain, "meta": {"language": language}}
+        write_jsonl(tmp_path / domain / "x.jsonl", [json.dumps(row).encode()])
+    write_jsonl(tmp_path / "common_crawl" / "2019-30" / "en.jsonl.zst", [b'{"text": "cc"}'])
+    found = [
+        document
+        for source in find_sources(tmp_path)
+        for document in read_documents(source, 0, None, pytest.fail)
+    ]
+    assert [document.domain for document in found] == ["cc", "github", "stackexchange"]
+
+
+def write_parquet(path, rows, **options):
+    pyarrow.parquet.write_table(pyarrow.table(rows), path, **options)
+    return path
+
+
+def test_the_samples_parquet_mirror(tmp_path):
+    meta = [
+        json.dumps({"pred_label": "__label__wiki", "source": "cc/2019-30"}),
+        "{'content_hash': 'a', 'language': [{'name': 'C', 'bytes': '1'}]}",
+        json.dumps({"timestamp": "x", "source": "c4", "language": "en", "url": "u"}),
+        "garbage",
+    ]
+    rows = {"text": ["one", "two", "three", "four"], "meta": meta, "other": [1, 2, 3, 4]}
+    path = write_parquet(tmp_path / "x.parquet", rows, row_group_size=2)
+    documents, rejects = read(path, domain=None, format="redpajama-sample")
+    assert documents == [(1, "cc", "one"), (2, "github", "two"), (3, "c4", "three")]
+    assert [(place, reason) for place, reason, _ in rejects] == [(4, "unknown domain")]
+
+
+def test_bad_rows_of_parquet(tmp_path):
+    broken = pyarrow.array([b"good", b"\xff\xfe", None, b"", b"x" * 99]).cast(
+        pyarrow.string(), safe=False
+    )
+    path = write_parquet(tmp_path / "x.parquet", {"text": broken, "meta": ["{'yymm': '1'}"] * 5})
+    documents, rejects = read(path, domain=None, format="redpajama-sample", line_limit=50)
+    assert documents == [(1, "arxiv", "good")]
+    found = [(place, reason) for place, reason, _ in rejects]
+    assert found == [(2, "invalid UTF-8"), (3, "no text"), (4, "empty text"), (5, "too long")]
+
+
+def test_damaged_parquet_is_an_error_that_names_the_file(tmp_path):
+    words = random.Random(0)
+    rows = {"text": [words.randbytes(3000).hex() for _ in range(500)], "meta": ["{}"] * 500}
+    path = write_parquet(tmp_path / "x.parquet", rows, row_group_size=100, compression="zstd")
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2 :: 997] = b"\x00" * len(damaged[len(damaged) // 2 :: 997])
+    path.write_bytes(damaged)
+    with pytest.raises(SourceError, match="x.parquet cannot be read"):
+        read(path, domain=None, format="redpajama-sample")
+    write_parquet(path, {"txt": ["a"]})
+    with pytest.raises(SourceError, match="no column 'text'"):
+        read(path, domain=None, format="redpajama-sample")

@@ -26,7 +26,7 @@ def test_a_run_gets_no_hub_and_keeps_the_users_own_settings(monkeypatch):
 def test_errors_are_one_line_and_a_status():
     result = CliRunner().invoke(demo.app, ["--data", "absent", "--out", "absent-too"])
     assert result.exit_code == 1
-    assert "error: data='absent' is not a folder" in result.output.replace("\n", " ")
+    assert "error: input='absent' is not a folder" in result.output.replace("\n", " ")
     assert not Path("absent-too").exists()
 
 
@@ -37,5 +37,5 @@ def test_prepared_data_is_used_again(tmp_path, monkeypatch):
     overrides = ["variables.vocabulary_size=320", "shared.max_seq_len=32"]
     template = load_template(DEFAULT_YAML, tmp_path / "out", overrides)
     first = demo.prepare_data(corpus, tmp_path / "out", template)
-    monkeypatch.setattr(demo, "prepare", pytest.fail)
+    monkeypatch.setattr(demo, "prepare_from_scratch", pytest.fail)
     assert demo.prepare_data(corpus, tmp_path / "out", template) == first

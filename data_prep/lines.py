@@ -1,0 +1,124 @@
+"""Read lines of plain and compressed files with bounded memory."""
+
+import gzip
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+READ_BUFFER = 1 << 20
+EXCERPT_BYTES = 200
+COMPRESSED = (".gz", ".zst")
+
+
+class Line(NamedTuple):
+    """One line as it was read.
+
+    Args:
+        number: counted from 1 from where reading began.
+        offset: byte in the decompressed stream at which it starts.
+        content: its bytes; of a line that is longer than allowed only the beginning.
+        is_whole: False for a line that is longer than allowed.
+    """
+
+    number: int
+    offset: int
+    content: bytes
+    is_whole: bool = True
+
+
+@contextmanager
+def open_lines(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading lines, decompressed by its suffix.
+
+    Args:
+        path: plain, `.gz` or `.zst` file; archives of several members or frames are read whole.
+
+    Raises:
+        EOFError: an archive of no bytes, which both decompressors would take for an empty one.
+    """
+    if path.suffix in COMPRESSED and path.stat().st_size == 0:
+        raise EOFError("the archive has no bytes")
+    with path.open("rb", buffering=READ_BUFFER) as raw:
+        if path.suffix == ".gz":
+            # GzipFile.readline runs in Python; the reader around it makes lines in C.
+            with io.BufferedReader(gzip.GzipFile(fileobj=raw), READ_BUFFER) as stream:
+                yield stream
+        elif path.suffix == ".zst":
+            import pyarrow
+
+            decompressed = pyarrow.CompressedInputStream(raw, "zstd")
+            with io.BufferedReader(decompressed, READ_BUFFER) as stream:
+                yield stream
+        else:
+            yield raw
+
+
+def read_lines(stream: BinaryIO, offset: int, limit: int) -> Iterator[Line]:
+    """Yield the lines of a stream; a line above the limit is skipped without being held whole.
+
+    Args:
+        stream: at the start of a line.
+        offset: byte at which the stream stands.
+        limit: bytes of a line at most, its end not counted.
+    """
+    number = 0
+    while content := stream.readline(limit + 1):
+        number += 1
+        start, offset = offset, offset + len(content)
+        if len(content) > limit and not content.endswith(b"\n"):
+            content = content[:EXCERPT_BYTES]  # the rest is freed before more is read
+            offset += skip_line(stream)
+            yield Line(number, start, content, is_whole=False)
+        else:
+            yield Line(number, start, content)
+
+
+def read_range(stream: BinaryIO, start: int, stop: int | None, limit: int) -> Iterator[Line]:
+    """Yield the lines that start in [start, stop), whatever bytes the two cut through.
+
+    Args:
+        stream: plain file.
+        start: first byte at which a line may start.
+        stop: byte at which no line may start any more, None to read to the end.
+        limit: bytes of a line at most.
+    """
+    offset = start
+    if start > 0:
+        # From one byte earlier: if that byte ends a line, then a line starts at `start`.
+        stream.seek(start - 1)
+        offset = start - 1 + skip_line(stream)
+    for line in read_lines(stream, offset, limit):
+        if stop is not None and line.offset >= stop:
+            return
+        yield line
+
+
+def skip_line(stream: BinaryIO) -> int:
+    """Read on to the end of the current line and return how many bytes that took.
+
+    Args:
+        stream: anywhere in a line.
+    """
+    skipped = 0
+    while chunk := stream.readline(READ_BUFFER):
+        skipped += len(chunk)
+        if chunk.endswith(b"\n"):
+            break
+    return skipped
+
+
+def line_number(path: str | Path, offset: int) -> int:
+    """Count the line, from 1, that starts at a byte of a plain file; slow, for messages.
+
+    Args:
+        path: plain file.
+        offset: byte at which the line starts.
+    """
+    number = 1
+    with Path(path).open("rb") as stream:
+        while offset > 0 and (chunk := stream.read(min(offset, READ_BUFFER))):
+            number += chunk.count(b"\n")
+            offset -= len(chunk)
+    return number

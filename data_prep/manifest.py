@@ -1,0 +1,202 @@
+"""The manifest: what a finished preparation holds, and whether a training run fits it."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from apex_composer.data_prep.files import read_json
+from apex_composer.data_prep.options import Options
+from apex_composer.data_prep.plan import Plan
+from apex_composer.data_prep.proportions import make_streams, share_out
+from apex_composer.data_prep.sequences import token_type
+from apex_composer.data_prep.write import Corpus, Stream, count_left_out
+
+FORMAT = "apex-composer data 2"
+MANIFEST = "manifest.json"
+STREAMS = "streams.yaml"
+TOKENIZER_FOLDER = "tokenizer"
+# A training YAML may name the folder of a stream, of a split, or of all splits.
+LEVELS_ABOVE = 2
+
+Counts = dict[str, int]
+
+
+def make_manifest(
+    plan: Plan,
+    options: Options,
+    corpus: Corpus,
+    codes: Any,
+    streams: list[Stream],
+    records: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Put together what `manifest.json` holds.
+
+    Args:
+        plan: of the preparation.
+        options: of the preparation.
+        corpus: all documents.
+        codes: their splits.
+        streams: of all splits and domains.
+        records: of all shards.
+    """
+    vocabulary = plan["tokenizer"]["vocabulary_size"]
+    domains = _count_domains(plan, corpus, codes)
+    return {
+        "format": FORMAT,
+        "options": options.as_dict(),
+        "domains": corpus.domains,
+        "absent_domains": share_out(options.proportions, corpus.domains)[1],
+        "tokenizer": plan["tokenizer"] | {"folder": TOKENIZER_FOLDER},
+        "dtype": token_type(vocabulary),
+        "documents": sum(counts["documents"] for counts in domains.values()),
+        "rejects": _count_rejects(plan, corpus),
+        "read": domains,
+        "kept": plan["kept"],
+        "splits": _count_splits(streams, options.sequence_length),
+        "shards": _list_shards(records),
+        "sources": _describe_sources(plan, corpus),
+    }
+
+
+def _count_domains(plan: Plan, corpus: Corpus, codes: Any) -> dict[str, Counts]:
+    """Per domain: what was read, and what of it is in no split."""
+    totals = {domain: {"documents": 0, "documents_not_tokenised": 0} for domain in corpus.domains}
+    for report in corpus.reports:
+        for domain, counts in report["domains"].items():
+            for name, value in counts.items():
+                totals[domain][name] += value
+    left_out = count_left_out(corpus, codes)
+    for number, domain in enumerate(corpus.domains):
+        tokens = int(corpus.lengths[corpus.owners == number].sum(dtype="int64"))
+        totals[domain] |= {"tokens": tokens} | left_out[domain]
+    return totals
+
+
+def _count_splits(streams: list[Stream], length: int) -> dict[str, dict[str, Counts]]:
+    splits: dict[str, dict[str, Counts]] = {}
+    for stream in streams:
+        splits.setdefault(stream.split, {})[stream.domain] = {
+            "documents": len(stream.documents),
+            "tokens": stream.tokens,
+            "sequences": stream.sequences,
+            "tokens_left_over": stream.tokens % length,
+            "tokens_beyond_budget": stream.beyond,
+        }
+    return splits
+
+
+def _list_shards(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    files: dict[str, list[dict[str, Any]]] = {}
+    for record in sorted(records, key=lambda record: (record["stream"], record["number"])):
+        entry = {"sequences": record["entry"]["samples"]}
+        entry |= {name: record[name] for name in ("file", "bytes", "sha256")}
+        files.setdefault(record["stream"], []).append(entry)
+    return files
+
+
+def _count_rejects(plan: Plan, corpus: Corpus) -> dict[str, Any]:
+    """Rejects by reason, and by the domain of the file; records that name their own have none."""
+    lines: Counts = {}
+    domains: Counts = {}
+    for (source, _, _), report in zip(plan["pieces"], corpus.reports, strict=True):
+        domain = plan["sources"][source]["domain"] or "unknown"
+        for reason, count in report["rejects"].items():
+            lines[reason] = lines.get(reason, 0) + count
+            domains[domain] = domains.get(domain, 0) + count
+    return {"lines": dict(sorted(lines.items())), "domains": dict(sorted(domains.items()))}
+
+
+def _describe_sources(plan: Plan, corpus: Corpus) -> list[dict[str, Any]]:
+    """Every file with its size, its documents, and one hash of all texts read from it."""
+    sources = [source | {"documents": 0, "rejects": 0} for source in plan["sources"]]
+    hashes = [hashlib.blake2b(digest_size=16) for _ in sources]
+    for (number, _, _), report in zip(plan["pieces"], corpus.reports, strict=True):
+        hashes[number].update(bytes.fromhex(report["content"]))
+        sources[number]["documents"] += report["documents"]
+        sources[number]["rejects"] += sum(report["rejects"].values())
+    for source, digest in zip(sources, hashes, strict=True):
+        source["content_blake2b"] = digest.hexdigest()
+    return sources
+
+
+def write_streams(manifest: dict[str, Any], out: Path, remote: str | None = None) -> str:
+    """The `streams:` block of every split, with the proportions of the options.
+
+    Args:
+        manifest: of the preparation.
+        out: output folder.
+        remote: address that the output was uploaded to. Default: None.
+    """
+    options = manifest["options"]
+    folder = options["streams_folder"] or str(out)
+    shares, absent = share_out(options["proportions"], manifest["domains"])
+    note = f"# Absent, so the others' proportions were raised: {', '.join(absent)}\n"
+    blocks = [
+        f"# {split}\n" + make_streams(f"{folder}/{split}", shares, remote and f"{remote}/{split}")
+        for split in manifest["splits"]
+    ]
+    # One block is a YAML document: paste the one that the run shall use.
+    return (note if absent else "") + "---\n".join(blocks)
+
+
+def read_manifest(out: Path | str) -> dict[str, Any] | None:
+    """Read the manifest of a finished preparation, or None where there is none.
+
+    Args:
+        out: folder that `prepare` was given.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    manifest = read_json(Path(out) / MANIFEST)
+    return manifest if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
+
+
+def check_manifest(
+    data_folder: Path | str,
+    tokenizer_hash: str,
+    vocabulary_size: int,
+    sequence_length: int,
+) -> Path | None:
+    """Refuse prepared data that does not fit a training run.
+
+    Args:
+        data_folder: output of `prepare`, or the folder of a split or of a stream in it.
+        tokenizer_hash: of the run's tokenizer, from
+            `hash_backend(tokenizer.backend_tokenizer.to_str())`.
+        vocabulary_size: tokens that the run's model knows.
+        sequence_length: tokens in a sequence of the run.
+
+    Returns:
+        The manifest that fits, or None where there is none: data of another origin.
+
+    Raises:
+        ValueError: something does not fit; the message names all of it.
+    """
+    folder = Path(data_folder)
+    for candidate in (folder, *list(folder.parents)[:LEVELS_ABOVE]):
+        manifest = read_manifest(candidate)
+        if manifest is not None:
+            break
+    else:
+        return None
+    tokenizer, length = manifest["tokenizer"], manifest["options"]["sequence_length"]
+    wrong = []
+    if tokenizer["sha256"] != tokenizer_hash:
+        wrong.append(
+            f"it was tokenised with {tokenizer['name']!r} (sha256 {tokenizer['sha256'][:12]}), the "
+            f"run's tokenizer has {tokenizer_hash[:12]}"
+        )
+    if tokenizer["vocabulary_size"] > vocabulary_size:
+        wrong.append(
+            f"its vocabulary has {tokenizer['vocabulary_size']} tokens, the model's has "
+            f"{vocabulary_size}"
+        )
+    if length != sequence_length:
+        wrong.append(f"its sequences have {length} tokens, max_seq_len is {sequence_length}")
+    if wrong:
+        raise ValueError(
+            f"The data in {candidate} does not fit this run: {'; '.join(wrong)}. Train with the "
+            "tokenizer in its folder tokenizer/ and its sequence length, or prepare it again."
+        )
+    return candidate / MANIFEST

@@ -1,0 +1,158 @@
+"""Run tasks in worker processes that may die, be interrupted, or lose their parent."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+Task = dict[str, Any]
+# A worker's function: the task, and a function that reports progress. Must be of a module.
+Work = Callable[[Task, Callable[[Any], None]], Any]
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker process ended without an answer."""
+
+
+def run_tasks(
+    work: Work,
+    tasks: Iterable[Task],
+    workers: int,
+    on_progress: Callable[[Any], None] = lambda progress: None,
+    on_result: Callable[[Any], None] = lambda result: None,
+) -> None:
+    """Run tasks, in this process when `workers` is 1, else in processes of their own.
+
+    Args:
+        work: called with a task and a function for progress.
+        tasks: each with a `name` for messages.
+        workers: number of processes.
+        on_progress: called with whatever a worker reports.
+        on_result: called with each result, in the order in which they come.
+
+    Raises:
+        WorkerDiedError: a worker ended without an answer, killed for its memory for example.
+        Exception: what a task raised.
+        KeyboardInterrupt: Ctrl-C; no worker is left running.
+    """
+    if workers == 1:
+        with _one_thread():
+            for task in tasks:
+                on_result(work(task, on_progress))
+        return
+    with _one_thread(), _processes(work, workers) as crew:
+        _supervise(crew, iter(tasks), on_progress, on_result)
+
+
+def _supervise(
+    crew: dict[Connection, Any],
+    tasks: Iterator[Task],
+    on_progress: Callable[[Any], None],
+    on_result: Callable[[Any], None],
+) -> None:
+    current: dict[Connection, Task] = {}
+    for connection in crew:
+        _hand_out(connection, tasks, current, crew)
+    while current:
+        for connection in wait(list(current)):
+            try:
+                kind, content = connection.recv()
+            except (EOFError, OSError):
+                raise _death(crew[connection], current[connection]) from None
+            if kind == "error":
+                raise content
+            if kind == "progress":
+                on_progress(content)
+            else:
+                on_result(content)
+                _hand_out(connection, tasks, current, crew)
+
+
+def _hand_out(
+    connection: Connection, tasks: Iterator[Task], current: dict[Connection, Task], crew: Any
+) -> None:
+    task = next(tasks, None)
+    current.pop(connection, None)
+    if task is None:
+        return
+    current[connection] = task
+    try:
+        connection.send(task)
+    except OSError:
+        raise _death(crew[connection], task) from None
+
+
+def _death(process: Any, task: Task) -> WorkerDiedError:
+    process.join(timeout=5)
+    code = process.exitcode
+    cause = f"ended with status {code}"
+    if code is not None and code < 0:
+        cause = f"was killed by signal {-code} ({signal.Signals(-code).name})"
+    hint = " Signal 9 mostly means that memory ran out: use fewer --workers." if code == -9 else ""
+    return WorkerDiedError(
+        f"A worker process {cause} at {task['name']}.{hint} Give the same command again: finished "
+        "pieces and shards are kept."
+    )
+
+
+@contextmanager
+def _processes(work: Work, count: int) -> Iterator[dict[Connection, Any]]:
+    """Start workers; however the block ends, none of them is left."""
+    # Not fork: a copy of a process with threads (torch's, the tokenizer's) may lock up.
+    context = multiprocessing.get_context("spawn")
+    context.set_executable(sys.executable)
+    crew: dict[Connection, Any] = {}
+    try:
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+            process.start()
+            theirs.close()
+            crew[ours] = process
+        yield crew
+    finally:
+        for connection, process in crew.items():
+            connection.close()
+            process.kill()  # nothing half-written counts, so there is nothing to wait for
+        for process in crew.values():
+            process.join()
+
+
+def _serve(connection: Connection, work: Work) -> None:
+    """The life of a worker: take a task, answer, until the parent closes the connection."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with suppress(EOFError, OSError):
+        while True:
+            task = connection.recv()
+            try:
+                answer = ("result", work(task, lambda p: connection.send(("progress", p))))
+            except Exception as error:
+                answer = ("error", error)
+            connection.send(answer)
+
+
+def _end_with_parent() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The workers are the parallelism: each of their tokenizers uses one thread."""
+    wanted = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,95 @@
+"""The one progress bar: files, documents, tokens, tokens per second, and the time that is left."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from apex_composer.data_prep.estimate import TYPICAL_RATIO
+from tqdm import tqdm
+
+COMPRESSED = (".gz", ".zst", ".parquet")
+
+
+class ReadingBar:
+    """Progress of phase 1, in bytes of the files as stored.
+
+    Args:
+        pieces: name of the source and bytes of every piece that is still to be done.
+        done_bytes: of the pieces that an earlier run finished. Default: 0.
+    """
+
+    def __init__(self, pieces: list[tuple[str, int]], done_bytes: int = 0) -> None:
+        self.open = Counter(path for path, _ in pieces)
+        self.files = len(self.open)
+        self.counts: Counter[str] = Counter()
+        self.characters: Counter[str] = Counter()  # of pieces that are being read, by source
+        self.finished_bytes = done_bytes
+        self.archives = {"bytes": 1.0, "characters": TYPICAL_RATIO}  # of finished ones
+        self.started = time.monotonic()
+        total = done_bytes + sum(size for _, size in pieces)
+        self.bar = tqdm(
+            total=total, initial=done_bytes, unit="B", unit_scale=True, desc="tokenising"
+        )
+
+    def advance(self, news: Mapping[str, Any]) -> None:
+        """Take a worker's news.
+
+        Args:
+            news: documents, tokens and characters since its last news, and its source.
+        """
+        self.counts.update({name: news[name] for name in ("documents", "tokens")})
+        self.characters[news["source"]] += news["characters"]
+        self._show()
+
+    def finish_piece(self, report: Mapping[str, Any]) -> None:
+        """Count a finished piece.
+
+        Args:
+            report: of the piece, with `source`, `bytes` as stored, and `characters`.
+        """
+        source = report["source"]
+        self.open[source] -= 1
+        self.finished_bytes += report["bytes"]
+        self.characters[source] -= report["characters"]
+        if source.endswith(COMPRESSED):
+            for name in self.archives:
+                self.archives[name] += report[name]
+        self._show()
+
+    def _show(self) -> None:
+        # A guess until a piece is done: an archive does not tell how far it has been read.
+        ratio = self.archives["characters"] / self.archives["bytes"]
+        reading = sum(
+            count / (ratio if source.endswith(COMPRESSED) else 1)
+            for source, count in self.characters.items()
+        )
+        position = min(self.finished_bytes + reading, self.bar.total)
+        left = sum(count > 0 for count in self.open.values())
+        rate = self.counts["tokens"] / max(1e-9, time.monotonic() - self.started)
+        self.bar.set_postfix_str(
+            f"{self.files - left}/{self.files} files, {self.counts['documents']:,} documents, "
+            f"{self.counts['tokens']:,} tokens, {rate:,.0f} tokens/s",
+            refresh=False,
+        )
+        self.bar.update(max(0, position - self.bar.n))
+
+    def close(self, whole: bool) -> None:
+        """End the bar.
+
+        Args:
+            whole: whether all pieces are done.
+        """
+        if whole:
+            self.bar.update(self.bar.total - self.bar.n)
+        self.bar.close()
+
+
+def token_bar(tokens: int, description: str) -> tqdm:
+    """The bar of phase 2 and of verification.
+
+    Args:
+        tokens: that will be written or read.
+        description: what is done.
+    """
+    return tqdm(total=tokens, unit=" tokens", unit_scale=True, desc=description)

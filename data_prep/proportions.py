@@ -1,0 +1,115 @@
+"""Shares of the domains, and the `streams:` block of a training YAML that uses them."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from apex_composer.data_prep.options import SettingsError
+
+# LLaMA-1, table 1, in percent; the paper takes its pre-training and evaluation data in these.
+LLAMA1 = {
+    "cc": 67.0,
+    "c4": 15.0,
+    "github": 4.5,
+    "book": 4.5,
+    "wikipedia": 4.5,
+    "arxiv": 2.5,
+    "stackexchange": 2.0,
+}
+ALIASES = {
+    "common_crawl": "cc", "commoncrawl": "cc", "books": "book", "wiki": "wikipedia",
+    "stack_exchange": "stackexchange", "c4-rp": "c4",
+}  # fmt: skip
+
+
+def read_proportions(name: str) -> dict[str, float]:
+    """Read proportions by their name or from a JSON or YAML file.
+
+    Args:
+        name: `llama1`, or the path of a file that maps domains to positive numbers.
+
+    Raises:
+        SettingsError: there is no such file, or it holds something else.
+    """
+    if name == "llama1":
+        return dict(LLAMA1)
+    path = Path(name)
+    if not path.is_file():
+        raise SettingsError(
+            f"proportions={name!r} is neither 'llama1' nor a file. Give the path of a JSON or "
+            "YAML file such as {cc: 67, c4: 15}."
+        )
+    content = _parse(path)
+    if not isinstance(content, dict) or not content:
+        raise SettingsError(
+            f"proportions={name!r} must map domains to numbers: {{cc: 67, c4: 15}}."
+        )
+    for domain, value in content.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < float("inf"):
+            raise SettingsError(f"proportions={name!r}: {domain}={value!r} must be above 0.")
+    return {str(domain): float(value) for domain, value in content.items()}
+
+
+def _parse(path: Path) -> Any:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        return json.loads(text)
+    import yaml
+
+    return yaml.safe_load(text)
+
+
+def share_out(
+    proportions: Mapping[str, float] | None, domains: Iterable[str]
+) -> tuple[dict[str, float], list[str]]:
+    """Give every domain that there is its share of 1; absent domains' shares go to the others.
+
+    Args:
+        proportions: of domains, with any sum; None stands for equal shares.
+        domains: that the data has.
+
+    Returns:
+        Shares that add up to 1, in the order of `domains`, and the domains that are absent.
+
+    Raises:
+        SettingsError: the data has a domain without a proportion.
+    """
+    domains = list(domains)
+    if proportions is None:
+        return {domain: 1 / len(domains) for domain in domains}, []
+    found = {domain: _find(proportions, domain) for domain in domains}
+    unknown = [domain for domain, name in found.items() if name is None]
+    if unknown:
+        raise SettingsError(
+            f"The proportions have no entry for {', '.join(unknown)}; they name "
+            f"{', '.join(proportions)}. Add an entry, rename the domain's folder, or take it out."
+        )
+    total = sum(proportions[name] for name in found.values())
+    absent = [name for name in proportions if name not in found.values()]
+    return {domain: proportions[name] / total for domain, name in found.items()}, absent
+
+
+def _find(proportions: Mapping[str, float], domain: str) -> str | None:
+    names = {ALIASES.get(name, name): name for name in proportions}
+    return domain if domain in proportions else names.get(ALIASES.get(domain, domain))
+
+
+def make_streams(folder: str, shares: Mapping[str, float], remote: str | None = None) -> str:
+    """Write the `streams:` block of llm-foundry's `text` dataloader.
+
+    Args:
+        folder: of a split, with one folder for each domain.
+        shares: of the domains, adding up to 1.
+        remote: address of the split in a remote store; `folder` is its cache then. Default: None.
+    """
+    lines = ["streams:  # proportions in percent"]
+    for domain, share in shares.items():
+        lines += [
+            f"  {domain}:",
+            f"    local: {json.dumps(f'{folder}/{domain}')}",
+            f"    remote: {json.dumps(remote and f'{remote}/{domain}')}",
+            f"    proportion: {round(100 * share, 6)}",
+        ]
+    return "\n".join(lines) + "\n"

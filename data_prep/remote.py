@@ -1,0 +1,100 @@
+"""Read inputs from a remote store, through streaming's own download.
+
+streaming imports torch, so it is imported only when an input is remote.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlparse
+
+FILE_SCHEME = "file"  # a folder of this machine, read as a remote store is
+DOWNLOAD_SECONDS = 4 * 3600.0
+ATTEMPTS = 3
+
+
+def is_remote(address: str | Path) -> bool:
+    """Whether an address names a remote store, such as `s3://bucket/folder`.
+
+    Args:
+        address: path or address.
+    """
+    return isinstance(address, str) and "://" in address
+
+
+def list_files(address: str) -> list[str]:
+    """List the files below a remote folder, sorted, as paths below it.
+
+    Args:
+        address: address of the folder.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: streaming knows no such store, or cannot list it.
+    """
+    parts = urlparse(address)
+    if parts.scheme == FILE_SCHEME:
+        root = Path(parts.path)
+        below = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+    else:
+        prefix = parts.path.strip("/")
+        prefix += "/" if prefix else ""
+        names = _list_objects(address)
+        below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    if not below:
+        raise FileNotFoundError(f"input={address!r} holds no file.")
+    return sorted(below)
+
+
+def _list_objects(address: str) -> list[str]:
+    from streaming.base.storage import CloudUploader
+
+    # streaming's listing is part of its uploaders; nothing is written.
+    uploader = CloudUploader.get(address)
+    try:
+        names = uploader.list_objects()
+    except NotImplementedError:
+        names = None
+    finally:
+        os.rmdir(uploader.local)  # the scratch folder that every remote uploader makes
+    if names is None:
+        raise ValueError(
+            f"input={address!r}: streaming cannot list this store. Mount it, or copy it to a local "
+            "folder."
+        )
+    return names
+
+
+@contextmanager
+def local_copy(address: str, cache: Path | None = None) -> Iterator[Path]:
+    """Download a remote file for as long as it is read; a local path is given back as it is.
+
+    Args:
+        address: path, or address of a file.
+        cache: folder with room for the file. Default: None, the system's folder for such files.
+
+    Raises:
+        OSError: the download failed, three times.
+        ValueError: streaming knows no such store.
+    """
+    if not is_remote(address):
+        yield Path(address)
+        return
+    from streaming.base.storage import CloudDownloader
+
+    parts = urlparse(address)
+    remote = parts.path if parts.scheme == FILE_SCHEME else address
+    with tempfile.TemporaryDirectory(prefix="apex-prep-", dir=cache) as folder:
+        path = Path(folder) / Path(parts.path).name
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                CloudDownloader.direct_download(remote, str(path), DOWNLOAD_SECONDS)
+                break
+            except ValueError:
+                raise
+            except Exception as error:  # every store has its own errors
+                if attempt == ATTEMPTS:
+                    raise OSError(f"{address} cannot be downloaded: {error}") from error
+        yield path

@@ -1,0 +1,183 @@
+"""Choose the split of every document by the order of the documents' hashes.
+
+The order of the hashes is a shuffle that depends on nothing but the texts, so neither the order of
+the files nor the number of workers moves a document. Equal texts have equal hashes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+BEYOND = -1  # in no split: the budgets are filled
+DUPLICATE = -2  # in no split: the same text is in an earlier one, or in validation already
+HASHES = 1 << 64
+# Hashes that are looked up at a time, to bound the memory.
+AT_ONCE = 1 << 20
+
+
+class ShortfallError(ValueError):
+    """A domain has too few tokens for its budget."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """A split that takes the hashes in [start, stop), per domain.
+
+    Args:
+        start: smallest hash of each domain.
+        stop: first hash after it, of each domain.
+    """
+
+    start: Mapping[str, int]
+    stop: Mapping[str, int]
+
+
+# What a split takes: tokens per domain, a range of hashes, or (None) all that is left.
+Want = Mapping[str, int] | Range | None
+
+
+def choose_splits(
+    hashes: np.ndarray,
+    lengths: np.ndarray,
+    owners: np.ndarray,
+    domains: Sequence[str],
+    wants: Mapping[str, Want],
+    unique: str = "validation",
+) -> np.ndarray:
+    """Name the split of every document.
+
+    Args:
+        hashes: of the documents: uint64 [n].
+        lengths: their tokens: [n].
+        owners: their domains, as indices into `domains`: [n].
+        domains: names of the domains.
+        wants: what each split takes, in the order in which the smallest hashes are given away.
+        unique: split that takes every text once, whatever the domain. Default: "validation".
+
+    Returns:
+        int8 [n]: indices into `wants`, BEYOND, or DUPLICATE. No text is in two splits.
+
+    Raises:
+        ShortfallError: a domain cannot fill its budget; the message names all that cannot.
+    """
+    codes = np.full(len(hashes), BEYOND, dtype=np.int8)
+    taken = np.empty(0, dtype=np.uint64)
+    missing: list[str] = []
+    members = [np.flatnonzero(owners == index) for index in range(len(domains))]
+    for code, (name, want) in enumerate(wants.items()):
+        chosen_before = taken
+        for domain, member in zip(domains, members, strict=True):
+            free = member[codes[member] == BEYOND]
+            free = free[~_contained(hashes[free], chosen_before)]
+            free = free[np.argsort(hashes[free], kind="stable")]
+            if name == unique:  # the first copy in the order of the input
+                free = free[_first_copies(hashes[free])]
+            chosen = _take(hashes[free], lengths[free], want, domain)
+            if chosen is None:
+                have, need = int(lengths[free].sum()), want[domain]
+                missing.append(f"{name}/{domain} needs {need:,} tokens and has {have:,}")
+                continue
+            codes[free[:chosen] if isinstance(chosen, int) else free[chosen]] = code
+            if name == unique:
+                chosen_before = np.union1d(chosen_before, hashes[member[codes[member] == code]])
+        taken = np.union1d(taken, hashes[codes == code])
+    if missing:
+        raise ShortfallError("; ".join(missing))
+    for member in members:
+        left = member[codes[member] == BEYOND]
+        codes[left[_contained(hashes[left], taken)]] = DUPLICATE
+    return codes
+
+
+def _contained(values: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """Which values are among sorted ones; np.isin would sort copies of both."""
+    found = np.zeros(len(values), dtype=bool)
+    if len(taken):
+        for start in range(0, len(values), AT_ONCE):
+            part = values[start : start + AT_ONCE]
+            places = np.minimum(np.searchsorted(taken, part), len(taken) - 1)
+            found[start : start + AT_ONCE] = taken[places] == part
+    return found
+
+
+def _first_copies(ordered: np.ndarray) -> np.ndarray:
+    return np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]
+
+
+def _take(ordered: np.ndarray, lengths: np.ndarray, want: Want, domain: str) -> int | slice | None:
+    """How many of a domain's free documents, sorted by hash, a split takes; None: too few."""
+    if want is None:
+        return len(ordered)
+    if isinstance(want, Range):
+        bounds = (want.start[domain], want.stop[domain])
+        return slice(*(_position(ordered, bound) for bound in bounds))
+    if want[domain] == 0:
+        return 0
+    reached = int(np.searchsorted(np.cumsum(lengths, dtype=np.int64), want[domain]))
+    if reached == len(ordered):
+        return None
+    # Copies of the last text come along: they may not stay behind for another split.
+    return int(np.searchsorted(ordered, ordered[reached], side="right"))
+
+
+def _position(ordered: np.ndarray, bound: int) -> int:
+    if bound >= HASHES:
+        return len(ordered)
+    return int(np.searchsorted(ordered, np.uint64(bound)))
+
+
+def make_ranges(shares: Mapping[str, float], kept: Mapping[str, float]) -> dict[str, Range]:
+    """Divide the interval of the hashes among splits.
+
+    Args:
+        shares: of the splits, in order; the last takes what the others leave.
+        kept: part of each domain's documents that is used at all, up to 1.
+    """
+    ranges, start = {}, 0.0
+    for number, (name, share) in enumerate(shares.items(), start=1):
+        stop = 1.0 if number == len(shares) else start + share
+        ranges[name] = Range(
+            {domain: round(start * part * HASHES) for domain, part in kept.items()},
+            {domain: round(stop * part * HASHES) for domain, part in kept.items()},
+        )
+        start = stop
+    return ranges
+
+
+def divide_sequences(total: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """Divide a number of sequences among domains, to whole ones that add up to it.
+
+    Args:
+        total: sequences.
+        shares: of the domains, adding up to 1.
+    """
+    counts = {domain: int(total * share) for domain, share in shares.items()}
+    # The largest remainders first; equal ones in the domains' order, so that it is deterministic.
+    by_remainder = sorted(shares, key=lambda domain: counts[domain] - total * shares[domain])
+    for domain in by_remainder[: max(0, total - sum(counts.values()))]:
+        counts[domain] += 1
+    return counts
+
+
+def stream_spans(
+    lengths: np.ndarray, tokens_per_shard: int, total: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Cut documents laid end to end into shards.
+
+    Args:
+        lengths: tokens of the documents of one stream, in order: [n].
+        tokens_per_shard: tokens of every shard but the last.
+        total: tokens of all shards together.
+
+    Yields:
+        For each shard: its first document, the document after its last, the tokens of the first
+        one that belong to earlier shards, and the shard's tokens.
+    """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    for start in range(0, total, tokens_per_shard):
+        stop = min(start + tokens_per_shard, total)
+        first = int(np.searchsorted(ends, start, side="right"))
+        last = int(np.searchsorted(ends, stop, side="left"))
+        before = int(ends[first - 1]) if first else 0
+        yield first, last + 1, start - before, stop - start

@@ -1,0 +1,209 @@
+"""Phase 1: a worker turns one piece of the input into tokens, hashes and rejects on disk."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from apex_composer.data_prep.files import new_folder
+from apex_composer.data_prep.plan import hash_limit, read_source
+from apex_composer.data_prep.readers import read_documents
+from apex_composer.data_prep.word_encoder import read_encoder
+
+TOKENS = "tokens.bin"
+DOCUMENTS = "documents.npy"
+REJECTS = "rejects.jsonl"
+REPORT = "report.json"
+# Text is tokenised in batches of this many characters: a few 10 MB of encodings.
+BATCH_CHARACTERS = 1 << 19
+# A longer text is tokenised in parts, cut at the end of a line, else after a space, else anywhere.
+# It would need gigabytes at once; the price is that no merge crosses a cut.
+PART_CHARACTERS = 1 << 19
+# A tuple takes ten times the memory of a row, and an archive may hold millions of documents.
+DOCUMENTS_UNPACKED = 1 << 16
+DOCUMENT_TYPE = np.dtype([("hash", "<u8"), ("length", "<u4"), ("place", "<u8"), ("domain", "<u2")])
+
+PROGRESS = ("documents", "tokens", "characters")
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+def hash_text(text: str) -> int:
+    """Map a text to 64 bits that depend on nothing but the text.
+
+    Args:
+        text: a document.
+    """
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
+
+
+def tokenise_piece(task: dict[str, Any], report_progress: Progress) -> dict[str, Any]:
+    """Write the folder of one piece, whole or not at all.
+
+    Args:
+        task: `folder` to write, `source`, `start`, `stop`, `kept` (part of each domain that is
+            tokenised), `tokenizer_file`, `bos`, `eos` and `dtype`.
+        report_progress: called after every batch with the documents, tokens and characters since
+            the last one.
+
+    Returns:
+        The piece's report (counts, domains in the order of their numbers, rejects by reason) and
+        its folder.
+
+    Raises:
+        SourceError: the input cannot be read.
+        DiskFullError: the disk is full.
+    """
+    folder = Path(task["folder"])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder) as partial:
+        with (partial / TOKENS).open("wb") as tokens, (partial / REJECTS).open("w") as rejects:
+            piece = Piece(task, tokens, rejects, report_progress)
+            piece.read()
+        np.save(partial / DOCUMENTS, piece.documents_table())
+        report = piece.report()
+        (partial / REPORT).write_text(json.dumps(report, sort_keys=True) + "\n")
+    return report | {"folder": task["folder"]}
+
+
+class Piece:
+    """The state of reading one piece.
+
+    Args:
+        task: as in `tokenise_piece`.
+        tokens: file that takes the tokens of the documents, one after the other.
+        rejects: file that takes one line of JSON for each bad record.
+        report_progress: called after every batch.
+    """
+
+    def __init__(
+        self, task: dict[str, Any], tokens: IO[bytes], rejects: IO[str], report_progress: Progress
+    ) -> None:
+        self.task, self.tokens, self.rejects = task, tokens, rejects
+        self.report_progress = report_progress
+        self.source = read_source(task["source"])
+        self.documents: list[tuple[int, int, int, int]] = []
+        self.packed: list[np.ndarray] = []
+        self.domains: dict[str, dict[str, int]] = {}
+        self.content = hashlib.blake2b(digest_size=16)
+        self.counts = dict.fromkeys(PROGRESS, 0)
+        self.reported = dict(self.counts)
+        self.reasons: dict[str, int] = {}
+
+    def read(self) -> None:
+        """Tokenise the piece's documents."""
+        encode = read_encoder(self.task["tokenizer_file"])
+        for batch in batch_parts(self._kept()):
+            self._write(encode([part for _, part, _ in batch]), batch)
+            self._report_progress()
+        self._report_progress()
+
+    def _report_progress(self) -> None:
+        news = {key: self.counts[key] - self.reported[key] for key in PROGRESS}
+        self.reported = dict(self.counts)
+        self.report_progress(news | {"source": self.source.path})
+
+    def _kept(self) -> Iterator[tuple[tuple[int, int, int], str]]:
+        """The documents whose hash is below their domain's limit."""
+        task, limits = self.task, {}
+        for document in read_documents(self.source, task["start"], task["stop"], self._reject):
+            digest = hash_text(document.text)
+            self.content.update(digest.to_bytes(8, "big"))
+            self.counts["documents"] += 1
+            self.counts["characters"] += len(document.text)
+            if document.domain not in limits:
+                limits[document.domain] = hash_limit(task["kept"], document.domain)
+                self.domains[document.domain] = {"documents": 0, "documents_not_tokenised": 0}
+            counts = self.domains[document.domain]
+            counts["documents"] += 1
+            if digest >= limits[document.domain]:
+                counts["documents_not_tokenised"] += 1
+                continue
+            domain = list(self.domains).index(document.domain)
+            yield (digest, document.place, domain), document.text
+
+    def _write(self, encoded: list[np.ndarray], batch: list[tuple[Any, str, str]]) -> None:
+        """Append tokens, with bos before a document's first part and eos after its last."""
+        bos, eos = self.task["bos"], self.task["eos"]
+        for ids, (document, _, position) in zip(encoded, batch, strict=True):
+            before = [bos] if bos is not None and position in ("first", "only") else []
+            after = [eos] if position in ("last", "only") else []
+            tokens = np.concatenate([before, ids, after]).astype(self.task["dtype"])
+            if position in ("first", "only"):
+                digest, place, domain = document
+                self.documents.append((digest, len(tokens), place, domain))
+            else:
+                digest, length, place, domain = self.documents[-1]
+                self.documents[-1] = (digest, length + len(tokens), place, domain)
+            self.tokens.write(tokens.tobytes())
+            self.counts["tokens"] += len(tokens)
+        if len(self.documents) > DOCUMENTS_UNPACKED:  # the last one may have more parts to come
+            self.packed.append(np.array(self.documents[:-1], dtype=DOCUMENT_TYPE))
+            del self.documents[:-1]
+
+    def documents_table(self) -> np.ndarray:
+        """The documents so far, of DOCUMENT_TYPE."""
+        return np.concatenate([*self.packed, np.array(self.documents, dtype=DOCUMENT_TYPE)])
+
+    def _reject(self, place: int, reason: str, excerpt: str) -> None:
+        kind = "byte" if self.source.splittable else "line"
+        entry = {"file": self.source.path, kind: place, "reason": reason, "excerpt": excerpt}
+        self.rejects.write(json.dumps(entry) + "\n")
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+    def report(self) -> dict[str, Any]:
+        """Counts, domains in the order of their numbers, and a hash of all texts read."""
+        return self.counts | {
+            "source": self.source.path,
+            "domains": self.domains,
+            "rejects": dict(sorted(self.reasons.items())),
+            "content": self.content.hexdigest(),
+        }
+
+
+def batch_parts(
+    documents: Iterator[tuple[Any, str]],
+) -> Iterator[list[tuple[Any, str, str]]]:
+    """Group texts, long ones in parts, until a group has BATCH_CHARACTERS characters.
+
+    Args:
+        documents: pairs of anything and a text.
+
+    Yields:
+        Lists of the document, a part of its text, and the part's position: `only`, `first`,
+        `middle` or `last`.
+    """
+    batch: list[tuple[Any, str, str]] = []
+    characters = 0
+    for document, text in documents:
+        for part, position in split_text(text):
+            batch.append((document, part, position))
+            characters += len(part)
+            if characters >= BATCH_CHARACTERS:
+                yield batch
+                batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def split_text(text: str) -> Iterator[tuple[str, str]]:
+    """Cut a long text into parts of PART_CHARACTERS characters at most.
+
+    Args:
+        text: a document.
+
+    Yields:
+        A part and its position. The parts joined are the text.
+    """
+    start = 0
+    while len(text) - start > PART_CHARACTERS:
+        stop = start + PART_CHARACTERS
+        cut = max(text.rfind("\n", start, stop), -1)
+        if cut < start + PART_CHARACTERS // 2:
+            cut = text.rfind(" ", start + PART_CHARACTERS // 2, stop)
+        cut = cut + 1 if cut >= 0 else stop
+        yield text[start:cut], "middle" if start else "first"
+        start = cut
+    yield text[start:], "last" if start else "only"

@@ -1,0 +1,79 @@
+"""Copy a finished preparation to a remote store, through streaming's own upload.
+
+streaming imports torch, so it is imported only here.
+"""
+
+from pathlib import Path
+from urllib.parse import urlparse
+
+from apex_composer.data_prep.files import write_text
+from apex_composer.data_prep.manifest import (
+    MANIFEST,
+    STREAMS,
+    TOKENIZER_FOLDER,
+    read_manifest,
+    write_streams,
+)
+from apex_composer.data_prep.options import SettingsError
+from apex_composer.data_prep.remote import FILE_SCHEME, is_remote
+from apex_composer.data_prep.tokenise import REJECTS
+from tqdm import tqdm
+
+INDEX = "index.json"
+
+
+def upload(out: Path | str, address: str) -> None:
+    """Upload shards, tokenizer and, last, the manifest; `streams.yaml` then names the store.
+
+    Args:
+        out: folder that `prepare` was given.
+        address: of a remote folder, such as `s3://bucket/redpajama`.
+
+    Raises:
+        SettingsError: there is no finished preparation, or the address is not a remote one.
+        OSError: a file cannot be uploaded, three times.
+    """
+    out, address = Path(out), address.rstrip("/")
+    manifest = read_manifest(out)
+    if manifest is None:
+        raise SettingsError(f"out={str(out)!r} holds no finished preparation (manifest.json).")
+    check_address(address)
+    write_text(out / STREAMS, write_streams(manifest, out, address))
+    folders = {
+        stream: [*(Path(file["file"]).name for file in files), INDEX]
+        for stream, files in manifest["shards"].items()
+    }
+    folders[TOKENIZER_FOLDER] = sorted(path.name for path in (out / TOKENIZER_FOLDER).iterdir())
+    folders["."] = [REJECTS, STREAMS, MANIFEST]
+    with tqdm(total=sum(map(len, folders.values())), unit=" files", desc="uploading") as bar:
+        for folder, names in folders.items():
+            _upload_folder(out / folder, f"{address}/{folder}".removesuffix("/."), names, bar)
+
+
+def check_address(address: str) -> None:
+    """Refuse an address that names no remote store.
+
+    Args:
+        address: as given.
+
+    Raises:
+        SettingsError: it is a local path.
+    """
+    if not is_remote(address):
+        raise SettingsError(f"upload={address!r} must be an address such as s3://bucket/folder.")
+
+
+def _upload_folder(folder: Path, address: str, names: list[str], bar: tqdm) -> None:
+    from streaming.base.storage import CloudUploader
+
+    parts = urlparse(address)
+    target = parts.path if parts.scheme == FILE_SCHEME else address
+    try:
+        uploader = CloudUploader.get((str(folder), target), keep_local=True, exist_ok=True)
+        for name in names:
+            uploader.upload_file(name)
+            bar.update()
+    except (ImportError, KeyError) as error:
+        raise SettingsError(f"upload={address!r}: streaming has no such store: {error}.") from error
+    except Exception as error:  # every store has its own errors
+        raise OSError(f"{address} cannot be written: {error}. Give the same again.") from error

@@ -1,0 +1,188 @@
+"""Kills at any moment, Ctrl-C, dying workers, a full disk: what is left is never half-written."""
+
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from apex_composer.data_prep import prepare, verify
+from apex_composer.data_prep.files import DiskFullError, new_folder, write_bytes
+from apex_composer.data_prep.pool import WorkerDiedError, run_tasks
+from corpus import write_corpus
+from prepared import file_hashes, small_options, tokenizer_folder
+
+KILLS = 20
+SEED = 20_250_524
+# Files that a run may finish before it is killed: the job has about 200.
+MOST_FILES = 18
+# A process that prepares without reading the command line or loading transformers each time.
+PROGRAM = """
+import sys
+from pathlib import Path
+from apex_composer.data_prep import preparation, prepare
+from prepared import small_options
+
+tokenizer = Path(sys.argv[3])
+
+def load(name, folder):
+    for path in tokenizer.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    digest = preparation.manifests.hashlib.sha256(b"").hexdigest()
+    return {"name": "test", "sha256": digest, "vocabulary_size": 320, "bos": 0, "eos": 1}
+
+if __name__ == "__main__":
+    preparation.load_tokenizer = load
+    prepare(
+        sys.argv[1], sys.argv[2], tokenizer=tokenizer, options=small_options(), workers=2
+    )
+    print("done")
+"""
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """A script, its corpus, and what it writes when nothing happens to it."""
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "program.py").write_text(PROGRAM)
+    write_corpus(folder / "corpus", documents=200)
+    assert start(folder, folder / "whole").wait() == 0
+    return folder, file_hashes(folder / "whole")
+
+
+def start(folder, out):
+    command = [sys.executable, str(folder / "program.py")]
+    paths = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+    return subprocess.Popen(
+        [*command, str(folder / "corpus"), str(out), str(tokenizer_folder())],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def written_files(out):
+    """Names and times of the finished pieces' and shards' files."""
+    times = {}
+    for folder, _, names in os.walk(out):  # unlike glob, it bears folders that are being removed
+        for path in (Path(folder, name) for name in names):
+            if "/pieces/" in str(path) or path.name.startswith("shard."):
+                with suppress(FileNotFoundError):
+                    times[path] = path.stat().st_mtime_ns
+    return {path: time for path, time in times.items() if ".partial" not in str(path)}
+
+
+def test_twenty_kills_end_in_the_same_bytes_and_redo_nothing(job, tmp_path):
+    folder, expected = job
+    out, moments = tmp_path / "out", random.Random(SEED)
+    kills = redone = 0
+    while kills < KILLS:
+        before = written_files(out)
+        process = start(folder, out)
+        # Moments of work, not of the clock: every run gets a little further, whatever the machine.
+        goal, delay = len(before) + moments.randint(0, MOST_FILES), moments.uniform(0, 0.02)
+        while process.poll() is None and len(written_files(out)) < goal:
+            time.sleep(0.002)
+        time.sleep(delay)
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+        after = written_files(out)
+        redone += sum(after[path] != before[path] for path in before.keys() & after.keys())
+        if process.returncode == 0:  # finished between two kills: once more from the start
+            assert file_hashes(out) == expected
+            out = tmp_path / f"after-{kills}-kills-{time.monotonic_ns()}"
+    process = start(folder, out)
+    assert process.wait() == 0
+    assert file_hashes(out) == expected
+    assert redone == 0
+    assert not list(out.glob("**/*partial*")) and not (out / ".work").exists()
+
+
+def test_ctrl_c_ends_in_a_second_with_a_line_and_leaves_no_process(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", documents=4000)
+    command = [sys.executable, "-m", "apex_composer.data_prep", "prep", str(corpus)]
+    command += ["--out", str(tmp_path / "out"), "--tokenizer", str(tokenizer_folder())]
+    command += ["--seq-len", "32", "--val-tokens", "640", "--proportions", "equal"]
+    command += ["--piece-size", "20000", "--workers", "2"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+        start_new_session=True,
+    )  # fmt: skip
+    pieces = tmp_path / "out" / ".work" / "pieces"
+    deadline = time.monotonic() + 60
+    while not list(pieces.glob("[0-9]*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
+    started = time.monotonic()
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - started < 1.5
+    assert process.returncode == 130
+    assert "interrupted. Give the same command again" in errors and "Traceback" not in errors
+    assert wait_for_end(process.pid)
+
+
+def wait_for_end(group):
+    """Whether no process of a group is left within some seconds."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def die(task, report):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_an_error_that_names_its_task():
+    with pytest.raises(WorkerDiedError, match=r"signal 9 \(SIGKILL\) at some/file(.|\n)*memory"):
+        run_tasks(die, iter([{"name": "some/file"}]), 2)
+
+
+def fail(task, report):
+    raise ValueError(f"{task['name']} is bad")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_task_raises_is_raised(workers):
+    with pytest.raises(ValueError, match="that is bad"):
+        run_tasks(fail, iter([{"name": "that"}]), workers)
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFullError, match="the disk is full while writing .*Make room"):
+        write_bytes(tmp_path / "file", b"x")
+    with pytest.raises(DiskFullError), new_folder(tmp_path / "folder") as partial:
+        (partial / "x").write_bytes(b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_in_a_worker_can_be_continued(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", documents=80)
+    options = small_options(piece_bytes=1 << 20)
+    arguments = {"tokenizer": tokenizer_folder(), "options": options, "workers": 1}
+    expected = prepare(corpus, tmp_path / "whole", **arguments)
+    # A limit on the size of files stands in for the disk: EFBIG and ENOSPC come the same way.
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            prepare(corpus, tmp_path / "out", **arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert prepare(corpus, tmp_path / "out", **arguments)["shards"] == expected["shards"]
+    assert verify(tmp_path / "out", workers=1) == []

@@ -1,0 +1,72 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow
+import pytest
+from apex_composer.data_prep.readers import LINE_LIMIT
+from corpus import sentences
+from prepared import tokenizer_folder
+
+LARGEST = 1_000  # MB of a worker
+WORKER = """
+import json, resource, sys
+from apex_composer.data_prep.tokenise import tokenise_piece
+report = tokenise_piece(json.loads(sys.argv[1]), lambda news: None)
+print(json.dumps([report["documents"], report["rejects"]]))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak / (1e6 if sys.platform == "darwin" else 1e3))
+"""
+
+
+def work_on(path: Path) -> tuple[list, float]:
+    """Documents and rejects of a file as a piece, and the megabytes that its worker took."""
+    task = {
+        "folder": str(path.parent / "piece"),
+        "source": {
+            "path": str(path),
+            "domain": "book",
+            "format": "jsonl",
+            "bytes": path.stat().st_size,
+            "splittable": path.suffix == ".jsonl",
+        },
+        "start": 0,
+        "stop": None,
+        "kept": {},
+        "tokenizer_file": str(tokenizer_folder() / "tokenizer.json"),
+        "bos": 0,
+        "eos": 1,
+        "dtype": "uint16",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", WORKER, json.dumps(task)], capture_output=True, text=True, check=True
+    )
+    counts, megabytes = map(json.loads, result.stdout.splitlines())
+    return counts, megabytes
+
+
+def test_an_archive_of_5_gb_in_one_line_is_rejected_within_the_memory_of_a_worker(tmp_path):
+    codec = pyarrow.Codec("zstd")
+    blanks = codec.compress(b" " * 50_000_000, asbytes=True)
+    start = codec.compress(b'{"text": "good"}\n{"text": "', asbytes=True)
+    end = codec.compress(b'"}\n{"text": "also good"}\n', asbytes=True)
+    path = tmp_path / "x.jsonl.zst"
+    path.write_bytes(start + 100 * blanks + end)
+    counts, megabytes = work_on(path)
+    assert counts == [2, {"too long": 1}]
+    assert megabytes < LARGEST
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.zst"])
+def test_the_largest_document_is_tokenised_within_the_memory_of_a_worker(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    block = sentences(0).encode() + b" "
+    # One emoji, and Python needs four bytes for every character.
+    start, end = b'{"text": "\xf0\x9f\x98\x80 ', b'."}\n'
+    count = (LINE_LIMIT - len(start) - len(end)) // len(block)
+    with pyarrow.output_stream(str(path), compression="detect") as file:
+        file.write(start + block * count + end)
+    counts, megabytes = work_on(path)
+    assert counts == [1, {}]
+    assert megabytes < LARGEST

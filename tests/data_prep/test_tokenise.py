@@ -1,0 +1,86 @@
+import json
+
+import numpy as np
+import pytest
+from apex_composer.data_prep import tokenise
+from apex_composer.data_prep.tokenise import hash_text, split_text, tokenise_piece
+from apex_composer.data_prep.tokenizer import read_backend
+from corpus import sentences, write_jsonl
+from hypothesis import given
+from hypothesis import strategies as st
+from prepared import tokenizer_folder
+
+TEXTS = [sentences(seed, words=10 + 7 * seed) for seed in range(40)]
+BOS, EOS = 0, 1
+
+
+def work_on(path, folder, **changes):
+    source = {"path": str(path), "domain": "book", "format": "jsonl", "bytes": 0}
+    task = {
+        "folder": str(folder),
+        "source": source | {"splittable": False},
+        "start": 0,
+        "stop": None,
+        "kept": {},
+        "tokenizer_file": str(tokenizer_folder() / "tokenizer.json"),
+        "bos": BOS,
+        "eos": EOS,
+        "dtype": "uint16",
+    }
+    report = tokenise_piece(task | changes, lambda news: None)
+    tokens = np.fromfile(folder / tokenise.TOKENS, dtype=np.uint16)
+    return report, np.load(folder / tokenise.DOCUMENTS), tokens
+
+
+@pytest.mark.parametrize("bos", [BOS, None])
+def test_documents_stand_one_after_the_other_between_bos_and_eos(tmp_path, monkeypatch, bos):
+    monkeypatch.setattr(tokenise, "DOCUMENTS_UNPACKED", 3)
+    path = write_jsonl(tmp_path / "x.jsonl.zst", [*TEXTS[:20], b"bad", *TEXTS[20:]])
+    report, documents, tokens = work_on(path, tmp_path / "piece", bos=bos)
+    encode = read_backend(str(tokenizer_folder() / "tokenizer.json")).encode
+    before = [] if bos is None else [bos]
+    expected = [[*before, *encode(text, add_special_tokens=False).ids, EOS] for text in TEXTS]
+    assert tokens.tolist() == [token for ids in expected for token in ids]
+    assert documents["length"].tolist() == [len(ids) for ids in expected]
+    assert documents["hash"].tolist() == [hash_text(text) for text in TEXTS]
+    assert documents["place"].tolist() == [*range(1, 21), *range(22, 42)]
+    assert (report["documents"], report["tokens"]) == (40, len(tokens))
+    [reject] = map(json.loads, (tmp_path / "piece" / tokenise.REJECTS).read_text().splitlines())
+    assert (reject["line"], reject["reason"]) == (21, "broken JSON")
+
+
+def test_a_long_document_has_one_bos_and_one_eos(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenise, "PART_CHARACTERS", 50)
+    monkeypatch.setattr(tokenise, "BATCH_CHARACTERS", 60)
+    path = write_jsonl(tmp_path / "x.jsonl", TEXTS)
+    _, documents, tokens = work_on(path, tmp_path / "piece")
+    ends = np.cumsum(documents["length"]) - 1
+    assert np.flatnonzero(tokens == EOS).tolist() == ends.tolist()
+    assert np.flatnonzero(tokens == BOS).tolist() == [0, *(ends[:-1] + 1)]
+    decode = read_backend(str(tokenizer_folder() / "tokenizer.json")).decode
+    cut = np.split(tokens, ends[:-1] + 1)
+    assert [decode(ids[1:-1].tolist()) for ids in cut] == TEXTS
+
+
+def test_only_documents_below_the_limit_are_tokenised(tmp_path):
+    path = write_jsonl(tmp_path / "x.jsonl", TEXTS)
+    report, documents, _ = work_on(path, tmp_path / "piece", kept={"book": 0.4})
+    kept = [hash_text(text) for text in TEXTS if hash_text(text) < 0.4 * 2**64]
+    assert documents["hash"].tolist() == kept
+    assert report["domains"] == {
+        "book": {"documents": 40, "documents_not_tokenised": 40 - len(kept)}
+    }
+
+
+@given(text=st.text(st.sampled_from("ab \n"), max_size=60), size=st.integers(2, 20))
+def test_the_parts_of_a_text_are_the_text(text, size):
+    tokenise.PART_CHARACTERS, before = size, tokenise.PART_CHARACTERS
+    try:
+        parts = list(split_text(text))
+    finally:
+        tokenise.PART_CHARACTERS = before
+    assert "".join(part for part, _ in parts) == text
+    assert all(0 < len(part) <= size for part, _ in parts) or text == ""
+    middle = ["middle"] * (len(parts) - 2)
+    positions = [position for _, position in parts]
+    assert positions == (["only"] if len(parts) == 1 else ["first", *middle, "last"])

@@ -1,0 +1,114 @@
+import json
+
+import pytest
+from apex_composer.data_prep import word_encoder
+from apex_composer.data_prep.tokenizer import train_tokenizer
+from apex_composer.data_prep.word_encoder import BLANK, encode_all, make_word_encoder
+from corpus import sentences
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+TEXTS = [sentences(seed) for seed in range(60)]
+TEXTS += [
+    "def f(x_1):\n    return x_1 + 10, 'it\u2019s', \"don't\"\n\n\n" * 3,
+    "über  naïve\t\n",
+] * 5
+# What the patterns and the normalisers treat each in its own way.
+PIECES = [
+    *" \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u2003\u2028\u3000\u180e\u200b\ufeff",
+    *(BLANK, "'s", "'LL", "don't", "_", "٣", "½", "é", "e\u0301", "日本", "\U0001f600", "\x00"),
+    *("<s>", "</s>", "<|end_of_text|>", "<0x0A>", "  ", "\n    ", "x" * 70, "word", "Ba", "9", "."),
+]
+TEXT = st.one_of(
+    st.lists(st.sampled_from(PIECES), max_size=30).map("".join),
+    st.text(st.characters(codec="utf-8")),
+)
+
+
+def byte_level():
+    return train_tokenizer(TEXTS, 400)
+
+
+def sentencepiece(kind="prepend", **model_changes):
+    """What Llama's `tokenizer.json` holds, with a small vocabulary."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=BLANK)
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    parts = json.loads(tokenizer.to_str())
+    parts["added_tokens"] = [t for t in parts["added_tokens"] if "0x" not in t["content"]]
+    parts["model"] |= {"byte_fallback": True, "fuse_unk": True} | model_changes
+    parts["pre_tokenizer"] = None
+    if kind == "prepend":
+        replace = {"type": "Replace", "pattern": {"String": " "}, "content": BLANK}
+        steps = [{"type": "Prepend", "prepend": BLANK}, replace]
+        parts["normalizer"] = {"type": "Sequence", "normalizers": steps}
+    else:
+        names = {"replacement": BLANK, "prepend_scheme": kind, "split": False}
+        parts["pre_tokenizer"] = {"type": "Metaspace"} | names
+    tokenizer = Tokenizer.from_str(json.dumps(parts))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+BACKENDS = {
+    "byte level": byte_level(),
+    "prepend": sentencepiece(),
+    "always": sentencepiece("always"),
+    "first": sentencepiece("first"),
+}
+ENCODERS = {name: make_word_encoder(backend) for name, backend in BACKENDS.items()}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@given(texts=st.lists(TEXT, max_size=3))
+@settings(max_examples=300)
+def test_the_tokens_are_those_of_the_backend(name, texts):
+    expected = [ids.tolist() for ids in encode_all(BACKENDS[name], texts)]
+    assert [ids.tolist() for ids in ENCODERS[name](texts)] == expected
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_full_cache_changes_nothing(name, monkeypatch):
+    monkeypatch.setattr(word_encoder, "CACHED_WORDS", 3)
+    monkeypatch.setattr(word_encoder, "LONGEST_CACHED", 4)
+    encoder = make_word_encoder(BACKENDS[name])
+    for _ in range(2):
+        for text, ids in zip(TEXTS, encoder(TEXTS), strict=True):
+            assert ids.tolist() == encode_all(BACKENDS[name], [text])[0].tolist()
+    assert len(encoder.__self__.known) <= 3
+
+
+def change(tokenizer, **changes):
+    parts = json.loads(tokenizer.to_str()) | changes
+    changed = Tokenizer.from_str(json.dumps(parts))
+    changed.encode_special_tokens = True
+    return changed
+
+
+def test_other_tokenizers_are_left_to_the_backend():
+    def with_token(token):
+        vocabulary = json.loads(sentencepiece().to_str())["model"]["vocab"]
+        return sentencepiece(vocab=vocabulary | {token: len(vocabulary)})
+
+    plain = byte_level()
+    plain.encode_special_tokens = False
+    others = [
+        plain,
+        change(byte_level(), normalizer={"type": "NFC"}),
+        change(byte_level(), pre_tokenizer={"type": "Whitespace"}),
+        sentencepiece(byte_fallback=False),
+        sentencepiece(ignore_merges=True),
+        with_token(f"a{BLANK}"),
+        Tokenizer(models.WordLevel({"a": 0}, unk_token="a")),
+    ]
+    assert [make_word_encoder(other) for other in others] == [None] * len(others)
+    texts = ["words and words"]
+    assert (
+        word_encoder.make_encoder(others[1])(texts)[0].tolist()
+        == others[1].encode(texts[0]).ids[1:]
+    )
+    lines = make_word_encoder(with_token("\n\n"))
+    assert lines.__self__.words is word_encoder.BLANK_WORDS
