@@ -1,12 +1,16 @@
 """What llm-foundry loads from this package by entry point, besides the algorithm and the scheduler.
 
 The transform below runs in every llm-foundry training of an environment that has this package
-installed, also in those without APEX: it stays light and leaves alone what it does not know.
+installed, also in those without APEX: it imports nothing that llm-foundry has not imported
+already, and leaves alone what it does not know.
 """
 
 from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
+
+from composer.core import Callback, State
+from composer.loggers import Logger
 
 Settings = dict[str, Any]
 
@@ -68,3 +72,31 @@ def _refuse_settings_beside_the_name(entry: Mapping[str, Any]) -> None:
             f"value of an algorithm's name is a mapping of its settings or nothing. Indent the "
             f"settings below the name: `- {first}: {{{loose[0]}: {entry[loose[0]]!r}}}`."
         )
+
+
+class PreparedData(Callback):
+    """Refuses data that was prepared for another tokenizer, vocabulary or sequence length.
+
+    llm-foundry's callback `prepared_data`. Before the first batch it compares the manifest that
+    `apex-composer prep` leaves beside its shards with the run; shards without a manifest pass.
+    """
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Compare every stream's manifest with the run's tokenizer and model.
+
+        Raises:
+            ValueError: something does not fit; the message names all of it.
+        """
+        from apex_composer.data_prep.manifest import check_manifest
+        from apex_composer.data_prep.tokenizer import hash_backend
+
+        dataset = getattr(state.train_dataloader, "dataset", None)
+        model = getattr(state.model, "module", state.model)
+        tokenizer = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
+        if tokenizer is None or not hasattr(dataset, "streams"):
+            return
+        known_hash = hash_backend(tokenizer.to_str())
+        for stream in dataset.streams:
+            check_manifest(
+                stream.local, known_hash, model.model.config.vocab_size, dataset.max_seq_len
+            )

@@ -61,9 +61,10 @@ def test_nothing_in_the_core_imports_llmfoundry():
 
 
 def test_the_plugin_module_is_light():
-    # It is imported by every llm-foundry training of an environment, also by those without APEX.
-    assert not top_level(CORE["plugins"]) & (TRAINERS | {"torch", "transformers"})
-    assert own_modules(CORE["plugins"]) == set()
+    # It is imported by every llm-foundry training of an environment, also by those without APEX;
+    # Composer is loaded there already. The data's manifest is read by the callback only.
+    assert not top_level(CORE["plugins"]) & {"llmfoundry", "torch", "transformers"}
+    assert own_modules(CORE["plugins"]) == {"data_prep"}
 
 
 def test_only_ops_imports_kernels():
@@ -82,7 +83,9 @@ def test_the_formulas_stand_at_the_bottom():
 
 def test_the_core_does_not_import_the_jobs_around_it():
     for name, path in CORE.items():
-        assert not own_modules(path) & {"data_prep", "demo", "cli"}, name
+        # The plugins' callback compares a run with the manifest of its data.
+        allowed = {"data_prep"} if name == "plugins" else set()
+        assert not own_modules(path) & {"data_prep", "demo", "cli"} - allowed, name
 
 
 def test_the_adapter_is_imported_by_nothing_below_it():

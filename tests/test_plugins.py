@@ -1,9 +1,11 @@
 import json
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from corpus import write_corpus
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -101,6 +103,7 @@ FORMS = {
 SCRIPT = """
 import json, sys
 from pathlib import Path
+from types import SimpleNamespace
 from llmfoundry.command_utils import train_from_yaml
 
 if __name__ == "__main__":
@@ -188,3 +191,46 @@ def test_the_place_of_gradient_clipping_makes_no_difference(report):
     assert {"APEX", "GradientClipping"} <= set(after["algorithms"])
     assert before["weights"] == after["weights"]
     assert after["weights"] != report["list"]["weights"], "clipping had no effect"
+
+
+class FakeTokenizer:
+    """The one attribute of a fast tokenizer that the check reads."""
+
+    def __init__(self, description: str):
+        self.backend_tokenizer = SimpleNamespace(to_str=lambda: description)
+
+
+def state_with(folder, description: str, *, vocabulary: int, length: int):
+    """A run that streams `folder`, as far as the check looks at it."""
+    streams = [SimpleNamespace(local=str(folder))]
+    dataset = SimpleNamespace(streams=streams, max_seq_len=length)
+    model = SimpleNamespace(config=SimpleNamespace(vocab_size=vocabulary))
+    return SimpleNamespace(
+        train_dataloader=SimpleNamespace(dataset=dataset),
+        model=SimpleNamespace(model=model, tokenizer=FakeTokenizer(description)),
+    )
+
+
+def test_prepared_data_is_compared_with_the_run(tmp_path):
+    from apex_composer.data_prep import prepare_from_scratch
+    from transformers import AutoTokenizer
+
+    from apex_composer.plugins import PreparedData
+
+    write_corpus(tmp_path / "text")
+    out = tmp_path / "data"
+    prepare_from_scratch(tmp_path / "text", out, vocabulary_size=300, sequence_length=32)
+    tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
+    description = tokenizer.backend_tokenizer.to_str()
+    shards = out / "train" / "book"
+    check = PreparedData().fit_start
+    check(state_with(shards, description, vocabulary=300, length=32), None)
+    for changed, told in (
+        ({"length": 64}, "32 tokens, max_seq_len is 64"),
+        ({"vocabulary": 200}, "300 tokens, the model's has 200"),
+        ({"description": description.replace('"e"', '"\\u00e9"', 1)}, "tokenizer"),
+    ):
+        settings = {"description": description, "vocabulary": 300, "length": 32, **changed}
+        with pytest.raises(ValueError, match=told):
+            check(state_with(shards, settings.pop("description"), **settings), None)
+    check(state_with(tmp_path / "elsewhere", description, vocabulary=1, length=1), None)

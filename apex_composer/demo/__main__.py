@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+
 from apex_composer.data_prep import (
     is_prepared,
     prepare_from_scratch,
@@ -15,8 +17,6 @@ from apex_composer.data_prep import (
     write_embedded_corpus,
 )
 from apex_composer.data_prep.manifest import TOKENIZER_FOLDER
-from rich.console import Console
-
 from apex_composer.demo.configuration import DEFAULT_YAML, build_configurations, load_template
 from apex_composer.demo.files import read_json, write_json, write_text
 from apex_composer.demo.model import write_model_folder
