@@ -111,7 +111,8 @@ def _processes(work: Work, count: int) -> Iterator[dict[Connection, Any]]:
         for _ in range(count):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-            process.start()
+            with _deaf():
+                process.start()
             theirs.close()
             crew[ours] = process
         yield crew
@@ -121,6 +122,16 @@ def _processes(work: Work, count: int) -> Iterator[dict[Connection, Any]]:
             process.kill()  # nothing half-written counts, so there is nothing to wait for
         for process in crew.values():
             process.join()
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment: a child begun in it never hears one, even as it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(connection: Connection, work: Work) -> None:
