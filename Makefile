@@ -1,7 +1,7 @@
 # Everything a user or a contributor types. Each target makes the environment first if it is not there yet.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint format bench clean
+.PHONY: help install train test test-long lint format bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -45,7 +45,10 @@ train: $(STAMP)  ## the whole job, from text to an APEX-trained model (DATA=fold
 	$(BIN)/apex-composer demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
 
 test: $(STAMP)  ## all tests; no GPU, no network
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -m "not long" $(TESTS)
+
+test-long: $(STAMP)  ## the tests that take minutes, or a quiet machine
+	$(BIN)/python -m pytest -m long $(TESTS)
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .

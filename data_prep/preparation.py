@@ -353,6 +353,9 @@ def finish(
         write_bytes(out / name / "index.json", index)
         for killed in (out / name).glob("*.partial-*"):  # what killed runs were writing
             killed.unlink()
+    for name in (STREAMS, MANIFEST, REJECTS):
+        for killed in out.glob(f"{name}.partial-*"):
+            killed.unlink()
     manifest = manifests.make_manifest(plan, options, corpus, codes, streams, records)
     write_text(out / STREAMS, manifests.write_streams(manifest, out))
     write_json(out / MANIFEST, manifest)

@@ -11,12 +11,13 @@ from prepared import tokenizer_folder
 
 LARGEST = 1_000  # MB of a worker
 WORKER = """
-import json, resource, sys
+import json, re, sys
+from pathlib import Path
 from apex_composer.data_prep.tokenise import tokenise_piece
 report = tokenise_piece(json.loads(sys.argv[1]), lambda news: None)
 print(json.dumps([report["documents"], report["rejects"]]))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(peak / (1e6 if sys.platform == "darwin" else 1e3))
+# Not getrusage: its peak counts the parent's memory too, from before the program was started.
+print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3)
 """
 
 
