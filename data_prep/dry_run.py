@@ -11,7 +11,7 @@ from apex_composer.data_prep.estimate import Estimate, estimate_domains, take_sa
 from apex_composer.data_prep.files import DiskFullError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.plan import parts_for_budgets, wanted_tokens
-from apex_composer.data_prep.preparation import check_workers
+from apex_composer.data_prep.pool import check_workers
 from apex_composer.data_prep.readers import Source, find_sources
 from apex_composer.data_prep.sequences import token_type
 from apex_composer.data_prep.tokenizer import load_tokenizer

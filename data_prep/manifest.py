@@ -4,12 +4,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from apex_composer.data_prep.corpus import Corpus, Stream, count_left_out
 from apex_composer.data_prep.files import read_json
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.plan import Plan
 from apex_composer.data_prep.proportions import make_streams, share_out
 from apex_composer.data_prep.sequences import token_type
-from apex_composer.data_prep.write import Corpus, Stream, count_left_out
 
 FORMAT = "apex-composer data 2"
 MANIFEST = "manifest.json"

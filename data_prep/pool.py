@@ -7,8 +7,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from apex_composer.data_prep.options import SettingsError
 
 Task = dict[str, Any]
 # A worker's function: the task, and a function that reports progress. Must be of a module.
@@ -100,6 +103,24 @@ def _death(process: Any, task: Task) -> WorkerDiedError:
     )
 
 
+def check_workers(workers: int | None) -> int:
+    """Number of processes, by default one for each core that a container may use.
+
+    Args:
+        workers: as given, or None.
+
+    Raises:
+        SettingsError: it is below 1.
+    """
+    if workers is None:
+        from joblib import cpu_count  # knows a container's limits; here, to start in a moment
+
+        return cpu_count()
+    if workers < 1:
+        raise SettingsError(f"workers={workers} must be at least 1.")
+    return workers
+
+
 @contextmanager
 def _processes(work: Work, count: int) -> Iterator[dict[Connection, Any]]:
     """Start workers; however the block ends, none of them is left."""
@@ -108,13 +129,13 @@ def _processes(work: Work, count: int) -> Iterator[dict[Connection, Any]]:
     context.set_executable(sys.executable)
     crew: dict[Connection, Any] = {}
     try:
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-            with _deaf():
+        with _interrupt_held_back():
+            for _ in range(count):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs, work), daemon=True)
                 process.start()
-            theirs.close()
-            crew[ours] = process
+                theirs.close()
+                crew[ours] = process
         yield crew
     finally:
         for connection, process in crew.items():
@@ -125,13 +146,25 @@ def _processes(work: Work, count: int) -> Iterator[dict[Connection, Any]]:
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment: a child begun in it never hears one, even as it starts."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _interrupt_held_back() -> Iterator[None]:
+    """Let Ctrl-C wait until the workers are started; they never hear one, even as they start.
+
+    The mask is what a worker inherits. It is this thread's alone, and the progress bar has one of
+    its own: the handler keeps a Ctrl-C that is heard there from ending a start half-way.
+    """
+    heard: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()  # only that one has handlers
+    handler = signal.signal(signal.SIGINT, lambda *_: heard.append(1)) if is_main else None
+    resource_tracker.ensure_running()  # starting it with the first worker would undo the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+    if heard:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _serve(connection: Connection, work: Work) -> None:

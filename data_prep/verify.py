@@ -8,8 +8,7 @@ from typing import Any
 from apex_composer.data_prep import shards
 from apex_composer.data_prep.manifest import TOKENIZER_FOLDER, read_manifest
 from apex_composer.data_prep.options import SettingsError
-from apex_composer.data_prep.pool import run_tasks
-from apex_composer.data_prep.preparation import check_workers
+from apex_composer.data_prep.pool import check_workers, run_tasks
 from apex_composer.data_prep.progress import token_bar
 from apex_composer.data_prep.tokenizer import tokenizer_hash
 

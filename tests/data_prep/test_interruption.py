@@ -24,6 +24,7 @@ SEED = 20_250_524
 MOST_FILES = 18
 # A process that prepares without reading the command line or loading transformers each time.
 PROGRAM = """
+import hashlib
 import sys
 from pathlib import Path
 from apex_composer.data_prep import preparation, prepare
@@ -34,7 +35,7 @@ tokenizer = Path(sys.argv[3])
 def load(name, folder):
     for path in tokenizer.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    digest = preparation.manifests.hashlib.sha256(b"").hexdigest()
+    digest = hashlib.sha256(b"").hexdigest()
     return {"name": "test", "sha256": digest, "vocabulary_size": 320, "bos": 0, "eos": 1}
 
 if __name__ == "__main__":
