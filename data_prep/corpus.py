@@ -99,6 +99,15 @@ def read_corpus(out: Path, plan: Plan) -> Corpus:
     )
 
 
+def count_rejects(report: dict[str, Any]) -> int:
+    """Bad records of one piece.
+
+    Args:
+        report: of the piece.
+    """
+    return sum(sum(reasons.values()) for reasons in report["rejects"].values())
+
+
 def select(corpus: Corpus, plan: Plan, options: Options) -> tuple[np.ndarray, dict[str, Any]]:
     """Choose every document's split.
 

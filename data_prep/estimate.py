@@ -12,7 +12,7 @@ from apex_composer.data_prep.readers import Source, read_documents
 from apex_composer.data_prep.remote import is_remote
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from apex_composer.data_prep.word_encoder import Encoder
 
 # Files of a domain that are looked into, and bytes of text that are taken from each.
 FILES_SAMPLED = 16
@@ -139,9 +139,9 @@ def estimate_domains(samples: list[Sample], tokenizer_file: Path | None) -> dict
         samples: from `take_samples`.
         tokenizer_file: `tokenizer.json` to count tokens and time with, or None to count no tokens.
     """
-    from apex_composer.data_prep.tokenizer import read_backend
+    from apex_composer.data_prep.word_encoder import read_encoder
 
-    backend = read_backend(str(tokenizer_file)) if tokenizer_file else None
+    encode = read_encoder(str(tokenizer_file)) if tokenizer_file else None
     estimates: dict[str, Estimate] = defaultdict(Estimate)
     for sample in samples:
         for domain, texts in sample.texts.items():
@@ -149,18 +149,18 @@ def estimate_domains(samples: list[Sample], tokenizer_file: Path | None) -> dict
             size = sum(len(text.encode("utf-8")) for text in texts)
             estimate.documents += sample.scale * len(texts)
             estimate.text_bytes += sample.scale * size
-            if backend is not None:
-                tokens, seconds, part = _measure(backend, texts)
+            if encode is not None:
+                tokens, seconds, part = _measure(encode, texts)
                 estimate.tokens += sample.scale * (tokens / part + 2 * len(texts))
                 estimate.seconds += sample.scale * seconds / part
     return dict(sorted(estimates.items()))
 
 
-def _measure(backend: "Tokenizer", texts: list[str]) -> tuple[int, float, float]:
+def _measure(encode: "Encoder", texts: list[str]) -> tuple[int, float, float]:
     """Tokens and seconds of the beginnings of texts, and the part of the texts that they are."""
     limit = max(1, TEXT_SAMPLED // len(texts)) if len(texts) < 4 else TEXT_SAMPLED
     cut = [text[:limit] for text in texts]
     started = time.perf_counter()
-    tokens = sum(len(backend.encode(text, add_special_tokens=False).ids) for text in cut)
+    tokens = sum(map(len, encode(cut)))
     seconds = time.perf_counter() - started
     return tokens, seconds, max(1, sum(map(len, cut))) / max(1, sum(map(len, texts)))

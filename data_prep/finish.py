@@ -104,7 +104,7 @@ def check_rejects(out: Path, plan: Plan, corpus: Corpus, max_reject_rate: float)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-    rejected = sum(sum(report["rejects"].values()) for report in corpus.reports)
+    rejected = sum(map(corpora.count_rejects, corpus.reports))
     lines = rejected + sum(report["documents"] for report in corpus.reports)
     if rejected > max_reject_rate * lines:
         with path.open(encoding="utf-8") as file:

@@ -1,10 +1,11 @@
 """The manifest: what a finished preparation holds, and whether a training run fits it."""
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from apex_composer.data_prep.corpus import Corpus, Stream, count_left_out
+from apex_composer.data_prep.corpus import Corpus, Stream, count_left_out, count_rejects
 from apex_composer.data_prep.files import read_json
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.plan import Plan
@@ -49,7 +50,7 @@ def make_manifest(
         "tokenizer": plan["tokenizer"] | {"folder": TOKENIZER_FOLDER},
         "dtype": token_type(vocabulary),
         "documents": sum(counts["documents"] for counts in domains.values()),
-        "rejects": _count_rejects(plan, corpus),
+        "rejects": _count_rejects(corpus),
         "read": domains,
         "kept": plan["kept"],
         "splits": _count_splits(streams, options.sequence_length),
@@ -94,15 +95,14 @@ def _list_shards(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]
     return files
 
 
-def _count_rejects(plan: Plan, corpus: Corpus) -> dict[str, Any]:
-    """Rejects by reason, and by the domain of the file; records that name their own have none."""
-    lines: Counts = {}
-    domains: Counts = {}
-    for (source, _, _), report in zip(plan["pieces"], corpus.reports, strict=True):
-        domain = plan["sources"][source]["domain"] or "unknown"
-        for reason, count in report["rejects"].items():
-            lines[reason] = lines.get(reason, 0) + count
-            domains[domain] = domains.get(domain, 0) + count
+def _count_rejects(corpus: Corpus) -> dict[str, Counts]:
+    """Rejects by reason, and by domain where the file or the record shows one."""
+    lines: Counter[str] = Counter()
+    domains: Counter[str] = Counter()
+    for report in corpus.reports:
+        for domain, reasons in report["rejects"].items():
+            lines.update(reasons)
+            domains[domain] += sum(reasons.values())
     return {"lines": dict(sorted(lines.items())), "domains": dict(sorted(domains.items()))}
 
 
@@ -113,7 +113,7 @@ def _describe_sources(plan: Plan, corpus: Corpus) -> list[dict[str, Any]]:
     for (number, _, _), report in zip(plan["pieces"], corpus.reports, strict=True):
         hashes[number].update(bytes.fromhex(report["content"]))
         sources[number]["documents"] += report["documents"]
-        sources[number]["rejects"] += sum(report["rejects"].values())
+        sources[number]["rejects"] += count_rejects(report)
     for source, digest in zip(sources, hashes, strict=True):
         source["content_blake2b"] = digest.hexdigest()
     return sources

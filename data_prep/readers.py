@@ -17,7 +17,7 @@ from apex_composer.data_prep.lines import (
     read_range,
 )
 from apex_composer.data_prep.parquet import Row, read_rows
-from apex_composer.data_prep.records import TOO_LONG, Rejected, parse_line, take_domain, take_text
+from apex_composer.data_prep.records import TOO_LONG, Rejected, parse_line, take_document
 from apex_composer.data_prep.remote import local_copy
 from apex_composer.data_prep.sources import FORMATS, Source, SourceError, find_sources
 
@@ -35,7 +35,7 @@ __all__ = [
 # bytes, twice), which leaves a worker within 1 GB.
 LINE_LIMIT = 64_000_000
 
-OnReject = Callable[[int, str, str], None]
+OnReject = Callable[[int, str, str, str | None], None]
 Place = TypeVar("Place", Line, Row)
 
 
@@ -69,8 +69,8 @@ def read_documents(
         source: from find_sources.
         start: byte; only lines that start at it or later are read. 0 unless splittable.
         stop: byte; only lines that start before it are read, None for all. None unless splittable.
-        on_reject: called with place, reason (one of records.REASONS) and the record's beginning
-            for every bad record; blank lines are no records.
+        on_reject: called with place, reason (one of records.REASONS), the record's beginning and
+            its domain (None where it shows none) for every bad record; blank lines are no records.
         line_limit: bytes of a line at most, longer ones are rejected. Default: 64,000,000.
         cache: folder for the download of a remote source. Default: the system's.
 
@@ -97,7 +97,7 @@ def read_documents(
                         continue
                     document = _make_document(place, parse_line(line.content), source)
                 except Rejected as rejected:
-                    on_reject(place, str(rejected), _excerpt(line.content))
+                    _report(on_reject, place, rejected, line.content, source)
                 else:
                     yield document
 
@@ -111,18 +111,21 @@ def _read_parquet(
                 raise Rejected(row.reason)
             document = _make_document(row.number, row.record, source)
         except Rejected as rejected:
-            on_reject(row.number, str(rejected), _excerpt(str(row.record).encode()))
+            content = str(row.record).encode()
+            _report(on_reject, row.number, rejected, content, source)
         else:
             yield document
 
 
 def _make_document(place: int, record: Mapping[str, Any], source: Source) -> Document:
-    text = take_text(record, source.format)
-    return Document(place, take_domain(record, source.format, source.domain), text)
+    return Document(place, *take_document(record, source.format, source.domain))
 
 
-def _excerpt(content: bytes) -> str:
-    return content[:EXCERPT_BYTES].decode("utf-8", "replace").strip()
+def _report(
+    on_reject: OnReject, place: int, rejected: Rejected, content: bytes, source: Source
+) -> None:
+    excerpt = content[:EXCERPT_BYTES].decode("utf-8", "replace").strip()
+    on_reject(place, str(rejected), excerpt, rejected.domain or source.domain)
 
 
 @contextmanager

@@ -18,7 +18,16 @@ TEXT_FIELDS = {"redpajama-v2": "raw_content"}
 
 
 class Rejected(ValueError):
-    """A record that is no document; its text is one of REASONS."""
+    """A record that is no document.
+
+    Args:
+        reason: one of REASONS.
+        domain: of the record where it shows one. Default: None.
+    """
+
+    def __init__(self, reason: str, domain: str | None = None) -> None:
+        super().__init__(reason)
+        self.domain = domain
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
@@ -63,22 +72,31 @@ def take_text(record: Mapping[str, Any], file_format: str) -> str:
     return text
 
 
-def take_domain(record: Mapping[str, Any], file_format: str, domain: str | None) -> str:
-    """Name the domain of a record.
+def take_document(
+    record: Mapping[str, Any], file_format: str, domain: str | None
+) -> tuple[str, str]:
+    """Take the domain and the text of a record.
 
     Args:
         record: one record.
         file_format: name of the format.
         domain: the domain of the whole file, None when every record has its own.
 
+    Returns:
+        The domain and the text.
+
     Raises:
-        Rejected: the record does not show its domain.
+        Rejected: there is no text, or the record does not show its domain.
     """
     if domain is None:
         if file_format == "slimpajama":
             domain = slimpajama_domain(record.get("meta"))
         else:
             domain = infer_domain(record)
+    try:
+        text = take_text(record, file_format)
+    except Rejected as rejected:
+        raise Rejected(str(rejected), domain) from None
     if domain is None:
         raise Rejected(UNKNOWN_DOMAIN)
-    return domain
+    return domain, text

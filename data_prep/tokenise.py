@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -10,17 +11,22 @@ import numpy as np
 from apex_composer.data_prep.files import new_folder
 from apex_composer.data_prep.plan import hash_limit, read_source
 from apex_composer.data_prep.readers import read_documents
-from apex_composer.data_prep.word_encoder import read_encoder
+from apex_composer.data_prep.word_encoder import Encoder, read_encoder
 
 TOKENS = "tokens.bin"
 DOCUMENTS = "documents.npy"
 REJECTS = "rejects.jsonl"
 REPORT = "report.json"
+UNKNOWN = "unknown"  # domain of a record that shows none, such as broken JSON
 # Text is tokenised in batches of this many characters: a few 10 MB of encodings.
 BATCH_CHARACTERS = 1 << 19
-# A longer text is tokenised in parts, cut at the end of a line, else after a space, else anywhere.
-# It would need gigabytes at once; the price is that no merge crosses a cut.
+# A longer text would need gigabytes at once. It is tokenised in parts, cut at a blank between two
+# words, where no tokenizer of the families that LLMs use joins anything: the tokens are those of
+# the whole text. Text without such blanks is cut at the end of a line, else anywhere.
 PART_CHARACTERS = 1 << 19
+# U+2581 is SentencePiece's own blank.
+WORD_GAP = re.compile("(?<=[^\\s\u2581]) (?=[^\\s\u2581])")
+WORD_GAP_WINDOW = 1 << 12
 # A tuple takes ten times the memory of a row, and an archive may hold millions of documents.
 DOCUMENTS_UNPACKED = 1 << 16
 DOCUMENT_TYPE = np.dtype([("hash", "<u8"), ("length", "<u4"), ("place", "<u8"), ("domain", "<u2")])
@@ -90,12 +96,12 @@ class Piece:
         self.content = hashlib.blake2b(digest_size=16)
         self.counts = dict.fromkeys(PROGRESS, 0)
         self.reported = dict(self.counts)
-        self.reasons: dict[str, int] = {}
+        self.rejected: dict[str, dict[str, int]] = {}  # by domain and reason
 
     def read(self) -> None:
         """Tokenise the piece's documents."""
         encode = read_encoder(self.task["tokenizer_file"])
-        for batch in batch_parts(self._kept()):
+        for batch in batch_parts(self._kept(), starts_with_blank(encode)):
             self._write(encode([part for _, part, _ in batch]), batch)
             self._report_progress()
         self._report_progress()
@@ -147,29 +153,41 @@ class Piece:
         """The documents so far, of DOCUMENT_TYPE."""
         return np.concatenate([*self.packed, np.array(self.documents, dtype=DOCUMENT_TYPE)])
 
-    def _reject(self, place: int, reason: str, excerpt: str) -> None:
-        kind = "byte" if self.source.splittable else "line"
+    def _reject(self, place: int, reason: str, excerpt: str, domain: str | None) -> None:
+        kind, domain = "byte" if self.source.splittable else "line", domain or UNKNOWN
         entry = {"file": self.source.path, kind: place, "reason": reason, "excerpt": excerpt}
-        self.rejects.write(json.dumps(entry) + "\n")
-        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        self.rejects.write(json.dumps(entry | {"domain": domain}) + "\n")
+        reasons = self.rejected.setdefault(domain, {})
+        reasons[reason] = reasons.get(reason, 0) + 1
 
     def report(self) -> dict[str, Any]:
         """Counts, domains in the order of their numbers, and a hash of all texts read."""
         return self.counts | {
             "source": self.source.path,
             "domains": self.domains,
-            "rejects": dict(sorted(self.reasons.items())),
+            "rejects": {domain: self.rejected[domain] for domain in sorted(self.rejected)},
             "content": self.content.hexdigest(),
         }
 
 
+def starts_with_blank(encode: Encoder) -> bool:
+    """Whether a tokenizer puts a blank before a text, as SentencePiece does.
+
+    Args:
+        encode: the tokenizer, without special tokens.
+    """
+    once, twice = encode(["x", "x x"])
+    return twice.tolist() == 2 * once.tolist()
+
+
 def batch_parts(
-    documents: Iterator[tuple[Any, str]],
+    documents: Iterator[tuple[Any, str]], gives_blank: bool
 ) -> Iterator[list[tuple[Any, str, str]]]:
     """Group texts, long ones in parts, until a group has BATCH_CHARACTERS characters.
 
     Args:
         documents: pairs of anything and a text.
+        gives_blank: whether the tokenizer puts a blank before a text.
 
     Yields:
         Lists of the document, a part of its text, and the part's position: `only`, `first`,
@@ -178,7 +196,7 @@ def batch_parts(
     batch: list[tuple[Any, str, str]] = []
     characters = 0
     for document, text in documents:
-        for part, position in split_text(text):
+        for part, position in split_text(text, gives_blank):
             batch.append((document, part, position))
             characters += len(part)
             if characters >= BATCH_CHARACTERS:
@@ -188,22 +206,32 @@ def batch_parts(
         yield batch
 
 
-def split_text(text: str) -> Iterator[tuple[str, str]]:
+def split_text(text: str, gives_blank: bool) -> Iterator[tuple[str, str]]:
     """Cut a long text into parts of PART_CHARACTERS characters at most.
 
     Args:
         text: a document.
+        gives_blank: whether the tokenizer puts a blank before a text: a part that begins after a
+            cut at a blank is then given without it.
 
     Yields:
-        A part and its position. The parts joined are the text.
+        A part and its position.
     """
     start = 0
     while len(text) - start > PART_CHARACTERS:
-        stop = start + PART_CHARACTERS
-        cut = max(text.rfind("\n", start, stop), -1)
-        if cut < start + PART_CHARACTERS // 2:
-            cut = text.rfind(" ", start + PART_CHARACTERS // 2, stop)
-        cut = cut + 1 if cut >= 0 else stop
+        cut, follows = _find_cut(text, start, start + PART_CHARACTERS)
         yield text[start:cut], "middle" if start else "first"
-        start = cut
+        start = cut + (follows and gives_blank)
     yield text[start:], "last" if start else "only"
+
+
+def _find_cut(text: str, start: int, stop: int) -> tuple[int, bool]:
+    """Where a part ends, and whether the blank between two words follows."""
+    middle = start + (stop - start) // 2
+    for high in range(stop, middle, -WORD_GAP_WINDOW):
+        low = max(middle, high - WORD_GAP_WINDOW)
+        gaps = [match.start() for match in WORD_GAP.finditer(text, low, high)]
+        if gaps:
+            return gaps[-1], True
+    line = text.rfind("\n", middle, stop)
+    return (stop if line < 0 else line + 1), False

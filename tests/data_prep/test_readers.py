@@ -29,7 +29,7 @@ def read(path, start=0, stop=None, domain="book", format="jsonl", **options):
         source_of(path, domain, format),
         start,
         stop,
-        lambda place, reason, excerpt: rejects.append((place, reason, excerpt)),
+        lambda place, reason, excerpt, domain: rejects.append((place, reason, excerpt)),
         **options,
     )
     return list(documents), rejects
@@ -223,6 +223,20 @@ def test_slimpajama_names_the_domain_in_every_record(tmp_path):
     documents, rejects = read(path, domain=None, format="slimpajama")
     assert [document.domain for document in documents] == ["cc", "github", "stackexchange", "arxiv"]
     assert [reason for _, reason, _ in rejects] == ["unknown domain"] * 2
+
+
+def test_a_reject_has_the_domain_that_its_record_shows(tmp_path):
+    meta = {"redpajama_set_name": "RedPajamaGithub"}
+    rows = [{"text": "good", "meta": meta}, {"text": None, "meta": meta}, {"text": ""}]
+    lines = [json.dumps(row).encode() for row in rows] + [b"broken"]
+    source = source_of(write_jsonl(tmp_path / "x.jsonl.zst", lines), None, "slimpajama")
+    found = []
+    assert len(list(read_documents(source, 0, None, lambda *reject: found.append(reject)))) == 1
+    assert [(place, domain) for place, _, _, domain in found] == [
+        (2, "github"),
+        (3, None),
+        (4, None),
+    ]
 
 
 def test_v1_languages_are_a_string_here_and_a_list_there(tmp_path):

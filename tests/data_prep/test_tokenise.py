@@ -3,10 +3,17 @@ import json
 import numpy as np
 import pytest
 from apex_composer.data_prep import tokenise
-from apex_composer.data_prep.tokenise import hash_text, split_text, tokenise_piece
+from apex_composer.data_prep.tokenise import (
+    hash_text,
+    split_text,
+    starts_with_blank,
+    tokenise_piece,
+)
 from apex_composer.data_prep.tokenizer import read_backend
+from apex_composer.data_prep.word_encoder import make_encoder
+from backends import BACKENDS
 from corpus import sentences, write_jsonl
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepared import tokenizer_folder
 
@@ -72,15 +79,37 @@ def test_only_documents_below_the_limit_are_tokenised(tmp_path):
     }
 
 
-@given(text=st.text(st.sampled_from("ab \n"), max_size=60), size=st.integers(2, 20))
-def test_the_parts_of_a_text_are_the_text(text, size):
+def parts_of(text, gives_blank, size):
     tokenise.PART_CHARACTERS, before = size, tokenise.PART_CHARACTERS
     try:
-        parts = list(split_text(text))
+        return list(split_text(text, gives_blank))
     finally:
         tokenise.PART_CHARACTERS = before
+
+
+@given(text=st.text(st.sampled_from("ab \n"), max_size=60), size=st.integers(2, 20))
+def test_the_parts_of_a_text_are_the_text(text, size):
+    parts = parts_of(text, False, size)
     assert "".join(part for part, _ in parts) == text
     assert all(0 < len(part) <= size for part, _ in parts) or text == ""
     middle = ["middle"] * (len(parts) - 2)
     positions = [position for _, position in parts]
     assert positions == (["only"] if len(parts) == 1 else ["first", *middle, "last"])
+
+
+# Blanks are often enough for a cut at one; what stands beside a cut is anything.
+WORD = st.text(st.sampled_from("ab,'s9é日\n\t\x1c\xa0\u2581 "), max_size=4).map(lambda w: f"x{w}y")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@given(words=st.lists(WORD, max_size=30))
+@settings(max_examples=200)
+def test_the_tokens_of_the_parts_are_those_of_the_text(name, words):
+    text, encode = " ".join(words), make_encoder(BACKENDS[name])
+    parts = [part for part, _ in parts_of(text, starts_with_blank(encode), 24)]
+    assert np.concatenate(encode(parts)).tolist() == encode([text])[0].tolist()
+
+
+def test_a_tokenizer_that_begins_with_a_blank_is_known():
+    found = {name: starts_with_blank(make_encoder(backend)) for name, backend in BACKENDS.items()}
+    assert found == {"byte level": False, "prepend": True, "always": True, "first": True}

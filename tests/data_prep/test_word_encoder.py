@@ -2,18 +2,12 @@ import json
 
 import pytest
 from apex_composer.data_prep import word_encoder
-from apex_composer.data_prep.tokenizer import train_tokenizer
 from apex_composer.data_prep.word_encoder import BLANK, encode_all, make_word_encoder
-from corpus import sentences
+from backends import BACKENDS, TEXTS, byte_level, sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models
 
-TEXTS = [sentences(seed) for seed in range(60)]
-TEXTS += [
-    "def f(x_1):\n    return x_1 + 10, 'it\u2019s', \"don't\"\n\n\n" * 3,
-    "über  naïve\t\n",
-] * 5
 # What the patterns and the normalisers treat each in its own way.
 PIECES = [
     *" \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u2003\u2028\u3000\u180e\u200b\ufeff",
@@ -24,41 +18,6 @@ TEXT = st.one_of(
     st.lists(st.sampled_from(PIECES), max_size=30).map("".join),
     st.text(st.characters(codec="utf-8")),
 )
-
-
-def byte_level():
-    return train_tokenizer(TEXTS, 400)
-
-
-def sentencepiece(kind="prepend", **model_changes):
-    """What Llama's `tokenizer.json` holds, with a small vocabulary."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=BLANK)
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    parts = json.loads(tokenizer.to_str())
-    parts["added_tokens"] = [t for t in parts["added_tokens"] if "0x" not in t["content"]]
-    parts["model"] |= {"byte_fallback": True, "fuse_unk": True} | model_changes
-    parts["pre_tokenizer"] = None
-    if kind == "prepend":
-        replace = {"type": "Replace", "pattern": {"String": " "}, "content": BLANK}
-        steps = [{"type": "Prepend", "prepend": BLANK}, replace]
-        parts["normalizer"] = {"type": "Sequence", "normalizers": steps}
-    else:
-        names = {"replacement": BLANK, "prepend_scheme": kind, "split": False}
-        parts["pre_tokenizer"] = {"type": "Metaspace"} | names
-    tokenizer = Tokenizer.from_str(json.dumps(parts))
-    tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
-BACKENDS = {
-    "byte level": byte_level(),
-    "prepend": sentencepiece(),
-    "always": sentencepiece("always"),
-    "first": sentencepiece("first"),
-}
 ENCODERS = {name: make_word_encoder(backend) for name, backend in BACKENDS.items()}
 
 
