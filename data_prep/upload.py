@@ -3,10 +3,12 @@
 streaming imports torch, so it is imported only here.
 """
 
+import hashlib
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
-from apex_composer.data_prep.files import write_text
+from apex_composer.data_prep.files import read_json, write_json, write_text
 from apex_composer.data_prep.manifest import (
     MANIFEST,
     STREAMS,
@@ -20,10 +22,14 @@ from apex_composer.data_prep.tokenise import REJECTS
 from tqdm import tqdm
 
 INDEX = "index.json"
+# Names of the files that an unfinished upload has done; beside the output, never uploaded.
+UPLOADED = ".uploaded.json"
 
 
 def upload(out: Path | str, address: str) -> None:
     """Upload shards, tokenizer and, last, the manifest; `streams.yaml` then names the store.
+
+    An upload that was ended at any moment is continued by the same call.
 
     Args:
         out: folder that `prepare` was given.
@@ -45,9 +51,15 @@ def upload(out: Path | str, address: str) -> None:
     }
     folders[TOKENIZER_FOLDER] = sorted(path.name for path in (out / TOKENIZER_FOLDER).iterdir())
     folders["."] = [REJECTS, STREAMS, MANIFEST]
+    digest = hashlib.sha256((out / MANIFEST).read_bytes()).hexdigest()
+    begun = {"address": address, "manifest": digest, "files": []}
+    earlier = read_json(out / UPLOADED)
+    if earlier is not None and earlier | {"files": []} == begun:
+        begun = earlier
     with tqdm(total=sum(map(len, folders.values())), unit=" files", desc="uploading") as bar:
         for folder, names in folders.items():
-            _upload_folder(out / folder, f"{address}/{folder}".removesuffix("/."), names, bar)
+            _upload_folder(out, folder, names, begun, bar)
+    (out / UPLOADED).unlink()
 
 
 def check_address(address: str) -> None:
@@ -63,15 +75,21 @@ def check_address(address: str) -> None:
         raise SettingsError(f"upload={address!r} must be an address such as s3://bucket/folder.")
 
 
-def _upload_folder(folder: Path, address: str, names: list[str], bar: tqdm) -> None:
+def _upload_folder(
+    out: Path, folder: str, names: list[str], begun: dict[str, Any], bar: tqdm
+) -> None:
     from streaming.base.storage import CloudUploader
 
+    address = f"{begun['address']}/{folder}".removesuffix("/.")
     parts = urlparse(address)
     target = parts.path if parts.scheme == FILE_SCHEME else address
     try:
-        uploader = CloudUploader.get((str(folder), target), keep_local=True, exist_ok=True)
+        uploader = CloudUploader.get((str(out / folder), target), keep_local=True, exist_ok=True)
         for name in names:
-            uploader.upload_file(name)
+            if f"{folder}/{name}" not in begun["files"]:
+                uploader.upload_file(name)
+                begun["files"].append(f"{folder}/{name}")
+                write_json(out / UPLOADED, begun)
             bar.update()
     except (ImportError, KeyError) as error:
         raise SettingsError(f"upload={address!r}: streaming has no such store: {error}.") from error
