@@ -105,27 +105,42 @@ def test_twenty_kills_end_in_the_same_bytes_and_redo_nothing(job, tmp_path):
     assert not list(out.glob("**/*partial*")) and not (out / ".work").exists()
 
 
-@pytest.mark.long  # depends on how soon the machine schedules five processes
-def test_ctrl_c_ends_in_a_second_with_a_line_and_leaves_no_process(tmp_path):
-    corpus = write_corpus(tmp_path / "corpus", documents=4000)
+def interrupt(corpus, out, workers, delay):
+    """Press Ctrl-C some seconds after a first piece is done; the seconds that the end took."""
     command = [sys.executable, "-m", "apex_composer.data_prep", "prep", str(corpus)]
-    command += ["--out", str(tmp_path / "out"), "--tokenizer", str(tokenizer_folder())]
+    command += ["--out", str(out), "--tokenizer", str(tokenizer_folder())]
     command += ["--seq-len", "32", "--val-tokens", "640", "--proportions", "equal"]
-    command += ["--piece-size", "20000", "--workers", "2"]
+    command += ["--piece-size", "20000", "--workers", str(workers)]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
         start_new_session=True,
     )  # fmt: skip
-    pieces = tmp_path / "out" / ".work" / "pieces"
+    pieces = out / ".work" / "pieces"
     while not list(pieces.glob("[0-9]*")) and process.poll() is None:
         time.sleep(0.02)
+    time.sleep(delay)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
     started = time.monotonic()
     _, errors = process.communicate(timeout=30)
-    assert time.monotonic() - started < 1.5
+    seconds = time.monotonic() - started
     assert process.returncode == 130
     assert "interrupted. Give the same command again" in errors and "Traceback" not in errors
     assert wait_for_end(process.pid)
+    return seconds
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_ends_with_a_line_and_leaves_no_process(tmp_path, workers):
+    corpus = write_corpus(tmp_path / "corpus", documents=4000)
+    assert interrupt(corpus, tmp_path / "out", workers, 0) < 5  # beside other tests
+
+
+@pytest.mark.long
+def test_ctrl_c_ends_in_a_second_at_twenty_random_moments(tmp_path):
+    corpus, moments = write_corpus(tmp_path / "corpus", documents=16000), random.Random(SEED)
+    for trial in range(20):
+        out = tmp_path / f"out-{trial}"
+        assert interrupt(corpus, out, moments.choice([1, 2]), moments.uniform(0, 1)) < 1
 
 
 def wait_for_end(group):
