@@ -15,6 +15,7 @@ from apex_composer.expansion import ExpansionOperator
 from apex_composer.history import stage_record
 from apex_composer.monarch import MonarchFactors
 from apex_composer.operator_optimizer import OperatorOptimizer, param_group_places
+from apex_composer.ops import Executor, make_executors
 from apex_composer.selection import (
     Selection,
     count_by_group,
@@ -100,6 +101,7 @@ class Expander:
         self.stage = -1
         self.selections: dict[str, Selection] = {}
         self.operators: list[ExpansionOperator] = []
+        self.executors: list[Executor] = []
         self.history: list[dict[str, Any]] = []
         self.stopwatch = Stopwatch()
         assessed = {(g.assessed_by or g).name: g.assessed_by or g for g in self.groups}
@@ -148,13 +150,13 @@ class Expander:
         self.history.append(stage_record(self.stage, expansion, before, self.selections, totals))
         self.assessment.reset()
         if expansion:
-            self.operators = [self._operator(site) for site in self.sites]
-            self._follow()
+            self._set_operators([self._operator(site) for site in self.sites])
 
     def fuse(self) -> None:
         """End the stage: the weights already hold W + T, so the operators are dropped."""
         self.ensure_folded()
-        self.operators, self._optimizer, self._moments = [], None, {}
+        self.operators, self.executors = [], []
+        self._optimizer, self._moments = None, {}
 
     def attach(self, optimizer: Optimizer) -> Attachment:
         """Make every `optimizer.step()` train the operators too.
@@ -196,24 +198,23 @@ class Expander:
             return
         if self._optimizer is None:
             raise RuntimeError("no optimizer to train operators with: call attach(optimizer) first")
-        if not all(operator.folded for operator in self.operators):
+        if not self.folded:
             raise RuntimeError(
                 "a step begins while the parameters hold base weights: the step before it failed "
                 "(call ensure_folded() before the next forward pass), or the optimizer's step() "
                 "calls its base class's"
             )
         with self.stopwatch.block(self._device), torch.no_grad():
-            for operator in self.operators:
-                operator.map_gradient()
-                for factor in operator.factors if grad_scale is not None else ():
-                    if factor.grad is not None:
-                        factor.grad.div_(grad_scale)
-            for operator in self.operators:
-                operator.unfold()
+            for executor in self.executors:
+                executor.map_gradient()
+            if grad_scale is not None:
+                self._divide_gradients(grad_scale)
+            for executor in self.executors:
+                executor.unfold()
 
     def after_step(self) -> None:
         """The optimizer has stepped on W: step on the factors, write the effective weights."""
-        if all(operator.folded for operator in self.operators):
+        if self.folded:
             return
         with self.stopwatch.block(self._device), torch.no_grad():
             self._optimizer.step()
@@ -221,9 +222,9 @@ class Expander:
 
     def ensure_folded(self) -> None:
         """Write the effective weights if a step has left the base weights behind."""
-        for operator in self.operators:
-            if not operator.folded:
-                operator.fold()
+        for executor in self.executors:
+            if not executor.folded:
+                executor.fold()
 
     def relative_norms(self) -> dict[str, float]:
         """|T W[P]| / |W_eff[N]| by site (waits for the device)."""
@@ -266,16 +267,20 @@ class Expander:
         self.selections = {name: Selection(*sets) for name, sets in state["selections"].items()}
         self.assessment.load_totals({n: GroupTotals(*t) for n, t in state["scores"].items()})
         if state["factors"]:
-            self.operators = [
-                self._operator(s, MonarchFactors(*state["factors"][s.name])) for s in self.sites
-            ]
             self._moments = state["moments"]
-            self._follow()
+            self._set_operators(
+                [self._operator(s, MonarchFactors(*state["factors"][s.name])) for s in self.sites]
+            )
 
     def remove(self) -> None:
         """Fold, and take the assessment's hooks off the model."""
         self.ensure_folded()
         self.assessment.remove()
+
+    @property
+    def folded(self) -> bool:
+        """Whether the parameters hold the effective weights, as they do outside of steps."""
+        return all(executor.folded for executor in self.executors)
 
     @property
     def _device(self) -> torch.device:
@@ -302,6 +307,16 @@ class Expander:
     def _operator(self, site: Site, factors: MonarchFactors | None = None) -> ExpansionOperator:
         selection = self.selections[site.group.name]
         return ExpansionOperator(site, selection, factors, seed=self.seed, stage=self.stage)
+
+    def _set_operators(self, operators: list[ExpansionOperator]) -> None:
+        self.operators, self.executors = operators, make_executors(operators)
+        self._follow()
+
+    def _divide_gradients(self, scale: Tensor) -> None:
+        for operator in self.operators:
+            for factor in operator.factors:
+                if factor.grad is not None:
+                    factor.grad.div_(scale)
 
     def _follow(self) -> None:
         """Build the operators' optimizer as soon as both it and the main one can be known."""
