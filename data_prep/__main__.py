@@ -36,11 +36,11 @@ def status_of_errors() -> Iterator[None]:
         typer.echo(f"\n{message}", err=True)
         # Threads of libraries would be waited for otherwise.
         os._exit(128 + signal.SIGINT)
-    except (SettingsError, FileNotFoundError, FileExistsError) as error:
+    except SettingsError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
-    except (OSError, ValueError, WorkerDiedError) as error:
-        typer.echo(f"error: {error}", err=True)
+    except (OSError, ValueError, MemoryError, WorkerDiedError) as error:
+        typer.echo(f"error: {error or 'memory ran out: use fewer --workers.'}", err=True)
         raise typer.Exit(1) from error
 
 
@@ -99,7 +99,13 @@ def prep_command(
     """
     with status_of_errors():
         from apex_composer.data_prep import Options, prepare
+        from apex_composer.data_prep.options import SettingsError
 
+        if train_tokens is not None and _amount(train_tokens) is None and not _amount(cpt_tokens):
+            raise SettingsError(
+                f"train_tokens={train_tokens!r} without --cpt-tokens leaves no training data. Give "
+                "a budget, or leave --train-tokens out to take all."
+            )
         options = Options(
             sequence_length=sequence_length,
             format=format,

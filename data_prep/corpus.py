@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from apex_composer.data_prep.budgets import wanted_tokens
 from apex_composer.data_prep.files import read_json
 from apex_composer.data_prep.options import Options
-from apex_composer.data_prep.plan import PIECES, WORK, Plan, wanted_tokens
+from apex_composer.data_prep.plan import PIECES, WORK, Plan
 from apex_composer.data_prep.selection import (
     BEYOND,
     DUPLICATE,
@@ -15,7 +16,7 @@ from apex_composer.data_prep.selection import (
     choose_splits,
     make_ranges,
 )
-from apex_composer.data_prep.tokenise import DOCUMENTS, REPORT
+from apex_composer.data_prep.tokenise import DOCUMENT_TYPE, DOCUMENTS, REPORT
 
 
 @dataclass
@@ -78,13 +79,15 @@ def read_corpus(out: Path, plan: Plan) -> Corpus:
         plan: all of whose pieces exist.
     """
     folders = [piece_folder(out, number) for number in range(len(plan["pieces"]))]
-    reports = [read_json(folder / REPORT) for folder in folders]
-    domains = sorted({domain for report in reports for domain in report["domains"]})
+    reports = [read_report(folder) for folder in folders]
+    domains = sorted({domain for report in reports for domain in report["domain_names"]})
     numbers = {domain: number for number, domain in enumerate(domains)}
     hashes, lengths, owners, first = [], [], [], [0]
     for folder, report in zip(folders, reports, strict=True):
-        documents = np.load(folder / DOCUMENTS)
-        names = np.array([numbers[name] for name in report["domains"]] or [0], dtype=np.uint16)
+        documents = np.fromfile(folder / DOCUMENTS, dtype=DOCUMENT_TYPE)
+        if len(documents) != sum(n["documents_tokenised"] for n in report["domains"].values()):
+            raise _damaged(folder, f"{DOCUMENTS} has {len(documents)} documents")
+        names = np.array([numbers[n] for n in report["domain_names"]] or [0], dtype=np.uint16)
         hashes.append(documents["hash"].copy())  # not views, which would keep the rest alive
         lengths.append(documents["length"].copy())
         owners.append(names[documents["domain"]])
@@ -96,6 +99,28 @@ def read_corpus(out: Path, plan: Plan) -> Corpus:
         np.concatenate(owners),
         np.array(first),
         reports,
+    )
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a finished piece.
+
+    Args:
+        folder: of the piece.
+
+    Raises:
+        ValueError: the folder has none; the message says which piece to remove.
+    """
+    report = read_json(folder / REPORT)
+    if report is None:
+        raise _damaged(folder, f"{REPORT} is missing")
+    return report
+
+
+def _damaged(folder: Path, what: str) -> ValueError:
+    return ValueError(
+        f"The piece {folder} is damaged: {what}. Remove this folder and give the same command "
+        "again: the piece is made anew."
     )
 
 
@@ -132,16 +157,17 @@ def select(corpus: Corpus, plan: Plan, options: Options) -> tuple[np.ndarray, di
     try:
         return choose_splits(*arrays, corpus.domains, wants), wanted
     except ShortfallError as error:
-        raise ValueError(_explain_shortfall(str(error), plan, options)) from error
+        raise ValueError(_explain_shortfall(error, plan, options)) from error
 
 
-def _explain_shortfall(shortfall: str, plan: Plan, options: Options) -> str:
-    if any(part < 1 for part in plan["kept"].values()):
+def _explain_shortfall(shortfall: ShortfallError, plan: Plan, options: Options) -> str:
+    parts = {domain: plan["kept"].get(domain, 1.0) for domain in shortfall.domains}
+    if min(parts.values()) < 1:
         return (
-            f"Too few tokens were kept: {shortfall}. Only {plan['kept']} of the documents were "
-            "tokenised, by an estimate from samples; if the domain has more text, raise "
-            f"estimate_margin={options.estimate_margin} (--estimate-margin) and start over with "
-            "--overwrite. If it has not, add text, lower the budget or change the proportions."
+            f"Too few tokens were kept: {shortfall}. By an estimate from samples only these parts "
+            f"of the documents were tokenised: {parts}. Raise estimate_margin="
+            f"{options.estimate_margin} (--estimate-margin) and start over with --overwrite; for "
+            "a domain of part 1.0 there is no more text: add some, or lower its budget."
         )
     return (
         f"Too few tokens: {shortfall}. Add text, lower the budget, or give this domain a smaller "

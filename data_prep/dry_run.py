@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from apex_composer.data_prep.budgets import (
+    check_budgets,
+    parts_for_budgets,
+    shortfalls,
+    wanted_tokens,
+)
 from apex_composer.data_prep.estimate import Estimate, estimate_domains, take_samples
 from apex_composer.data_prep.files import DiskFullError
 from apex_composer.data_prep.options import Options
-from apex_composer.data_prep.plan import parts_for_budgets, wanted_tokens
 from apex_composer.data_prep.pool import check_workers
 from apex_composer.data_prep.readers import Source, find_sources
 from apex_composer.data_prep.sequences import token_type
@@ -88,6 +93,8 @@ def _add_up(
     options: Options,
     workers: int,
 ) -> Needs:
+    if options.shares is None:
+        check_budgets(options, list(estimates))
     kept = dict.fromkeys(estimates, 1.0)
     if not options.takes_all:
         kept |= parts_for_budgets(estimates, options)
@@ -102,12 +109,7 @@ def _add_up(
         kept[domain] * e.seconds + e.text_bytes / READING_RATE for domain, e in estimates.items()
     )
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
-    short = [
-        f"{domain}: {sum(split[domain] for split in wanted.values()):,} tokens are wanted, about "
-        f"{round(e.tokens):,} are there"
-        for domain, e in estimates.items()
-        if sum(split[domain] for split in wanted.values()) > SURE * e.tokens
-    ]
+    short = shortfalls(wanted, estimates, SURE)
     return Needs(
         estimates, kept, wanted, round(output), round(work), shutil.disk_usage(existing).free,
         seconds / workers / 3600, short,

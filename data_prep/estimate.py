@@ -35,12 +35,14 @@ class Estimate:
         text_bytes: their text in UTF-8. Default: 0.
         tokens: of the text, bos and eos included. Default: 0.
         seconds: to tokenise it on one core. Default: 0.
+        sampled: documents that were looked at. Default: 0.
     """
 
     documents: float = 0.0
     text_bytes: float = 0.0
     tokens: float = 0.0
     seconds: float = 0.0
+    sampled: int = 0
 
 
 @dataclass
@@ -91,13 +93,14 @@ def _take_sample(source: Source, limit: int) -> Sample:
     size, whole, reached = 0, True, 0
     for document in read_documents(source, 0, None, lambda *reject: None):
         if size >= limit:
-            whole, reached = False, document.place
+            whole = False
             break
+        reached = document.stop
         texts[document.domain].append(document.text)
         size += len(document.text.encode("utf-8"))
     if whole:
         scale = 1.0
-    elif source.splittable:  # its places are bytes
+    elif source.splittable:
         scale = source.bytes / reached
     else:
         scale = _scale_of_archive(source, texts, size)
@@ -147,6 +150,7 @@ def estimate_domains(samples: list[Sample], tokenizer_file: Path | None) -> dict
         for domain, texts in sample.texts.items():
             estimate = estimates[domain]
             size = sum(len(text.encode("utf-8")) for text in texts)
+            estimate.sampled += len(texts)
             estimate.documents += sample.scale * len(texts)
             estimate.text_bytes += sample.scale * size
             if encode is not None:

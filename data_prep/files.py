@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -73,12 +73,12 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, sync it, then rename it.
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file under a temporary name; it gets its own name, synced, when the block ends well.
 
     Args:
         path: file to write; its folder is created when missing.
-        content: bytes.
 
     Raises:
         DiskFullError: the disk is full; nothing is left behind.
@@ -88,7 +88,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -96,6 +96,17 @@ def write_bytes(path: Path, content: bytes) -> None:
             partial.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file as `new_file` does.
+
+    Args:
+        path: file to write.
+        content: bytes.
+    """
+    with new_file(path) as file:
+        file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -140,7 +151,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """Fill a folder under a temporary name; it gets its own name when the block ends well.
 
     Args:
-        folder: that must not exist yet.
+        folder: kept as it is where it exists by then: another process has finished it.
 
     Yields:
         The temporary folder. Every file in it is synced before the folder is renamed.
@@ -148,8 +159,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         DiskFullError: the disk is full; nothing is left behind.
     """
-    for stale in folder.parent.glob(f"{folder.name}.partial-*"):
-        shutil.rmtree(stale, ignore_errors=True)
     partial = folder.with_name(partial_name(folder.name))
     with explain_full_disk(folder):
         try:
@@ -158,7 +167,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
             for path in partial.iterdir():
                 sync_file(path)
             sync_folder(partial)
-            os.replace(partial, folder)
+            try:
+                os.replace(partial, folder)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                shutil.rmtree(partial)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise

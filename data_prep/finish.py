@@ -1,22 +1,29 @@
 """From finished pieces to the output: splits, shards, index files, manifest."""
 
+import hashlib
 import json
-import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from apex_composer.data_prep import corpus as corpora
 from apex_composer.data_prep import manifest as manifests
-from apex_composer.data_prep import shards
 from apex_composer.data_prep.corpus import Corpus, Stream, piece_folder
-from apex_composer.data_prep.files import explain_full_disk, write_bytes, write_json, write_text
-from apex_composer.data_prep.manifest import MANIFEST, STREAMS, read_manifest
+from apex_composer.data_prep.files import (
+    new_file,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from apex_composer.data_prep.index import index_files
+from apex_composer.data_prep.manifest import MANIFEST, STREAMS, TOKENIZER_FOLDER, read_manifest
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.plan import PLAN, WORK, Plan
 from apex_composer.data_prep.pool import run_tasks
 from apex_composer.data_prep.progress import token_bar
 from apex_composer.data_prep.tokenise import REJECTS
+from apex_composer.data_prep.verify import check_counts
 from apex_composer.data_prep.write import shard_tasks, write_shard
 
 EXAMPLES_SHOWN = 20
@@ -40,17 +47,12 @@ def finish(
     streams = corpora.make_streams(corpus, codes, wanted, options.sequence_length)
     corpora.check_streams(streams, options.sequence_length)
     records = _write_shards(out, plan, corpus, streams, options, workers)
-    for stream in streams:
-        name = f"{stream.split}/{stream.domain}"
-        ours = sorted((r for r in records if r["stream"] == name), key=lambda r: r["number"])
-        index = shards.encode_index([record["entry"] for record in ours])
-        write_bytes(out / name / "index.json", index)
-        for killed in (out / name).glob("*.partial-*"):  # what killed runs were writing
-            killed.unlink()
-    for name in (STREAMS, MANIFEST, REJECTS):
-        for killed in out.glob(f"{name}.partial-*"):
-            killed.unlink()
-    manifest = manifests.make_manifest(plan, options, corpus, codes, streams, records)
+    files = {name: _describe_file(out / name) for name in _other_files(out)}
+    manifest = manifests.make_manifest(plan, options, corpus, codes, streams, records, files)
+    unaccounted = check_counts(manifest)
+    assert not unaccounted, unaccounted
+    for name, content in index_files(manifest).items():
+        write_bytes(out / name, content)
     write_text(out / STREAMS, manifests.write_streams(manifest, out))
     write_json(out / MANIFEST, manifest)
     if not keep_work:
@@ -58,6 +60,16 @@ def finish(
         (out / WORK / PLAN).unlink()
         shutil.rmtree(out / WORK, ignore_errors=True)
     return read_manifest(out)
+
+
+def _other_files(out: Path) -> list[str]:
+    tokenizer = sorted(path.name for path in (out / TOKENIZER_FOLDER).iterdir())
+    return [*(f"{TOKENIZER_FOLDER}/{name}" for name in tokenizer), REJECTS]
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _write_shards(
@@ -96,28 +108,40 @@ def check_rejects(out: Path, plan: Plan, corpus: Corpus, max_reject_rate: float)
         ValueError: the share is above it; the message names the first bad lines.
     """
     path = out / REJECTS
-    partial = path.with_name(path.name + ".partial")
-    with explain_full_disk(path), partial.open("wb") as file:
-        for number in range(len(plan["pieces"])):
-            with (piece_folder(out, number) / REJECTS).open("rb") as piece:
-                shutil.copyfileobj(piece, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    first = write_rejects(path, out, plan, corpus)
     rejected = sum(map(corpora.count_rejects, corpus.reports))
     lines = rejected + sum(report["documents"] for report in corpus.reports)
     if rejected > max_reject_rate * lines:
-        with path.open(encoding="utf-8") as file:
-            first = [json.loads(line) for line, _ in zip(file, range(EXAMPLES_SHOWN), strict=False)]
-        shown = "\n  ".join(
-            f"{e['file']}:{e['line']}: {e['reason']}"
-            if "line" in e
-            else f"{e['file']}, the line at byte {e['byte']}: {e['reason']}"
-            for e in first
-        )
+        shown = "\n  ".join(f"{e['file']}:{e['line']}: {e['reason']}" for e in first)
         raise ValueError(
             f"{rejected} of {lines} lines are not usable, more than "
             f"max_reject_rate={max_reject_rate} allows. The first of them:\n  {shown}\n"
             f"All are in {path}. Repair or remove these lines, or raise max_reject_rate "
             "(--max-reject-rate) and run again: finished pieces are kept."
         )
+
+
+def write_rejects(path: Path, out: Path, plan: Plan, corpus: Corpus) -> list[dict[str, Any]]:
+    """Join the rejects of all pieces, with lines counted from each file's first.
+
+    Args:
+        path: file to write.
+        out: output folder.
+        plan: of the preparation.
+        corpus: all documents.
+
+    Returns:
+        The first of them.
+    """
+    first: list[dict[str, Any]] = []
+    lines_before: Counter[int] = Counter()  # by source
+    with new_file(path) as file:
+        for number, (source, _, _) in enumerate(plan["pieces"]):
+            with (piece_folder(out, number) / REJECTS).open(encoding="utf-8") as piece:
+                for entry in map(json.loads, piece):
+                    entry["line"] += lines_before[source]
+                    file.write(json.dumps(entry).encode() + b"\n")
+                    if len(first) < EXAMPLES_SHOWN:
+                        first.append(entry)
+            lines_before[source] += corpus.reports[number]["lines"]
+    return first

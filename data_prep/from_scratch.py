@@ -6,15 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from apex_composer.data_prep import split
+from apex_composer.data_prep.budgets import parts_for_limit
 from apex_composer.data_prep.estimate import estimate_domains, take_samples
 from apex_composer.data_prep.manifest import read_manifest
 from apex_composer.data_prep.options import Options, SettingsError
-from apex_composer.data_prep.plan import (
-    describe_source,
-    hash_limit,
-    parts_for_limit,
-    source_differences,
-)
+from apex_composer.data_prep.plan import describe_source, hash_limit, source_differences
 from apex_composer.data_prep.preparation import prepare
 from apex_composer.data_prep.readers import Source, find_sources, read_documents
 from apex_composer.data_prep.selection import HASHES
@@ -147,7 +143,8 @@ def training_texts(sources: list[Source], options: Options, sample: int) -> Iter
     for source in sources:
         if source.domain is not None and room.get(source.domain, 1) <= 0:
             continue
-        for _, domain, text in read_documents(source, 0, None, lambda *reject: None):
+        for document in read_documents(source, 0, None, lambda *reject: None):
+            domain, text = document.domain, document.text
             digest = hash_text(text)
             if room.get(domain, 0) <= 0 or digest >= hash_limit(kept, domain):
                 if all(left <= 0 for left in room.values()):

@@ -107,18 +107,3 @@ def skip_line(stream: BinaryIO) -> int:
         if chunk.endswith(b"\n"):
             break
     return skipped
-
-
-def line_number(path: str | Path, offset: int) -> int:
-    """Count the line, from 1, that starts at a byte of a plain file; slow, for messages.
-
-    Args:
-        path: plain file.
-        offset: byte at which the line starts.
-    """
-    number = 1
-    with Path(path).open("rb") as stream:
-        while offset > 0 and (chunk := stream.read(min(offset, READ_BUFFER))):
-            number += chunk.count(b"\n")
-            offset -= len(chunk)
-    return number

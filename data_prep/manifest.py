@@ -1,6 +1,7 @@
 """The manifest: what a finished preparation holds, and whether a training run fits it."""
 
 import hashlib
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from apex_composer.data_prep.plan import Plan
 from apex_composer.data_prep.proportions import make_streams, share_out
 from apex_composer.data_prep.sequences import token_type
 
-FORMAT = "apex-composer data 2"
+FORMAT = "apex-composer data 3"
 MANIFEST = "manifest.json"
 STREAMS = "streams.yaml"
 TOKENIZER_FOLDER = "tokenizer"
@@ -29,6 +30,7 @@ def make_manifest(
     codes: Any,
     streams: list[Stream],
     records: list[dict[str, Any]],
+    files: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """Put together what `manifest.json` holds.
 
@@ -39,10 +41,11 @@ def make_manifest(
         codes: their splits.
         streams: of all splits and domains.
         records: of all shards.
+        files: bytes and sha256 of every other file of the output.
     """
     vocabulary = plan["tokenizer"]["vocabulary_size"]
     domains = _count_domains(plan, corpus, codes)
-    return {
+    content = {
         "format": FORMAT,
         "options": options.as_dict(),
         "domains": corpus.domains,
@@ -55,17 +58,31 @@ def make_manifest(
         "kept": plan["kept"],
         "splits": _count_splits(streams, options.sequence_length),
         "shards": _list_shards(records),
+        "files": files,
         "sources": _describe_sources(plan, corpus),
     }
+    return content | {"sha256": hash_content(content)}
+
+
+def hash_content(manifest: dict[str, Any]) -> str:
+    """Hash a manifest by itself, so that a change of it is found.
+
+    Args:
+        manifest: with or without its hash.
+    """
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _count_domains(plan: Plan, corpus: Corpus, codes: Any) -> dict[str, Counts]:
     """Per domain: what was read, and what of it is in no split."""
-    totals = {domain: {"documents": 0, "documents_not_tokenised": 0} for domain in corpus.domains}
+    totals = {domain: {"documents": 0, "documents_tokenised": 0} for domain in corpus.domains}
     for report in corpus.reports:
         for domain, counts in report["domains"].items():
             for name, value in counts.items():
                 totals[domain][name] += value
+    for counts in totals.values():
+        counts["documents_not_tokenised"] = counts["documents"] - counts.pop("documents_tokenised")
     left_out = count_left_out(corpus, codes)
     for number, domain in enumerate(corpus.domains):
         tokens = int(corpus.lengths[corpus.owners == number].sum(dtype="int64"))
@@ -89,9 +106,8 @@ def _count_splits(streams: list[Stream], length: int) -> dict[str, dict[str, Cou
 def _list_shards(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     files: dict[str, list[dict[str, Any]]] = {}
     for record in sorted(records, key=lambda record: (record["stream"], record["number"])):
-        entry = {"sequences": record["entry"]["samples"]}
-        entry |= {name: record[name] for name in ("file", "bytes", "sha256")}
-        files.setdefault(record["stream"], []).append(entry)
+        names = ("sequences", "file", "raw_bytes", "bytes", "sha256")
+        files.setdefault(record["stream"], []).append({name: record[name] for name in names})
     return files
 
 
@@ -128,7 +144,7 @@ def write_streams(manifest: dict[str, Any], out: Path, remote: str | None = None
         remote: address that the output was uploaded to. Default: None.
     """
     options = manifest["options"]
-    folder = options["streams_folder"] or str(out)
+    folder = options["streams_folder"] or str(out.absolute())
     shares, absent = share_out(options["proportions"], manifest["domains"])
     note = f"# Absent, so the others' proportions were raised: {', '.join(absent)}\n"
     blocks = [
@@ -149,7 +165,27 @@ def read_manifest(out: Path | str) -> dict[str, Any] | None:
         ValueError: it is no JSON.
     """
     manifest = read_json(Path(out) / MANIFEST)
-    return manifest if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
+    return manifest if is_manifest(manifest) else None
+
+
+def is_manifest(content: Any) -> bool:
+    """Whether a file's content is a manifest of this command.
+
+    Args:
+        content: as JSON has it, None for no file.
+
+    Raises:
+        ValueError: it is one, of another version.
+    """
+    name = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(name, str) or not name.startswith(FORMAT.rsplit(" ", 1)[0]):
+        return False
+    if name != FORMAT:
+        raise ValueError(
+            f"manifest.json has the format {name!r}, this version reads {FORMAT!r}. Prepare the "
+            "data again (--overwrite), or use the version that wrote it."
+        )
+    return True
 
 
 def check_manifest(

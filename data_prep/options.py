@@ -16,6 +16,14 @@ class SettingsError(ValueError):
     """What was asked for cannot be: the command line is at fault, not the data."""
 
 
+class InputNotFoundError(SettingsError, FileNotFoundError):
+    """There is no such input."""
+
+
+class OutputTakenError(SettingsError, FileExistsError):
+    """The output folder holds something else, or is in use."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What a preparation shall do.
@@ -137,7 +145,7 @@ def parse_amount(text: str) -> int:
     Raises:
         SettingsError: it is something else.
     """
-    match = re.fullmatch(r"\s*([\d_]+(?:\.\d+)?)\s*([kmbt]?)\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d[\d_]*(?:\.\d+)?)\s*([kmbt]?)\s*", text, re.IGNORECASE)
     if not match:
         raise SettingsError(
             f"{text!r} is no amount. Give a number such as 500k, 2M, 4B or 2000000."

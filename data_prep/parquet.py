@@ -11,6 +11,11 @@ TEXT = "text"
 # What the domain is inferred from; other columns are not read.
 COLUMNS = (TEXT, "meta", SAMPLE_FIELD, "source", "wiki_prob", "pred_label", "pred_label_prob")
 ROWS_AT_ONCE = 64
+# Text that is decoded at once; one row may be larger.
+TEXT_AT_ONCE = 4_000_000
+# A page is decoded as a whole, twice in memory, and arrow's writer cuts none of fewer rows.
+PAGE_ROWS = 1024
+PAGE_LIMIT = 400_000_000
 
 
 class Row(NamedTuple):
@@ -47,10 +52,25 @@ def read_rows(path: Path, limit: int) -> Iterator[Row]:
             raise ValueError(f"it has no column {TEXT!r}; its columns are {names}")
         columns = [name for name in COLUMNS if name in names]
         number = 0
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
-            for index in range(batch.num_rows):
-                number += 1
-                yield _take_row(batch, index, number, limit)
+        for group in range(file.num_row_groups):
+            rows = _rows_at_once(file.metadata.row_group(group))
+            batches = file.iter_batches(
+                rows, row_groups=[group], columns=columns, use_threads=False
+            )
+            for batch in batches:
+                for index in range(batch.num_rows):
+                    number += 1
+                    yield _take_row(batch, index, number, limit)
+
+
+def _rows_at_once(group: Any) -> int:
+    size = group.total_byte_size / max(1, group.num_rows)  # of a row, uncompressed, on average
+    if size * min(group.num_rows, PAGE_ROWS) > PAGE_LIMIT:
+        raise ValueError(
+            f"its rows have {size / 1e6:.0f} MB on average, and pages of them would not fit into "
+            "the memory of a worker (1 GB); write it with row groups of fewer rows"
+        )
+    return max(1, min(ROWS_AT_ONCE, int(TEXT_AT_ONCE / max(1.0, size))))
 
 
 def _take_row(batch: Any, index: int, number: int, limit: int) -> Row:

@@ -5,10 +5,11 @@ from typing import Any
 
 from apex_composer.data_prep.corpus import piece_folder
 from apex_composer.data_prep.manifest import TOKENIZER_FOLDER
-from apex_composer.data_prep.plan import Plan
+from apex_composer.data_prep.plan import WORK, Plan
 from apex_composer.data_prep.pool import run_tasks
 from apex_composer.data_prep.progress import ReadingBar
 from apex_composer.data_prep.sequences import token_type
+from apex_composer.data_prep.target import DOWNLOADS
 from apex_composer.data_prep.tokenise import tokenise_piece
 
 
@@ -78,5 +79,6 @@ def _piece_task(out: Path, plan: Plan, number: int) -> dict[str, Any]:
         "tokenizer_file": str(out / TOKENIZER_FOLDER / "tokenizer.json"),
         "bos": tokenizer["bos"],
         "eos": tokenizer["eos"],
+        "downloads": str(out / WORK / DOWNLOADS),
         "dtype": token_type(tokenizer["vocabulary_size"]),
     }

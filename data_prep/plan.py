@@ -1,26 +1,26 @@
 """The plan of a preparation: all that decides its bytes, written before the first piece."""
 
-import math
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from apex_composer.data_prep.estimate import Estimate, estimate_domains, take_samples
+from apex_composer.data_prep.budgets import (
+    check_budgets,
+    check_enough,
+    parts_for_budgets,
+    parts_for_limit,
+)
+from apex_composer.data_prep.estimate import estimate_domains, take_samples
 from apex_composer.data_prep.files import read_json, write_json
 from apex_composer.data_prep.options import Options, SettingsError
-from apex_composer.data_prep.proportions import share_out
 from apex_composer.data_prep.readers import Source
-from apex_composer.data_prep.selection import HASHES, divide_sequences
+from apex_composer.data_prep.selection import HASHES
 
 WORK = ".work"
 PLAN = "plan.json"
 PIECES = "pieces"
-FORMAT = "apex-composer plan 1"
-# Above this part of the corpus the rest is not worth leaving out.
-LARGEST_PART = 0.6
-# Standard deviations of the number of documents that are kept beyond the expected ones.
-SCATTER = 6
+FORMAT = "apex-composer plan 2"
 
 Plan = dict[str, Any]
 
@@ -35,10 +35,18 @@ def make_plan(
         options: of the preparation.
         tokenizer: as `load_tokenizer` returns it.
         tokenizer_file: its `tokenizer.json`.
+
+    Raises:
+        SettingsError: a budget is too small for a sequence of some domain.
+        ValueError: by the estimate a domain has far too little text for its budgets.
     """
     kept: dict[str, float] = {}
+    if options.shares is None:
+        check_budgets(options, sorted({s.domain for s in sources if s.domain is not None}))
     if not options.takes_all:
         estimates = estimate_domains(take_samples(sources), tokenizer_file)
+        check_budgets(options, list(estimates))
+        check_enough(estimates, options)
         kept = parts_for_budgets(estimates, options)
     elif options.text_limit is not None:
         kept = parts_for_limit(estimate_domains(take_samples(sources), None), options.text_limit)
@@ -71,69 +79,6 @@ def make_pieces(sources: list[Source], piece_bytes: int) -> list[list[int | None
         pieces += [[index, start, min(start + piece_bytes, source.bytes)] for start in starts]
         pieces[-1][2] = None  # also what the file may have gained since
     return pieces
-
-
-def parts_for_budgets(estimates: dict[str, Estimate], options: Options) -> dict[str, float]:
-    """Part of every domain's documents that the budgets need, with the margin.
-
-    Args:
-        estimates: of the domains.
-        options: of the preparation.
-    """
-    wanted = wanted_tokens(options, list(estimates))
-    parts = {}
-    for domain, estimate in estimates.items():
-        tokens = sum(split[domain] for split in wanted.values() if split is not None)
-        part = options.estimate_margin * tokens / max(1.0, estimate.tokens)
-        # Few documents scatter around their mean; lengths with a long tail do so widely.
-        expected = part * estimate.documents
-        part += SCATTER * math.sqrt(expected + 1) / max(1.0, estimate.documents)
-        parts[domain] = part if part < LARGEST_PART else 1.0
-    return parts
-
-
-def parts_for_limit(estimates: dict[str, Estimate], text_limit: int) -> dict[str, float]:
-    """Part of every domain's documents that a limit of text leaves.
-
-    Args:
-        estimates: of the domains.
-        text_limit: bytes of text of all domains together.
-    """
-    limit = text_limit / max(1, len(estimates))
-    return {name: min(1.0, limit / max(1.0, e.text_bytes)) for name, e in estimates.items()}
-
-
-def wanted_tokens(options: Options, domains: list[str]) -> dict[str, dict[str, int] | None]:
-    """Tokens of every budget, whole sequences only, in the order in which the hashes fill them.
-
-    Args:
-        options: of the preparation, with budgets.
-        domains: names of the domains, sorted.
-
-    Returns:
-        Per split: tokens per domain, or None for a split that takes all that is left.
-
-    Raises:
-        SettingsError: a domain has no proportion.
-    """
-    budgets = {
-        "validation": options.val_tokens,
-        "train": options.train_tokens,
-        "cpt": options.cpt_tokens,
-    }
-    shares, _ = share_out(options.proportions, domains)
-    length = options.sequence_length
-    wanted: dict[str, dict[str, int] | None] = {}
-    for name in options.splits:
-        budget = budgets[name]
-        if budget is None:
-            wanted[name] = None
-        elif name == "validation" and options.val_per_domain:
-            wanted[name] = dict.fromkeys(domains, budget // length * length)
-        else:
-            counts = divide_sequences(budget // length, shares)
-            wanted[name] = {domain: count * length for domain, count in counts.items()}
-    return wanted
 
 
 def hash_limit(kept: dict[str, float], domain: str) -> int:
@@ -170,8 +115,17 @@ def read_plan(out: Path) -> Plan | None:
 
     Args:
         out: output folder.
+
+    Raises:
+        SettingsError: another version wrote it.
     """
-    return read_json(out / WORK / PLAN)
+    plan = read_json(out / WORK / PLAN)
+    if plan is not None and plan.get("format") != FORMAT:
+        raise SettingsError(
+            f"out={str(out)!r} was begun by another version ({plan.get('format')!r}, this one "
+            f"writes {FORMAT!r}). Finish it with that one, or start over with --overwrite."
+        )
+    return plan
 
 
 def write_plan(out: Path, plan: Plan) -> None:
@@ -206,6 +160,11 @@ def check_same(
     ]
     if plan["tokenizer"]["sha256"] != tokenizer["sha256"]:
         differences.append(f"the tokenizer was {plan['tokenizer']['name']!r} of other content")
+    differences += [
+        f"the tokenizer's {name} was {plan['tokenizer'][name]} and is now {tokenizer[name]}"
+        for name in ("vocabulary_size", "bos", "eos")
+        if plan["tokenizer"][name] != tokenizer[name]
+    ]
     differences += source_differences(plan["sources"], [describe_source(s) for s in sources])
     if differences:
         raise SettingsError(

@@ -5,9 +5,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from apex_composer.data_prep.files import write_bytes
+from apex_composer.data_prep.files import write_bytes, write_text
 from apex_composer.data_prep.finish import finish
-from apex_composer.data_prep.manifest import TOKENIZER_FOLDER, read_manifest
+from apex_composer.data_prep.manifest import (
+    STREAMS,
+    TOKENIZER_FOLDER,
+    read_manifest,
+    write_streams,
+)
 from apex_composer.data_prep.options import Options, SettingsError, read_options
 from apex_composer.data_prep.pieces import missing_pieces, tokenise_pieces
 from apex_composer.data_prep.plan import (
@@ -21,7 +26,7 @@ from apex_composer.data_prep.plan import (
 )
 from apex_composer.data_prep.pool import check_workers
 from apex_composer.data_prep.readers import Source, find_sources
-from apex_composer.data_prep.target import is_ours, locked, open_target
+from apex_composer.data_prep.target import check_apart, check_ours, clear, locked, open_target
 from apex_composer.data_prep.tokenizer import load_tokenizer
 
 
@@ -59,8 +64,8 @@ def prepare(
 
     Raises:
         SettingsError: the options do not fit together or to the preparation in `out`.
-        FileNotFoundError: there is no input.
-        FileExistsError: `out` holds something else.
+        InputNotFoundError: there is no input; a SettingsError.
+        OutputTakenError: `out` holds something else, or is in use; a SettingsError.
         OSError: the input cannot be read or the disk is full.
         ValueError: too many lines are unusable, or there is too little text.
         WorkerDiedError: a worker was killed.
@@ -68,32 +73,52 @@ def prepare(
     out, options = Path(out), options or Options()
     workers = check_workers(workers)
     check_shard(shard)
+    check_apart(input, out)
     sources = find_sources(input, options.format)
     with tempfile.TemporaryDirectory(prefix="apex-prep-") as folder:
         description = load_tokenizer(str(tokenizer), Path(folder))
         if options.tokenizer_training:
             description["name"] = "trained on this data"
-        if overwrite and is_ours(out):
-            shutil.rmtree(out)
-        finished = open_target(out, options, sources, description)
-        if finished is not None:
-            shutil.rmtree(out / WORK, ignore_errors=True)
-            return finished
-        # First, so that a run killed right here is known for ours.
-        (out / WORK).mkdir(parents=True, exist_ok=True)
-        for path in sorted(Path(folder).iterdir()):
-            write_bytes(out / TOKENIZER_FOLDER / path.name, path.read_bytes())
-    with locked(out, shard):
-        plan = read_plan(out)
-        if plan is None:
-            tokenizer_file = out / TOKENIZER_FOLDER / "tokenizer.json"
-            plan = make_plan(sources, options, description, tokenizer_file)
-            write_plan(out, plan)
-        tokenise_pieces(out, plan, workers, shard)
-        check_unchanged(plan, sources)
-        if shard is not None:
-            return None
-        return finish(out, plan, options, workers, keep_work)
+        check_ours(out)
+        if not overwrite:
+            open_target(out, options, sources, description)  # before the lock writes anything
+        with locked(out, shard):
+            if overwrite:
+                clear(out)
+            # Again: another process may have ended its work meanwhile.
+            finished = open_target(out, options, sources, description)
+            if finished is not None:
+                return _finish_again(out, finished, options)
+            plan = _begin(out, sources, options, description, Path(folder))
+            tokenise_pieces(out, plan, workers, shard)
+            check_unchanged(plan, sources)
+            return None if shard else finish(out, plan, options, workers, keep_work)
+
+
+def _finish_again(out: Path, manifest: dict[str, Any], options: Options) -> dict[str, Any]:
+    """What is left to do of a finished preparation."""
+    named = manifest | {"options": manifest["options"] | {"streams_folder": options.streams_folder}}
+    write_text(out / STREAMS, write_streams(named, out))
+    shutil.rmtree(out / WORK, ignore_errors=True)
+    return manifest
+
+
+def _begin(
+    out: Path,
+    sources: list[Source],
+    options: Options,
+    description: dict[str, Any],
+    tokenizer_folder: Path,
+) -> Plan:
+    """The plan of the preparation that was begun, or a new one."""
+    plan = read_plan(out)
+    if plan is not None:
+        return plan
+    for path in sorted(tokenizer_folder.iterdir()):
+        write_bytes(out / TOKENIZER_FOLDER / path.name, path.read_bytes())
+    plan = make_plan(sources, options, description, out / TOKENIZER_FOLDER / "tokenizer.json")
+    write_plan(out, plan)
+    return plan
 
 
 def merge(

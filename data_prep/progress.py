@@ -21,9 +21,12 @@ class ReadingBar:
 
     def __init__(self, pieces: list[tuple[str, int]], done_bytes: int = 0) -> None:
         self.open = Counter(path for path, _ in pieces)
-        self.files = len(self.open)
+        self.files = self.left = len(self.open)
         self.counts: Counter[str] = Counter()
-        self.characters: Counter[str] = Counter()  # of pieces that are being read, by source
+        self.reading = {
+            True: 0,
+            False: 0,
+        }  # characters of unfinished pieces: of archives, of others
         self.finished_bytes = done_bytes
         self.archives = {"bytes": 1.0, "characters": TYPICAL_RATIO}  # of finished ones
         self.started = time.monotonic()
@@ -39,7 +42,7 @@ class ReadingBar:
             news: documents, tokens and characters since its last news, and its source.
         """
         self.counts.update({name: news[name] for name in ("documents", "tokens")})
-        self.characters[news["source"]] += news["characters"]
+        self.reading[news["source"].endswith(COMPRESSED)] += news["characters"]
         self._show()
 
     def finish_piece(self, report: Mapping[str, Any]) -> None:
@@ -50,8 +53,9 @@ class ReadingBar:
         """
         source = report["source"]
         self.open[source] -= 1
+        self.left -= self.open[source] == 0
         self.finished_bytes += report["bytes"]
-        self.characters[source] -= report["characters"]
+        self.reading[source.endswith(COMPRESSED)] -= report["characters"]
         if source.endswith(COMPRESSED):
             for name in self.archives:
                 self.archives[name] += report[name]
@@ -60,15 +64,11 @@ class ReadingBar:
     def _show(self) -> None:
         # A guess until a piece is done: an archive does not tell how far it has been read.
         ratio = self.archives["characters"] / self.archives["bytes"]
-        reading = sum(
-            count / (ratio if source.endswith(COMPRESSED) else 1)
-            for source, count in self.characters.items()
-        )
+        reading = self.reading[True] / ratio + self.reading[False]
         position = min(self.finished_bytes + reading, self.bar.total)
-        left = sum(count > 0 for count in self.open.values())
         rate = self.counts["tokens"] / max(1e-9, time.monotonic() - self.started)
         self.bar.set_postfix_str(
-            f"{self.files - left}/{self.files} files, {self.counts['documents']:,} documents, "
+            f"{self.files - self.left}/{self.files} files, {self.counts['documents']:,} documents, "
             f"{self.counts['tokens']:,} tokens, {rate:,.0f} tokens/s",
             refresh=False,
         )

@@ -53,12 +53,13 @@ def read_proportions(name: str) -> dict[str, float]:
 
 
 def _parse(path: Path) -> Any:
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        return json.loads(text)
     import yaml
 
-    return yaml.safe_load(text)
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SettingsError(f"proportions={str(path)!r} cannot be read: {error}") from error
 
 
 def share_out(

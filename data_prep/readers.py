@@ -4,20 +4,26 @@ A bad record is reported and skipped; a damaged file is an error that names the 
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from apex_composer.data_prep.lines import (
     EXCERPT_BYTES,
     Line,
-    line_number,
     open_lines,
     read_range,
 )
 from apex_composer.data_prep.parquet import Row, read_rows
-from apex_composer.data_prep.records import TOO_LONG, Rejected, parse_line, take_document
+from apex_composer.data_prep.records import (
+    BROKEN_JSON,
+    CUT_SHORT,
+    TOO_LONG,
+    Rejected,
+    parse_line,
+    take_document,
+)
 from apex_composer.data_prep.remote import local_copy
 from apex_composer.data_prep.sources import FORMATS, Source, SourceError, find_sources
 
@@ -27,7 +33,6 @@ __all__ = [
     "Source",
     "SourceError",
     "find_sources",
-    "line_number",
     "read_documents",
 ]
 
@@ -43,15 +48,16 @@ class Document(NamedTuple):
     """One document.
 
     Args:
-        place: byte at which its line starts in a splittable source; otherwise its line or row,
-            counted from 1.
+        line: its line or row, counted from 1 where reading began.
         domain: its domain.
         text: its text, not blank.
+        stop: bytes of the stream up to the end of its line; 0 in parquet.
     """
 
-    place: int
+    line: int
     domain: str
     text: str
+    stop: int = 0
 
 
 def read_documents(
@@ -60,6 +66,7 @@ def read_documents(
     stop: int | None,
     on_reject: OnReject,
     *,
+    on_end: Callable[[int], None] = lambda lines: None,
     line_limit: int = LINE_LIMIT,
     cache: Path | None = None,
 ) -> Iterator[Document]:
@@ -69,8 +76,9 @@ def read_documents(
         source: from find_sources.
         start: byte; only lines that start at it or later are read. 0 unless splittable.
         stop: byte; only lines that start before it are read, None for all. None unless splittable.
-        on_reject: called with place, reason (one of records.REASONS), the record's beginning and
+        on_reject: called with line, reason (one of records.REASONS), the record's beginning and
             its domain (None where it shows none) for every bad record; blank lines are no records.
+        on_end: called with the number of lines or rows, blank ones too. Default: not called.
         line_limit: bytes of a line at most, longer ones are rejected. Default: 64,000,000.
         cache: folder for the download of a remote source. Default: the system's.
 
@@ -84,48 +92,61 @@ def read_documents(
         )
     with _fetched(source, cache) as path:
         if source.path.endswith(".parquet"):
-            yield from _read_parquet(path, source, on_reject, line_limit)
+            yield from _read_parquet(path, source, on_reject, on_end, line_limit)
             return
+        number = 0
         with _opened(path, source) as stream:
-            lines = read_range(stream, start, stop, line_limit)
-            for line in _guarded(lines, source):
-                place = line.offset if source.splittable else line.number
+            for line in _guarded(read_range(stream, start, stop, line_limit), source):
+                number = line.number
+                if line.content.isspace() and line.is_whole:
+                    continue
                 try:
-                    if not line.is_whole:
-                        raise Rejected(TOO_LONG)
-                    if line.content.isspace():
-                        continue
-                    document = _make_document(place, parse_line(line.content), source)
+                    domain, text = _take_line(line, source)
                 except Rejected as rejected:
-                    _report(on_reject, place, rejected, line.content, source)
+                    _report(on_reject, number, rejected, line.content, source)
                 else:
-                    yield document
+                    yield Document(number, domain, text, line.offset + len(line.content))
+        on_end(number)
+
+
+def _take_line(line: Line, source: Source) -> tuple[str, str]:
+    if not line.is_whole:
+        raise Rejected(TOO_LONG)
+    try:
+        record = parse_line(line.content)
+    except Rejected as rejected:
+        if str(rejected) == BROKEN_JSON and not line.content.endswith(b"\n"):
+            raise Rejected(CUT_SHORT) from None
+        raise
+    return take_document(record, source.format, source.domain)
 
 
 def _read_parquet(
-    path: Path, source: Source, on_reject: OnReject, line_limit: int
+    path: Path,
+    source: Source,
+    on_reject: OnReject,
+    on_end: Callable[[int], None],
+    line_limit: int,
 ) -> Iterator[Document]:
+    number = 0
     for row in _guarded(read_rows(path, line_limit), source):
+        number = row.number
         try:
             if row.reason:
                 raise Rejected(row.reason)
-            document = _make_document(row.number, row.record, source)
+            domain, text = take_document(row.record, source.format, source.domain)
         except Rejected as rejected:
-            content = str(row.record).encode()
-            _report(on_reject, row.number, rejected, content, source)
+            _report(on_reject, number, rejected, str(row.record).encode(), source)
         else:
-            yield document
-
-
-def _make_document(place: int, record: Mapping[str, Any], source: Source) -> Document:
-    return Document(place, *take_document(record, source.format, source.domain))
+            yield Document(number, domain, text)
+    on_end(number)
 
 
 def _report(
-    on_reject: OnReject, place: int, rejected: Rejected, content: bytes, source: Source
+    on_reject: OnReject, line: int, rejected: Rejected, content: bytes, source: Source
 ) -> None:
     excerpt = content[:EXCERPT_BYTES].decode("utf-8", "replace").strip()
-    on_reject(place, str(rejected), excerpt, rejected.domain or source.domain)
+    on_reject(line, str(rejected), excerpt, rejected.domain or source.domain)
 
 
 @contextmanager

@@ -11,8 +11,11 @@ INVALID_UTF8 = "invalid UTF-8"
 NO_TEXT = "no text"
 EMPTY_TEXT = "empty text"
 TOO_LONG = "too long"
+CUT_SHORT = "cut short at the end of the file"
 UNKNOWN_DOMAIN = "unknown domain"
-REASONS = (BROKEN_JSON, INVALID_UTF8, NO_TEXT, EMPTY_TEXT, TOO_LONG, UNKNOWN_DOMAIN)
+REASONS = (
+    BROKEN_JSON, INVALID_UTF8, NO_TEXT, EMPTY_TEXT, TOO_LONG, CUT_SHORT, UNKNOWN_DOMAIN
+)  # fmt: skip
 
 TEXT_FIELDS = {"redpajama-v2": "raw_content"}
 

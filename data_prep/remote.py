@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
+from apex_composer.data_prep.options import InputNotFoundError, SettingsError
+
 FILE_SCHEME = "file"  # a folder of this machine, read as a remote store is
 DOWNLOAD_SECONDS = 4 * 3600.0
 ATTEMPTS = 3
@@ -31,8 +33,9 @@ def list_files(address: str) -> list[str]:
         address: address of the folder.
 
     Raises:
-        FileNotFoundError: there is nothing.
-        ValueError: streaming knows no such store, or cannot list it.
+        InputNotFoundError: there is nothing.
+        SettingsError: streaming knows no such store, or cannot list it.
+        OSError: the store cannot be reached.
     """
     parts = urlparse(address)
     if parts.scheme == FILE_SCHEME:
@@ -41,10 +44,15 @@ def list_files(address: str) -> list[str]:
     else:
         prefix = parts.path.strip("/")
         prefix += "/" if prefix else ""
-        names = _list_objects(address)
+        try:
+            names = _list_objects(address)
+        except (ImportError, KeyError, ValueError) as error:
+            raise SettingsError(f"input={address!r} cannot be listed: {error}") from error
+        except Exception as error:  # every store has its own errors
+            raise OSError(f"input={address!r} cannot be listed: {error}") from error
         below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     if not below:
-        raise FileNotFoundError(f"input={address!r} holds no file.")
+        raise InputNotFoundError(f"input={address!r} holds no file.")
     return sorted(below)
 
 
@@ -86,6 +94,8 @@ def local_copy(address: str, cache: Path | None = None) -> Iterator[Path]:
 
     parts = urlparse(address)
     remote = parts.path if parts.scheme == FILE_SCHEME else address
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="apex-prep-", dir=cache) as folder:
         path = Path(folder) / Path(parts.path).name
         for attempt in range(1, ATTEMPTS + 1):

@@ -17,7 +17,16 @@ AT_ONCE = 1 << 20
 
 
 class ShortfallError(ValueError):
-    """A domain has too few tokens for its budget."""
+    """Domains have too few tokens for their budgets.
+
+    Args:
+        message: what each needs and has.
+        domains: their names.
+    """
+
+    def __init__(self, message: str, domains: list[str]) -> None:
+        super().__init__(message)
+        self.domains = domains
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ def choose_splits(
     """
     codes = np.full(len(hashes), BEYOND, dtype=np.int8)
     taken = np.empty(0, dtype=np.uint64)
-    missing: list[str] = []
+    missing: dict[str, str] = {}
     members = [np.flatnonzero(owners == index) for index in range(len(domains))]
     for code, (name, want) in enumerate(wants.items()):
         chosen_before = taken
@@ -76,14 +85,14 @@ def choose_splits(
             chosen = _take(hashes[free], lengths[free], want, domain)
             if chosen is None:
                 have, need = int(lengths[free].sum()), want[domain]
-                missing.append(f"{name}/{domain} needs {need:,} tokens and has {have:,}")
+                missing[domain] = f"{name}/{domain} needs {need:,} tokens and has {have:,}"
                 continue
             codes[free[:chosen] if isinstance(chosen, int) else free[chosen]] = code
             if name == unique:
                 chosen_before = np.union1d(chosen_before, hashes[member[codes[member] == code]])
         taken = np.union1d(taken, hashes[codes == code])
     if missing:
-        raise ShortfallError("; ".join(missing))
+        raise ShortfallError("; ".join(missing.values()), list(missing))
     for member in members:
         left = member[codes[member] == BEYOND]
         codes[left[_contained(hashes[left], taken)]] = DUPLICATE

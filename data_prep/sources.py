@@ -12,13 +12,15 @@ from apex_composer.data_prep.domains import (
     slimpajama_domain,
 )
 from apex_composer.data_prep.lines import open_lines, read_lines
-from apex_composer.data_prep.options import SettingsError
+from apex_composer.data_prep.options import InputNotFoundError, SettingsError
 from apex_composer.data_prep.records import Rejected, parse_line
 
 FORMATS = ("redpajama-v1", "redpajama-sample", "redpajama-v2", "slimpajama", "jsonl")
 JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 # jsonl that no reader opens must not be left out in silence.
-UNREADABLE = re.compile(r"\.jsonl?\.(?!gz$|zst$)(xz|bz2|lz4|br|zip|zstd|lzma|7z|tar)$")
+UNREADABLE = re.compile(
+    r"\.(jsonl?\.(xz|bz2|lz4|br|zip|zstd|gzip|lzma|7z|tar)|json\.zst|ndjson(\.\w+)?)$"
+)
 SAMPLE_NAME = re.compile(r"([a-z0-9]+)(_[0-9]{4}-[0-9]{2})?_sample\.jsonl(\.gz|\.zst)?")
 SNIFFED_LINES = 20
 SNIFFED_BYTES = 10_000_000
@@ -55,7 +57,7 @@ def find_sources(input: str | Path, format: str = "auto") -> list[Source]:
         format: one of FORMATS, or `auto` to tell it from the files. Default: auto.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no file of the format in it.
+        InputNotFoundError: there is no such folder, or no file of the format in it.
         SettingsError: the format is unknown or not clear.
         ValueError: a file or folder does not fit the format.
     """
@@ -71,13 +73,15 @@ def find_sources(input: str | Path, format: str = "auto") -> list[Source]:
         format = _detect_format(root, names)
     chosen = [name for name in names if _belongs(name, format)]
     if not chosen:
-        raise FileNotFoundError(f"{root!r} holds no file of the format {format}. {_layout(format)}")
+        raise InputNotFoundError(
+            f"{root!r} holds no file of the format {format}. {_layout(format)}"
+        )
     return [_make_source(root, name, format) for name in chosen]
 
 
 def _list_folder(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise FileNotFoundError(
+        raise InputNotFoundError(
             f"input={str(folder)!r} is not a folder. Give the folder that holds the domains' "
             "folders, or RedPajama as it was downloaded."
         )
@@ -98,8 +102,9 @@ def _check_compression(root: str, names: list[str]) -> None:
     unreadable = [name for name in names if UNREADABLE.search(name)]
     if unreadable:
         raise ValueError(
-            f"{root}/{unreadable[0]} is compressed in a way that is not read; plain, .gz and .zst "
-            "are. Compress it again as .zst, or move it out of the folder."
+            f"{root}/{unreadable[0]} is named or compressed in a way that is not read; .jsonl, "
+            ".jsonl.gz and .jsonl.zst are. Rename it or compress it again, or move it out of the "
+            "folder."
         )
 
 
@@ -128,7 +133,7 @@ def _detect_format(root: str, names: list[str]) -> str:
             "line --format) to read one of them, or a folder that holds only one."
         )
     if not found:
-        raise FileNotFoundError(
+        raise InputNotFoundError(
             f"{root!r} holds no file of any known format. "
             + " ".join(_layout(format) for format in FORMATS)
         )

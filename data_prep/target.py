@@ -1,15 +1,49 @@
 """The output folder: what it already holds, and who may write to it."""
 
+import errno
 import fcntl
+import shutil
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from apex_composer.data_prep.manifest import MANIFEST, read_manifest
-from apex_composer.data_prep.options import Options
-from apex_composer.data_prep.plan import WORK, check_same, read_plan
+from apex_composer.data_prep.files import read_json, write_json
+from apex_composer.data_prep.manifest import MANIFEST, is_manifest, read_manifest
+from apex_composer.data_prep.options import Options, OutputTakenError, SettingsError
+from apex_composer.data_prep.plan import PLAN, WORK, check_same, read_plan
 from apex_composer.data_prep.readers import Source
+from apex_composer.data_prep.remote import is_remote
+from apex_composer.data_prep.verify import missing_shards
+
+PARTS = "parts.json"
+DOWNLOADS = "downloads"
+LOCK = "lock"
+# A file system that knows no locks, such as some network ones.
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+
+def check_apart(input: Path | str, out: Path) -> None:
+    """Refuse an output inside the input, which a later run would read, and the reverse.
+
+    Args:
+        input: folder or remote address.
+        out: output folder.
+
+    Raises:
+        SettingsError: one lies in the other, or the output is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise SettingsError(f"out={str(out)!r} is a file. Give a folder.")
+    if is_remote(input):
+        return
+    first, second = Path(input).resolve(), out.resolve()
+    if first in (second, *second.parents) or second in first.parents:
+        raise SettingsError(
+            f"out={str(out)!r} and input={str(input)!r} lie one in the other. Give an output "
+            "folder beside the input."
+        )
 
 
 def open_target(
@@ -28,7 +62,8 @@ def open_target(
 
     Raises:
         SettingsError: it holds a preparation with other options, tokenizer or input.
-        FileExistsError: it holds something else.
+        OutputTakenError: it holds something else.
+        ValueError: it holds a finished preparation that has lost shards.
     """
     if not out.exists():
         return None
@@ -36,42 +71,120 @@ def open_target(
     for earlier in (finished, plan):
         if earlier is not None:
             check_same(earlier, options, sources, tokenizer, out)
-    if not is_ours(out) and any(out.iterdir()):
-        raise FileExistsError(
-            f"out={str(out)!r} exists and was not written by this command. "
-            "Give a folder that does not exist."
+    check_ours(out)
+    lost = missing_shards(out, finished) if finished is not None else []
+    if lost:
+        raise ValueError(
+            f"out={str(out)!r} has a manifest, but {len(lost)} of its shards are gone or cut short "
+            f"(the first is {lost[0]}). Bring them back, or give --overwrite to start over."
         )
     return finished
 
 
-def is_ours(out: Path) -> bool:
-    """Whether the folder holds a preparation, finished or begun.
+def check_ours(out: Path) -> None:
+    """Refuse a folder that holds something else than a preparation, finished or begun.
 
     Args:
         out: output folder.
+
+    Raises:
+        OutputTakenError: it does.
     """
-    return (out / WORK).is_dir() or (out / MANIFEST).is_file()
+    if not out.exists() or (out / WORK / LOCK).is_file() or is_manifest(read_json(out / MANIFEST)):
+        return
+    if any(path.name != WORK for path in out.iterdir()) or any((out / WORK).glob("*")):
+        raise OutputTakenError(
+            f"out={str(out)!r} exists and was not written by this command. "
+            "Give a folder that does not exist."
+        )
+
+
+def clear(out: Path) -> None:
+    """Remove a preparation; a kill in the midst leaves what a next call removes.
+
+    Args:
+        out: output folder, locked.
+    """
+    for path in (out / MANIFEST, out / WORK / PLAN):  # first: the rest must not look whole
+        path.unlink(missing_ok=True)
+    kept = {out / WORK, *(out / WORK).glob(f"{LOCK}*")}
+    for path in [*out.iterdir(), *(out / WORK).iterdir()]:
+        if path not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
 def locked(out: Path, shard: tuple[int, int] | None) -> Iterator[None]:
     """Keep a second process off the same work; the lock ends with the process that holds it.
 
+    The parts of one array job may run side by side, and nothing else may. Whoever is alone first
+    removes what killed runs were writing.
+
     Args:
         out: output folder.
         shard: part of the array job, or None.
 
     Raises:
-        FileExistsError: another process is at it.
+        OutputTakenError: another process is at it.
     """
-    name = "lock" if shard is None else f"lock-{shard[0]}-of-{shard[1]}"
     (out / WORK).mkdir(parents=True, exist_ok=True)
-    with (out / WORK / name).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FileExistsError(
-                f"out={str(out)!r} is being written by another process. Wait for it, end it, or "
-                "give another folder."
-            ) from error
+    with ExitStack() as stack:
+        whole = stack.enter_context((out / WORK / LOCK).open("w"))
+        alone = _lock(whole, fcntl.LOCK_EX)
+        if alone:
+            _remove_remains(out)
+            if read_plan(out) is None and read_manifest(out) is None:
+                clear(out)  # what a killed --overwrite has left
+        if shard is not None:
+            if not _lock(whole, fcntl.LOCK_SH):
+                raise _taken(out)
+            _agree_on_parts(out, shard[1], alone)
+            name = f"{LOCK}-{shard[0]}-of-{shard[1]}"
+            alone = _lock(stack.enter_context((out / WORK / name).open("w")), fcntl.LOCK_EX)
+        if not alone:
+            raise _taken(out)
         yield
+
+
+def _lock(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warnings.warn(
+            f"{file.name} cannot be locked ({error.strerror}): this file system has no locks. "
+            "Make sure that no two runs write the same part of this folder at a time",
+            stacklevel=4,
+        )
+    return True
+
+
+def _taken(out: Path) -> OutputTakenError:
+    return OutputTakenError(
+        f"out={str(out)!r} is being written by another process. Wait for it, end it, or "
+        "give another folder."
+    )
+
+
+def _agree_on_parts(out: Path, parts: int, alone: bool) -> None:
+    """Parts of different divisions would do the same pieces at the same time."""
+    path = out / WORK / PARTS
+    if alone:
+        write_json(path, parts)
+    elif read_json(path) not in (None, parts):
+        raise OutputTakenError(
+            f"shard=I/{parts}: this array job runs in {read_json(path)} parts at the moment. Give "
+            "the same number of parts, or wait until they have ended."
+        )
+
+
+def _remove_remains(out: Path) -> None:
+    for remains in [*out.rglob("*.partial-*")]:
+        if remains.is_dir():
+            shutil.rmtree(remains, ignore_errors=True)
+        else:
+            remains.unlink(missing_ok=True)
+    shutil.rmtree(out / WORK / DOWNLOADS, ignore_errors=True)

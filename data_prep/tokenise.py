@@ -3,7 +3,9 @@
 import hashlib
 import json
 import re
+import struct
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +16,7 @@ from apex_composer.data_prep.readers import read_documents
 from apex_composer.data_prep.word_encoder import Encoder, read_encoder
 
 TOKENS = "tokens.bin"
-DOCUMENTS = "documents.npy"
+DOCUMENTS = "documents.bin"
 REJECTS = "rejects.jsonl"
 REPORT = "report.json"
 UNKNOWN = "unknown"  # domain of a record that shows none, such as broken JSON
@@ -27,9 +29,9 @@ PART_CHARACTERS = 1 << 19
 # U+2581 is SentencePiece's own blank.
 WORD_GAP = re.compile("(?<=[^\\s\u2581]) (?=[^\\s\u2581])")
 WORD_GAP_WINDOW = 1 << 12
-# A tuple takes ten times the memory of a row, and an archive may hold millions of documents.
-DOCUMENTS_UNPACKED = 1 << 16
-DOCUMENT_TYPE = np.dtype([("hash", "<u8"), ("length", "<u4"), ("place", "<u8"), ("domain", "<u2")])
+# Written as they come: an archive may hold millions of documents.
+DOCUMENT_TYPE = np.dtype([("hash", "<u8"), ("length", "<u4"), ("domain", "<u2")])
+DOCUMENT_ROW = struct.Struct("<QIH")
 
 PROGRESS = ("documents", "tokens", "characters")
 
@@ -50,7 +52,8 @@ def tokenise_piece(task: dict[str, Any], report_progress: Progress) -> dict[str,
 
     Args:
         task: `folder` to write, `source`, `start`, `stop`, `kept` (part of each domain that is
-            tokenised), `tokenizer_file`, `bos`, `eos` and `dtype`.
+            tokenised), `tokenizer_file`, `bos`, `eos`, `dtype` and `downloads` (folder for remote
+            files).
         report_progress: called after every batch with the documents, tokens and characters since
             the last one.
 
@@ -64,11 +67,13 @@ def tokenise_piece(task: dict[str, Any], report_progress: Progress) -> dict[str,
     """
     folder = Path(task["folder"])
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with new_folder(folder) as partial:
-        with (partial / TOKENS).open("wb") as tokens, (partial / REJECTS).open("w") as rejects:
-            piece = Piece(task, tokens, rejects, report_progress)
-            piece.read()
-        np.save(partial / DOCUMENTS, piece.documents_table())
+    with new_folder(folder) as partial, ExitStack() as stack:
+        tokens, documents, rejects = (
+            stack.enter_context((partial / name).open("wb"))
+            for name in (TOKENS, DOCUMENTS, REJECTS)
+        )
+        piece = Piece(task, tokens, documents, rejects, report_progress)
+        piece.read()
         report = piece.report()
         (partial / REPORT).write_text(json.dumps(report, sort_keys=True) + "\n")
     return report | {"folder": task["folder"]}
@@ -80,18 +85,25 @@ class Piece:
     Args:
         task: as in `tokenise_piece`.
         tokens: file that takes the tokens of the documents, one after the other.
+        documents: file that takes one DOCUMENT_ROW for each document.
         rejects: file that takes one line of JSON for each bad record.
         report_progress: called after every batch.
     """
 
     def __init__(
-        self, task: dict[str, Any], tokens: IO[bytes], rejects: IO[str], report_progress: Progress
+        self,
+        task: dict[str, Any],
+        tokens: IO[bytes],
+        documents: IO[bytes],
+        rejects: IO[bytes],
+        report_progress: Progress,
     ) -> None:
-        self.task, self.tokens, self.rejects = task, tokens, rejects
+        self.task, self.tokens, self.documents, self.rejects = task, tokens, documents, rejects
         self.report_progress = report_progress
         self.source = read_source(task["source"])
-        self.documents: list[tuple[int, int, int, int]] = []
-        self.packed: list[np.ndarray] = []
+        self.length = 0  # tokens so far of the document that is being written
+        self.lines = 0
+        self.names: list[str] = []  # of the domains, in the order of their numbers
         self.domains: dict[str, dict[str, int]] = {}
         self.content = hashlib.blake2b(digest_size=16)
         self.counts = dict.fromkeys(PROGRESS, 0)
@@ -111,52 +123,57 @@ class Piece:
         self.reported = dict(self.counts)
         self.report_progress(news | {"source": self.source.path})
 
-    def _kept(self) -> Iterator[tuple[tuple[int, int, int], str]]:
+    def _kept(self) -> Iterator[tuple[tuple[int, int], str]]:
         """The documents whose hash is below their domain's limit."""
         task, limits = self.task, {}
-        for document in read_documents(self.source, task["start"], task["stop"], self._reject):
+        for document in read_documents(
+            self.source,
+            task["start"],
+            task["stop"],
+            self._reject,
+            on_end=self._count_lines,
+            cache=Path(task["downloads"]),
+        ):
             digest = hash_text(document.text)
             self.content.update(digest.to_bytes(8, "big"))
             self.counts["documents"] += 1
             self.counts["characters"] += len(document.text)
             if document.domain not in limits:
                 limits[document.domain] = hash_limit(task["kept"], document.domain)
-                self.domains[document.domain] = {"documents": 0, "documents_not_tokenised": 0}
+                self.domains[document.domain] = {"documents": 0, "documents_tokenised": 0}
+                self.names.append(document.domain)
             counts = self.domains[document.domain]
             counts["documents"] += 1
             if digest >= limits[document.domain]:
-                counts["documents_not_tokenised"] += 1
                 continue
-            domain = list(self.domains).index(document.domain)
-            yield (digest, document.place, domain), document.text
+            counts["documents_tokenised"] += 1
+            yield (digest, self.names.index(document.domain)), document.text
 
     def _write(self, encoded: list[np.ndarray], batch: list[tuple[Any, str, str]]) -> None:
         """Append tokens, with bos before a document's first part and eos after its last."""
         bos, eos = self.task["bos"], self.task["eos"]
+        none = np.empty(0, dtype=np.uint32)
+        first, last = (none if t is None else np.array([t], dtype=np.uint32) for t in (bos, eos))
         for ids, (document, _, position) in zip(encoded, batch, strict=True):
-            before = [bos] if bos is not None and position in ("first", "only") else []
-            after = [eos] if position in ("last", "only") else []
+            before = first if position in ("first", "only") else none
+            after = last if position in ("last", "only") else none
             tokens = np.concatenate([before, ids, after]).astype(self.task["dtype"])
-            if position in ("first", "only"):
-                digest, place, domain = document
-                self.documents.append((digest, len(tokens), place, domain))
-            else:
-                digest, length, place, domain = self.documents[-1]
-                self.documents[-1] = (digest, length + len(tokens), place, domain)
             self.tokens.write(tokens.tobytes())
             self.counts["tokens"] += len(tokens)
-        if len(self.documents) > DOCUMENTS_UNPACKED:  # the last one may have more parts to come
-            self.packed.append(np.array(self.documents[:-1], dtype=DOCUMENT_TYPE))
-            del self.documents[:-1]
+            self.length += len(tokens)
+            if position in ("last", "only"):
+                digest, domain = document
+                self.documents.write(DOCUMENT_ROW.pack(digest, self.length, domain))
+                self.length = 0
 
-    def documents_table(self) -> np.ndarray:
-        """The documents so far, of DOCUMENT_TYPE."""
-        return np.concatenate([*self.packed, np.array(self.documents, dtype=DOCUMENT_TYPE)])
+    def _count_lines(self, lines: int) -> None:
+        self.lines = lines
 
-    def _reject(self, place: int, reason: str, excerpt: str, domain: str | None) -> None:
-        kind, domain = "byte" if self.source.splittable else "line", domain or UNKNOWN
-        entry = {"file": self.source.path, kind: place, "reason": reason, "excerpt": excerpt}
-        self.rejects.write(json.dumps(entry | {"domain": domain}) + "\n")
+    def _reject(self, line: int, reason: str, excerpt: str, domain: str | None) -> None:
+        domain = domain or UNKNOWN
+        # The line is counted from the piece's first; `finish` adds those of the pieces before.
+        entry = {"file": self.source.path, "line": line, "reason": reason, "excerpt": excerpt}
+        self.rejects.write((json.dumps(entry | {"domain": domain}) + "\n").encode())
         reasons = self.rejected.setdefault(domain, {})
         reasons[reason] = reasons.get(reason, 0) + 1
 
@@ -164,6 +181,8 @@ class Piece:
         """Counts, domains in the order of their numbers, and a hash of all texts read."""
         return self.counts | {
             "source": self.source.path,
+            "lines": self.lines,
+            "domain_names": self.names,
             "domains": self.domains,
             "rejects": {domain: self.rejected[domain] for domain in sorted(self.rejected)},
             "content": self.content.hexdigest(),

@@ -124,7 +124,7 @@ def load_tokenizer(name: str, folder: Path) -> dict[str, Any]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the backend raises bare ones
         raise SettingsError(
             f"tokenizer={name!r} cannot be loaded: {str(error).splitlines()[0]} Give a folder "
             "that save_pretrained wrote, or a name on the hub (with a network)."
@@ -142,7 +142,8 @@ def load_tokenizer(name: str, folder: Path) -> dict[str, Any]:
     return {
         "name": name,
         "sha256": tokenizer_hash(folder),
-        "vocabulary_size": len(tokenizer),
+        # Not their number, which is smaller where the ids have gaps.
+        "vocabulary_size": max(tokenizer.get_vocab().values()) + 1,
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
     }

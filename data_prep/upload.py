@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from apex_composer.data_prep.files import read_json, write_json, write_text
+from apex_composer.data_prep.index import INDEX
 from apex_composer.data_prep.manifest import (
     MANIFEST,
     STREAMS,
@@ -21,7 +22,6 @@ from apex_composer.data_prep.remote import FILE_SCHEME, is_remote
 from apex_composer.data_prep.tokenise import REJECTS
 from tqdm import tqdm
 
-INDEX = "index.json"
 # Names of the files that an unfinished upload has done; beside the output, never uploaded.
 UPLOADED = ".uploaded.json"
 
@@ -49,6 +49,7 @@ def upload(out: Path | str, address: str) -> None:
         stream: [*(Path(file["file"]).name for file in files), INDEX]
         for stream, files in manifest["shards"].items()
     }
+    folders |= {split: [INDEX] for split in manifest["splits"]}
     folders[TOKENIZER_FOLDER] = sorted(path.name for path in (out / TOKENIZER_FOLDER).iterdir())
     folders["."] = [REJECTS, STREAMS, MANIFEST]
     digest = hashlib.sha256((out / MANIFEST).read_bytes()).hexdigest()

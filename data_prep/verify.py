@@ -1,18 +1,21 @@
 """Read a finished preparation again and compare it with its manifest."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from apex_composer.data_prep import shards
-from apex_composer.data_prep.manifest import TOKENIZER_FOLDER, read_manifest
+from apex_composer.data_prep.index import index_files, shard_entries
+from apex_composer.data_prep.manifest import MANIFEST, STREAMS, hash_content, read_manifest
 from apex_composer.data_prep.options import SettingsError
+from apex_composer.data_prep.plan import WORK
 from apex_composer.data_prep.pool import check_workers, run_tasks
 from apex_composer.data_prep.progress import token_bar
-from apex_composer.data_prep.tokenizer import tokenizer_hash
+from apex_composer.data_prep.upload import UPLOADED
 
 READ = ("tokens_duplicates", "tokens_beyond_budget")
+# Not accounted for by the manifest: they are its own, or change when the output is moved.
+FREE = (MANIFEST, STREAMS, UPLOADED)
 
 
 def verify(out: Path | str, *, workers: int | None = None) -> list[str]:
@@ -32,17 +35,10 @@ def verify(out: Path | str, *, workers: int | None = None) -> list[str]:
     manifest = read_manifest(out)
     if manifest is None:
         raise SettingsError(f"out={str(out)!r} holds no finished preparation (manifest.json).")
-    faults = check_counts(manifest)
-    try:
-        if tokenizer_hash(out / TOKENIZER_FOLDER) != manifest["tokenizer"]["sha256"]:
-            faults.append(f"{TOKENIZER_FOLDER}: not the tokenizer of the manifest")
-    except (OSError, ValueError) as error:
-        faults.append(f"{TOKENIZER_FOLDER}: cannot be read ({error})")
-    tasks: list[dict[str, Any]] = []
-    for stream, files in manifest["shards"].items():
-        found, stream_tasks = _stream_tasks(out, stream, files, manifest)
-        faults += found
-        tasks += stream_tasks
+    if manifest.get("sha256") != hash_content(manifest):
+        return [f"{MANIFEST}: it was changed after it was written (sha256), so nothing is checked"]
+    faults = check_counts(manifest) + _check_files(out, manifest)
+    tasks = _shard_tasks(out, manifest)
     workers = min(check_workers(workers), len(tasks) or 1)
     length = manifest["options"]["sequence_length"]
     tokens = sum(task["sequences"] for task in tasks) * length
@@ -53,33 +49,66 @@ def verify(out: Path | str, *, workers: int | None = None) -> list[str]:
     return sorted(faults)
 
 
-def _stream_tasks(
-    out: Path, stream: str, files: list[dict[str, Any]], manifest: dict[str, Any]
-) -> tuple[list[str], list[dict[str, Any]]]:
+def missing_shards(out: Path, manifest: dict[str, Any]) -> list[str]:
+    """Shards that are not there, or not of the size that the manifest has; without reading them.
+
+    Args:
+        out: output folder.
+        manifest: of the preparation.
+    """
+    files = [file for entries in manifest["shards"].values() for file in entries]
+    return [file["file"] for file in files if _size(out / file["file"]) != file["bytes"]]
+
+
+def _size(path: Path) -> int | None:
     try:
-        entries = json.loads((out / stream / "index.json").read_text())["shards"]
-    except (OSError, ValueError, KeyError) as error:
-        return [f"{stream}/index.json: cannot be read ({error})"], []
-    faults = []
-    if len(entries) != len(files):
-        faults.append(f"{stream}/index.json: {len(entries)} shards, the manifest has {len(files)}")
-    expected = {Path(file["file"]).name for file in files} | {"index.json"}
-    strange = sorted({path.name for path in (out / stream).iterdir()} - expected)
-    faults += [f"{stream}/{name}: not in the manifest" for name in strange]
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _check_files(out: Path, manifest: dict[str, Any]) -> list[str]:
+    """Check everything but the shards: index files, tokenizer, rejects, and what is too many."""
+    faults, expected = [], set(FREE)
+    for name, content in index_files(manifest).items():
+        expected.add(name)
+        faults += _check_content(out / name, name, hashlib.sha256(content).hexdigest())
+    for name, file in manifest["files"].items():
+        expected.add(name)
+        faults += _check_content(out / name, name, file["sha256"])
+    for files in manifest["shards"].values():
+        for file in files:
+            # streaming leaves the decompressed shard beside a compressed one that it has read.
+            expected |= {file["file"], file["file"].removesuffix(".zstd")}
+    faults += [f"{name}: is missing" for name in (STREAMS,) if not (out / name).is_file()]
+    found = (path.relative_to(out) for path in out.rglob("*") if path.is_file())
+    strange = {path.as_posix() for path in found if path.parts[0] != WORK} - expected
+    return faults + [f"{name}: not in the manifest" for name in strange]
+
+
+def _check_content(path: Path, name: str, sha256: str) -> list[str]:
+    try:
+        same = hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+    except OSError as error:
+        return [f"{name}: cannot be read ({error.strerror})"]
+    return [] if same else [f"{name}: its bytes have changed (sha256)"]
+
+
+def _shard_tasks(out: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     size = manifest["tokenizer"]["vocabulary_size"]
-    tasks = [
+    return [
         file | {"name": file["file"], "path": str(out / file["file"]), "entry": entry, "size": size}
-        for file, entry in zip(files, entries, strict=False)
+        for stream, files in manifest["shards"].items()
+        for file, entry in zip(files, shard_entries(manifest, stream), strict=True)
     ]
-    return faults, tasks
 
 
 def check_shard_file(task: dict[str, Any], report_progress: Any) -> list[str]:
     """Check one shard's bytes, header, number of sequences and tokens.
 
     Args:
-        task: of the manifest: file, sequences, bytes, sha256; and `path`, `entry` of index.json,
-            `size` of the vocabulary.
+        task: of the manifest: file, sequences, bytes, sha256; and `path`, `entry` as index.json has
+            it, `size` of the vocabulary.
         report_progress: called with the sequences checked.
     """
     try:

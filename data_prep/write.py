@@ -83,7 +83,7 @@ def write_shard(task: dict[str, Any], report_progress: Any) -> dict[str, Any]:
         report_progress: called with the tokens written.
 
     Returns:
-        The record: `stream`, `number`, `entry` of index.json, `file`, `bytes` and `sha256`.
+        The record: `stream`, `number`, `sequences`, `file`, `raw_bytes`, `bytes` and `sha256`.
 
     Raises:
         DiskFullError: the disk is full.
@@ -112,9 +112,7 @@ def _write_shard(out: Path, task: dict[str, Any]) -> dict[str, Any]:
     tokens = read_tokens(out, task["reads"], task["tokens"], dtype).reshape(-1, int(length))
     raw = shards.encode_shard(tokens, header)
     content = shards.compress(raw, compression)
-    zip_bytes = None if compression is None else len(content)
-    entry = shards.index_entry(task["number"], len(tokens), len(raw), zip_bytes, header)
-    name = (entry["zip_data"] or entry["raw_data"])["basename"]
+    name = shards.shard_name(task["number"]) + (f".{compression}" if compression else "")
     path = out / task["stream"] / name
     # A run killed between the shard and its record leaves a whole shard, which need not be redone.
     if not path.is_file() or path.read_bytes() != content:
@@ -122,8 +120,9 @@ def _write_shard(out: Path, task: dict[str, Any]) -> dict[str, Any]:
     return {
         "stream": task["stream"],
         "number": task["number"],
-        "entry": entry,
+        "sequences": len(tokens),
         "file": f"{task['stream']}/{name}",
+        "raw_bytes": len(raw),
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
     }

@@ -80,3 +80,34 @@ def test_every_release_gives_the_same_shards(release, expected, tmp_path):
 def test_a_remote_store_gives_the_same_shards(expected, tmp_path, workers):
     v1(tmp_path / "in")
     assert run(f"file://{tmp_path / 'in'}", tmp_path / "out", workers) == expected
+
+
+def mixed_slimpajama(folder):
+    names = {"github": "RedPajamaGithub", "cc": "RedPajamaCommonCrawl", "arxiv": "RedPajamaArXiv"}
+    records = [
+        {"text": text, "meta": {"redpajama_set_name": list(names.values())[n % 3]}}
+        for n, text in enumerate(TEXTS)
+    ]
+    write_jsonl(folder / "train" / "chunk1" / "x.jsonl.zst", lines(*records))
+
+
+def mixed_sample(folder):
+    meta = ["{'content_hash': 'a', 'language': []}", '{"pred_label": "wiki"}', "{'yymm': '1'}"]
+    folder.mkdir()
+    table = pyarrow.table({"text": TEXTS, "meta": [meta[n % 3] for n in range(len(TEXTS))]})
+    pyarrow.parquet.write_table(table, folder / "train.parquet")
+
+
+@pytest.mark.parametrize("write", [mixed_slimpajama, mixed_sample])
+def test_a_file_of_several_domains_ends_as_their_folders_do(tmp_path, write):
+    # In an order that is not that of the alphabet: domains were once mixed up by it.
+    for n, domain in enumerate(("github", "cc", "arxiv")):
+        write_jsonl(tmp_path / "folders" / domain / "x.jsonl", TEXTS[n::3])
+    run(tmp_path / "folders", tmp_path / "expected")
+    write(tmp_path / "mixed")
+    run(tmp_path / "mixed", tmp_path / "out")
+    found, expected = (
+        {name: digest for name, digest in file_hashes(tmp_path / out).items() if ".mds" in name}
+        for out in ("out", "expected")
+    )
+    assert found == expected and len(found) >= 6

@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 
 import pyarrow
+import pyarrow.parquet
 import pytest
-from apex_composer.data_prep.readers import LINE_LIMIT
+from apex_composer.data_prep.readers import LINE_LIMIT, Source, SourceError, read_documents
 from corpus import sentences
 from prepared import tokenizer_folder
 
@@ -39,6 +40,7 @@ def work_on(path: Path) -> tuple[list, float]:
         "bos": 0,
         "eos": 1,
         "dtype": "uint16",
+        "downloads": str(path.parent),
     }
     result = subprocess.run(
         [sys.executable, "-c", WORKER, json.dumps(task)], capture_output=True, text=True, check=True
@@ -71,3 +73,27 @@ def test_the_largest_document_is_tokenised_within_the_memory_of_a_worker(tmp_pat
     counts, megabytes = work_on(path)
     assert counts == [1, {}]
     assert megabytes < LARGEST
+
+
+def write_long_rows(path: Path, megabytes: int, row_group_size: int) -> Path:
+    text = sentences(0) + " "
+    text *= megabytes * 1_000_000 // len(text)
+    table = pyarrow.table({"text": [f"{n} {text}" for n in range(64)], "meta": ["{}"] * 64})
+    pyarrow.parquet.write_table(table, path, row_group_size=row_group_size)
+    return path
+
+
+@pytest.mark.parametrize(("megabytes", "row_group_size"), [(5, 64), (8, 16)])
+def test_long_rows_of_parquet_are_read_within_the_memory_of_a_worker(
+    tmp_path, megabytes, row_group_size
+):
+    counts, used = work_on(write_long_rows(tmp_path / "x.parquet", megabytes, row_group_size))
+    assert counts == [64, {}]
+    assert used < LARGEST
+
+
+def test_pages_of_parquet_beyond_the_memory_of_a_worker_are_refused(tmp_path):
+    path = write_long_rows(tmp_path / "x.parquet", 8, 64)
+    source = Source(str(path), "book", "redpajama-sample", path.stat().st_size, splittable=False)
+    with pytest.raises(SourceError, match="rows have 8 MB on average.*row groups of fewer rows"):
+        next(read_documents(source, 0, None, lambda *reject: None))

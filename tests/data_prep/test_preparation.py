@@ -1,5 +1,7 @@
+import errno
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ from apex_composer.data_prep import (
     preparation,
     prepare,
     read_manifest,
+    target,
     verify,
 )
-from apex_composer.data_prep.options import SettingsError
+from apex_composer.data_prep.options import OutputTakenError, SettingsError
+from apex_composer.data_prep.verify import check_counts
 from corpus import sentences, write_corpus, write_jsonl
 from prepared import LENGTH, file_hashes, small_options, stored_sequences, tokenizer_folder
 
@@ -75,9 +79,7 @@ def test_the_manifest_accounts_for_every_document_and_token(prepared):
     assert manifest["documents"] == sum(s["documents"] for s in manifest["sources"]) == 580
     broken = json.loads(json.dumps(manifest))
     broken["splits"]["train"]["book"]["tokens"] += 1
-    (folder / "out" / "manifest.json").write_text(json.dumps(broken))
-    assert len(verify(folder / "out", workers=1)) == 2
-    (folder / "out" / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    assert len(check_counts(broken)) == 2
 
 
 def test_the_number_of_workers_changes_no_byte(prepared, tmp_path):
@@ -195,19 +197,113 @@ def test_only_its_own_output_is_replaced(prepared, tmp_path):
 def test_too_many_bad_lines_are_listed_and_may_be_allowed_afterwards(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", documents=80)
     bad = write_jsonl(corpus / "book" / "z.jsonl", [b"{", b'{"text": null}'])
-    with pytest.raises(ValueError, match=f"2 of 242 lines(.|\n)*{bad}, the line at byte 2"):
+    with pytest.raises(ValueError, match=f"2 of 242 lines(.|\n)*{bad}:2: no text"):
         run(corpus, tmp_path / "out", max_reject_rate=0.001)
     assert read_manifest(tmp_path / "out") is None
     manifest = run(corpus, tmp_path / "out", max_reject_rate=0.05)
     assert sum(manifest["rejects"]["lines"].values()) == manifest["rejects"]["domains"]["book"] == 2
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").open()]
-    assert [(e["file"], e["byte"]) for e in rejects] == [(str(bad), 0), (str(bad), 2)]
+    assert [(e["file"], e["line"]) for e in rejects] == [(str(bad), 1), (str(bad), 2)]
+
+
+def test_lines_of_rejects_are_counted_from_the_start_of_the_file(tmp_path):
+    corpus, bad = tmp_path / "corpus", {7, 41, 150, 199}
+    texts = [b"bad" if n in bad else sentences(n) for n in range(1, 201)]
+    write_jsonl(corpus / "book" / "x.jsonl", texts)  # in many pieces
+    run(corpus, tmp_path / "out", max_reject_rate=0.1, train_tokens=None, cpt_tokens=None)
+    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").open()]
+    assert {entry["line"] for entry in rejects} == bad
 
 
 def test_too_little_text_names_domain_and_numbers(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", documents=10)
-    with pytest.raises(ValueError, match=r"cpt/book needs 32,000 tokens and has [\d,]+"):
+    with pytest.raises(ValueError, match=r"book: 33,280 tokens are wanted, about [\d,]+ are there"):
         run(corpus, tmp_path / "out", cpt_tokens=64_000)
+    corpus = write_corpus(tmp_path / "more", documents=80)
+    with pytest.raises(ValueError, match=r"cpt/book needs 13,600 tokens and has [\d,]+"):
+        run(corpus, tmp_path / "there", cpt_tokens=850 * LENGTH)
+
+
+def test_a_budget_without_a_sequence_for_some_domain_is_found_before_the_work(tmp_path):
+    corpus, out = write_corpus(tmp_path / "corpus"), tmp_path / "out"
+    with pytest.raises(SettingsError, match="no sequence of 32 tokens for validation/github"):
+        run(corpus, out, val_tokens=LENGTH, train_tokens=None, cpt_tokens=None)
+    assert not (out / ".work" / "pieces").exists()
+    run(corpus, out, val_tokens=4 * LENGTH, train_tokens=None, cpt_tokens=None)
+
+
+@pytest.mark.parametrize("gone", ["train", "tokenizer", "pieces"])
+def test_an_overwrite_that_was_killed_is_done_again(prepared, tmp_path, monkeypatch, gone):
+    folder, _ = prepared
+    out = tmp_path / "out"
+    arguments = {"tokenizer": tokenizer_folder(), "options": small_options(), "workers": 1}
+    prepare(folder / "corpus", out, keep_work=True, **arguments)
+
+    def killed(path, *arguments, **names):
+        if Path(path).name == gone:
+            raise KeyboardInterrupt
+        whole(path, *arguments, **names)
+
+    whole = shutil.rmtree
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(target.shutil, "rmtree", killed)
+        prepare(folder / "corpus", out, overwrite=True, **arguments)
+    assert read_manifest(out) is None
+    run(folder / "corpus", out)
+    assert file_hashes(out) == file_hashes(folder / "out")
+
+
+def test_a_finished_output_that_has_lost_a_shard_is_not_called_done(prepared, tmp_path):
+    folder, _ = prepared
+    out = shutil.copytree(folder / "out", tmp_path / "out")
+    (out / "train" / "book" / "shard.00000.mds").unlink()
+    with pytest.raises(ValueError, match="1 of its shards are gone or cut short"):
+        run(folder / "corpus", out)
+
+
+def test_an_output_in_the_input_is_refused(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus")
+    for out in (corpus / "prepared", tmp_path, corpus):
+        with pytest.raises(SettingsError, match="lie one in the other"):
+            run(corpus, out)
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match="is a file"):
+        run(corpus, tmp_path / "file")
+
+
+def test_one_writer_at_a_time_but_for_the_parts_of_a_job(tmp_path):
+    corpus, out = write_corpus(tmp_path / "corpus", documents=80), tmp_path / "out"
+    with target.locked(out, (1, 2)):
+        run(corpus, out, shard=(2, 2))
+        for shard in (None, (1, 2), (2, 3)):
+            with pytest.raises(OutputTakenError):
+                run(corpus, out, shard=shard)
+    with target.locked(out, None), pytest.raises(OutputTakenError, match="by another process"):
+        run(corpus, out, shard=(1, 2))
+    run(corpus, out)
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(target.fcntl, "flock", no_locks)
+    with pytest.warns(UserWarning, match="this file system has no locks"):
+        run(write_corpus(tmp_path / "corpus", documents=80), tmp_path / "out")
+
+
+def test_the_streams_may_be_named_anew_when_all_is_done(prepared, tmp_path):
+    folder, _ = prepared
+    out = shutil.copytree(folder / "out", tmp_path / "out")
+    run(folder / "corpus", out, streams_folder="/elsewhere")
+    assert '"/elsewhere/train/book"' in (out / "streams.yaml").read_text()
+    assert verify(out, workers=1) == []
+
+
+def test_one_index_for_a_whole_split(prepared):
+    folder, manifest = prepared
+    expected = sum(n["sequences"] for n in manifest["splits"]["train"].values())
+    assert len(stored_sequences(folder / "out" / "train")) == expected
 
 
 def test_verify_finds_a_flipped_byte_a_missing_and_a_strange_file(prepared, tmp_path):
@@ -226,6 +322,39 @@ def test_verify_finds_a_flipped_byte_a_missing_and_a_strange_file(prepared, tmp_
         "train/book/shard.00000.mds",
         "train/github/shard.00000.mds",
     ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["train/book/index.json", "train/index.json", "rejects.jsonl", "tokenizer/tokenizer.json"],
+)
+def test_verify_finds_any_change_of_any_other_file(prepared, tmp_path, name):
+    folder, _ = prepared
+    out = shutil.copytree(folder / "out", tmp_path / "out")
+    (out / name).write_bytes((out / name).read_bytes() + b" ")
+    assert verify(out, workers=1) == [f"{name}: its bytes have changed (sha256)"]
+    (out / name).unlink()
+    assert verify(out, workers=1) == [f"{name}: cannot be read (No such file or directory)"]
+
+
+def test_verify_finds_any_change_of_the_manifest(prepared, tmp_path):
+    folder, manifest = prepared
+    out = shutil.copytree(folder / "out", tmp_path / "out")
+    for key in manifest:
+        changed = {name: value for name, value in manifest.items() if name != key}
+        (out / "manifest.json").write_text(json.dumps(changed))
+        if key == "format":
+            with pytest.raises(SettingsError, match="no finished preparation"):
+                verify(out, workers=1)
+        else:
+            assert verify(out, workers=1)[0].startswith("manifest.json: it was changed")
+
+
+def test_verify_bears_what_streaming_unpacks(prepared, tmp_path):
+    folder, _ = prepared
+    run(folder / "corpus", tmp_path / "out", compression="zstd")
+    assert stored_sequences(tmp_path / "out" / "train" / "book")
+    assert list((tmp_path / "out").rglob("*.mds")) and verify(tmp_path / "out", workers=1) == []
 
 
 def test_a_run_that_does_not_fit_the_data_is_refused(prepared, tmp_path):

@@ -126,7 +126,7 @@ def test_domain_names_must_be_usable_as_labels(tmp_path):
 def test_archives_that_no_reader_opens_are_not_left_out_in_silence(tmp_path):
     write_jsonl(tmp_path / "a" / "x.jsonl", ["text"])
     touch(tmp_path, "a/y.jsonl.xz")
-    with pytest.raises(ValueError, match="y.jsonl.xz is compressed in a way"):
+    with pytest.raises(ValueError, match="y.jsonl.xz is named or compressed in a way"):
         find_sources(tmp_path)
 
 
