@@ -78,7 +78,8 @@ class PreparedData(Callback):
     """Refuses data that was prepared for another tokenizer, vocabulary or sequence length.
 
     llm-foundry's callback `prepared_data`. Before the first batch it compares the manifest that
-    `apex-composer prep` leaves beside its shards with the run; shards without a manifest pass.
+    `apex-composer prep` leaves beside its shards, here or in the remote store, with the run:
+    training and evaluation data. Shards without a manifest pass.
     """
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -90,13 +91,19 @@ class PreparedData(Callback):
         from apex_composer.data_prep.manifest import check_manifest
         from apex_composer.data_prep.tokenizer import hash_backend
 
-        dataset = getattr(state.train_dataloader, "dataset", None)
+        evaluated = [evaluator.dataloader.dataloader for evaluator in state.evaluators]
+        datasets = [getattr(d, "dataset", None) for d in (state.train_dataloader, *evaluated)]
         model = getattr(state.model, "module", state.model)
         tokenizer = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
-        if tokenizer is None or not hasattr(dataset, "streams"):
+        if tokenizer is None:
             return
         known_hash = hash_backend(tokenizer.to_str())
-        for stream in dataset.streams:
-            check_manifest(
-                stream.local, known_hash, model.model.config.vocab_size, dataset.max_seq_len
-            )
+        for dataset in datasets:
+            for stream in getattr(dataset, "streams", ()):
+                check_manifest(
+                    stream.local,
+                    known_hash,
+                    model.model.config.vocab_size,
+                    dataset.max_seq_len,
+                    remote=stream.remote,
+                )

@@ -11,6 +11,7 @@ from apex_composer.data_prep.files import read_json
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.plan import Plan
 from apex_composer.data_prep.proportions import make_streams, share_out
+from apex_composer.data_prep.remote import local_copy
 from apex_composer.data_prep.sequences import token_type
 
 FORMAT = "apex-composer data 3"
@@ -193,7 +194,8 @@ def check_manifest(
     tokenizer_hash: str,
     vocabulary_size: int,
     sequence_length: int,
-) -> Path | None:
+    remote: str | None = None,
+) -> dict[str, Any] | None:
     """Refuse prepared data that does not fit a training run.
 
     Args:
@@ -202,6 +204,7 @@ def check_manifest(
             `hash_backend(tokenizer.backend_tokenizer.to_str())`.
         vocabulary_size: tokens that the run's model knows.
         sequence_length: tokens in a sequence of the run.
+        remote: address of the store that `data_folder` is a cache of. Default: None.
 
     Returns:
         The manifest that fits, or None where there is none: data of another origin.
@@ -209,12 +212,8 @@ def check_manifest(
     Raises:
         ValueError: something does not fit; the message names all of it.
     """
-    folder = Path(data_folder)
-    for candidate in (folder, *list(folder.parents)[:LEVELS_ABOVE]):
-        manifest = read_manifest(candidate)
-        if manifest is not None:
-            break
-    else:
+    place, manifest = _find_manifest(Path(data_folder), remote)
+    if manifest is None:
         return None
     tokenizer, length = manifest["tokenizer"], manifest["options"]["sequence_length"]
     wrong = []
@@ -232,7 +231,24 @@ def check_manifest(
         wrong.append(f"its sequences have {length} tokens, max_seq_len is {sequence_length}")
     if wrong:
         raise ValueError(
-            f"The data in {candidate} does not fit this run: {'; '.join(wrong)}. Train with the "
+            f"The data in {place} does not fit this run: {'; '.join(wrong)}. Train with the "
             "tokenizer in its folder tokenizer/ and its sequence length, or prepare it again."
         )
-    return candidate / MANIFEST
+    return manifest
+
+
+def _find_manifest(folder: Path, remote: str | None) -> tuple[str, dict[str, Any] | None]:
+    """Look above the folder of a stream, then above its address."""
+    for candidate in (folder, *list(folder.parents)[:LEVELS_ABOVE]):
+        manifest = read_manifest(candidate)
+        if manifest is not None:
+            return str(candidate), manifest
+    parts = (remote or "").rstrip("/").split("/")
+    for levels in range(LEVELS_ABOVE + 1 if remote else 0):
+        address = "/".join(parts[: len(parts) - levels])
+        try:
+            with local_copy(f"{address}/{MANIFEST}", attempts=1) as path:
+                return address, read_manifest(path.parent)
+        except OSError:
+            continue
+    return str(folder), None

@@ -41,8 +41,6 @@ def make_plan(
         ValueError: by the estimate a domain has far too little text for its budgets.
     """
     kept: dict[str, float] = {}
-    if options.shares is None:
-        check_budgets(options, sorted({s.domain for s in sources if s.domain is not None}))
     if not options.takes_all:
         estimates = estimate_domains(take_samples(sources), tokenizer_file)
         check_budgets(options, list(estimates))

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from apex_composer.data_prep.budgets import check_budgets
 from apex_composer.data_prep.files import write_bytes, write_text
 from apex_composer.data_prep.finish import finish
 from apex_composer.data_prep.manifest import (
@@ -75,6 +76,8 @@ def prepare(
     check_shard(shard)
     check_apart(input, out)
     sources = find_sources(input, options.format)
+    if options.shares is None:
+        check_budgets(options, sorted({s.domain for s in sources if s.domain is not None}))
     with tempfile.TemporaryDirectory(prefix="apex-prep-") as folder:
         description = load_tokenizer(str(tokenizer), Path(folder))
         if options.tokenizer_training:

@@ -76,15 +76,16 @@ def _list_objects(address: str) -> list[str]:
 
 
 @contextmanager
-def local_copy(address: str, cache: Path | None = None) -> Iterator[Path]:
+def local_copy(address: str, cache: Path | None = None, attempts: int = ATTEMPTS) -> Iterator[Path]:
     """Download a remote file for as long as it is read; a local path is given back as it is.
 
     Args:
         address: path, or address of a file.
         cache: folder with room for the file. Default: None, the system's folder for such files.
+        attempts: at the download. Default: 3.
 
     Raises:
-        OSError: the download failed, three times.
+        OSError: the download failed, every time.
         ValueError: streaming knows no such store.
     """
     if not is_remote(address):
@@ -98,13 +99,13 @@ def local_copy(address: str, cache: Path | None = None) -> Iterator[Path]:
         cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="apex-prep-", dir=cache) as folder:
         path = Path(folder) / Path(parts.path).name
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(1, attempts + 1):
             try:
                 CloudDownloader.direct_download(remote, str(path), DOWNLOAD_SECONDS)
                 break
             except ValueError:
                 raise
             except Exception as error:  # every store has its own errors
-                if attempt == ATTEMPTS:
+                if attempt == attempts:
                     raise OSError(f"{address} cannot be downloaded: {error}") from error
         yield path

@@ -70,10 +70,17 @@ def check_address(address: str) -> None:
         address: as given.
 
     Raises:
-        SettingsError: it is a local path.
+        SettingsError: it is a local path, or of a store that streaming does not know.
     """
     if not is_remote(address):
         raise SettingsError(f"upload={address!r} must be an address such as s3://bucket/folder.")
+    from streaming.base.storage.upload import UPLOADERS
+
+    known = sorted({name.split(":")[0] for name in UPLOADERS if name} | {FILE_SCHEME})
+    if urlparse(address).scheme not in known:
+        raise SettingsError(
+            f"upload={address!r} is of no store that streaming knows: {', '.join(known)}."
+        )
 
 
 def _upload_folder(

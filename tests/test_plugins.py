@@ -200,13 +200,19 @@ class FakeTokenizer:
         self.backend_tokenizer = SimpleNamespace(to_str=lambda: description)
 
 
-def state_with(folder, description: str, *, vocabulary: int, length: int):
+def state_with(folder, description: str, *, vocabulary: int, length: int, evaluated=False):
     """A run that streams `folder`, as far as the check looks at it."""
-    streams = [SimpleNamespace(local=str(folder))]
+    streams = [SimpleNamespace(local=str(folder), remote=None)]
     dataset = SimpleNamespace(streams=streams, max_seq_len=length)
+    loader = SimpleNamespace(dataset=dataset)
+    other = SimpleNamespace(dataset=None)
+    evaluator = SimpleNamespace(
+        dataloader=SimpleNamespace(dataloader=loader if evaluated else other)
+    )
     model = SimpleNamespace(config=SimpleNamespace(vocab_size=vocabulary))
     return SimpleNamespace(
-        train_dataloader=SimpleNamespace(dataset=dataset),
+        train_dataloader=other if evaluated else loader,
+        evaluators=[evaluator],
         model=SimpleNamespace(model=model, tokenizer=FakeTokenizer(description)),
     )
 
@@ -233,4 +239,6 @@ def test_prepared_data_is_compared_with_the_run(tmp_path):
         settings = {"description": description, "vocabulary": 300, "length": 32, **changed}
         with pytest.raises(ValueError, match=told):
             check(state_with(shards, settings.pop("description"), **settings), None)
+    with pytest.raises(ValueError, match="max_seq_len is 64"):
+        check(state_with(shards, description, vocabulary=300, length=64, evaluated=True), None)
     check(state_with(tmp_path / "elsewhere", description, vocabulary=1, length=1), None)

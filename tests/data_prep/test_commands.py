@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 import time
@@ -86,12 +87,41 @@ def test_an_array_job_and_its_merge(corpus, tmp_path):
         (["--proportions", "llama9"], "neither 'llama1' nor a file"),
         (["--tokenizer", "no/such-tokenizer"], "tokenizer='no/such-tokenizer' cannot be loaded"),
         (["--workers", "0"], "workers=0"),
+        (["--upload", "ftp://host/x"], "of no store that streaming knows"),
+        (["--val-tokens", "32"], "no sequence of 32 tokens for validation/github"),
     ],
 )
 def test_a_wrong_command_line_is_2_and_writes_nothing(corpus, tmp_path, arguments, message):
     status, output = prep(corpus, tmp_path / "out", *arguments)
     assert status == 2 and message in output
     assert not (tmp_path / "out").exists()
+
+
+def test_broken_files_on_the_command_line_are_2(corpus, tmp_path):
+    (tmp_path / "p.yaml").write_text("{cc: [")
+    status, output = prep(corpus, tmp_path / "out", "--proportions", str(tmp_path / "p.yaml"))
+    assert status == 2 and "p.yaml" in output
+    broken = shutil.copytree(tokenizer_folder(), tmp_path / "tokenizer")
+    (broken / "tokenizer.json").write_text("{")
+    status, output = prep(corpus, tmp_path / "out", "--tokenizer", str(broken))
+    assert status == 2 and "cannot be loaded" in output
+
+
+def test_no_training_tokens_at_all_is_2(corpus, tmp_path):
+    status, output = prep(corpus, tmp_path / "out", "--train-tokens", "0", "--cpt-tokens", "0")
+    assert status == 2 and "leaves no training data" in output
+
+
+@pytest.mark.parametrize("damage", ["report.json", "documents.bin"])
+def test_a_damaged_piece_is_1_and_is_named(corpus, tmp_path, damage):
+    assert prep(corpus, tmp_path / "out", "--shard", "1/1")[0] == 0
+    piece = tmp_path / "out" / ".work" / "pieces" / "000001"
+    if damage == "report.json":
+        (piece / damage).unlink()
+    else:
+        (piece / damage).write_bytes((piece / damage).read_bytes()[:-1])
+    status, output = call(merge_app, tmp_path / "out")
+    assert status == 1 and f"The piece {piece} is damaged" in output.replace("\n", "")
 
 
 def test_absent_input_and_strange_domains_are_2(tmp_path):

@@ -361,8 +361,7 @@ def test_a_run_that_does_not_fit_the_data_is_refused(prepared, tmp_path):
     folder, manifest = prepared
     digest, size = (manifest["tokenizer"][name] for name in ("sha256", "vocabulary_size"))
     for place in ("", "train", "train/book"):
-        path = check_manifest(folder / "out" / place, digest, size + 64, LENGTH)
-        assert path == folder / "out" / "manifest.json"
+        assert check_manifest(folder / "out" / place, digest, size + 64, LENGTH) == manifest
     with pytest.raises(ValueError, match="max_seq_len is 64"):
         check_manifest(folder / "out", digest, size, 64)
     with pytest.raises(ValueError, match="the model's has 100"):
@@ -370,6 +369,11 @@ def test_a_run_that_does_not_fit_the_data_is_refused(prepared, tmp_path):
     with pytest.raises(ValueError, match="the run's tokenizer has 0000"):
         check_manifest(folder / "out", "0000", size, LENGTH)
     assert check_manifest(tmp_path, digest, size, LENGTH) is None
+    store = f"file://{folder}/out/train/book"
+    assert check_manifest(tmp_path, digest, size, LENGTH, remote=store) == manifest
+    with pytest.raises(ValueError, match="max_seq_len is 64"):
+        check_manifest(tmp_path, digest, size, 64, remote=store)
+    assert check_manifest(tmp_path, digest, size, 64, remote=f"file://{tmp_path}/x") is None
 
 
 def test_a_per_domain_validation_set_and_the_rest(prepared, tmp_path):

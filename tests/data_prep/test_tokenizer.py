@@ -1,13 +1,18 @@
+import json
+import shutil
+
 import pytest
 from apex_composer.data_prep.tokenizer import (
     BOS,
     EOS,
     PAD,
+    load_tokenizer,
     save_tokenizer,
     tokenizer_hash,
     train_tokenizer,
 )
 from corpus import sentences
+from prepared import tokenizer_folder
 
 TEXTS = [sentences(seed) for seed in range(20)]
 
@@ -58,3 +63,12 @@ def test_a_vocabulary_that_cannot_hold_all_bytes_is_refused():
 def test_a_vocabulary_that_the_data_cannot_fill_is_refused():
     with pytest.raises(ValueError, match="vocabulary_size=4096 is too large"):
         train_tokenizer(["ab"], 4096)
+
+
+def test_a_vocabulary_with_gaps_reaches_to_its_last_id(tmp_path):
+    folder = shutil.copytree(tokenizer_folder(), tmp_path / "gaps")
+    parts = json.loads((folder / "tokenizer.json").read_text())
+    last = max(parts["model"]["vocab"], key=parts["model"]["vocab"].get)
+    parts["model"]["vocab"][last] = 70_000
+    (folder / "tokenizer.json").write_text(json.dumps(parts))
+    assert load_tokenizer(str(folder), tmp_path / "saved")["vocabulary_size"] == 70_001
