@@ -2,6 +2,10 @@
 
 The kernels take plain tensors and know nothing of the rest of the package. The public names are
 loaded when they are first asked for, so that asking `unavailable_reason` works without triton.
+The function `swiglu` is in the module of that name, which is why it cannot be one of them:
+
+    from apex_composer.triton_kernels import MonarchBatch, unit_square_sums
+    from apex_composer.triton_kernels.swiglu import swiglu
 """
 
 from importlib import import_module
@@ -11,14 +15,12 @@ if TYPE_CHECKING:
     from apex_composer.triton_kernels.availability import is_available, unavailable_reason
     from apex_composer.triton_kernels.monarch import MonarchBatch
     from apex_composer.triton_kernels.norms import unit_square_sums
-    from apex_composer.triton_kernels.swiglu import swiglu
 
-__all__ = ["MonarchBatch", "is_available", "swiglu", "unavailable_reason", "unit_square_sums"]
+__all__ = ["MonarchBatch", "is_available", "unavailable_reason", "unit_square_sums"]
 
 _MODULES = {
     "MonarchBatch": "monarch",
     "is_available": "availability",
-    "swiglu": "swiglu",
     "unavailable_reason": "availability",
     "unit_square_sums": "norms",
 }

@@ -13,6 +13,7 @@ _SMALLEST = 16
 # Programs that keep a GPU of 100 to 150 multiprocessors busy. A fixed number rather than the
 # device's own, so that the order of a sum, and with it its last bits, is the same on every device.
 _ENOUGH_PROGRAMS = 1024
+_ENOUGH_PROGRAMS_PER_SAMPLE = 256
 
 # Edge of the largest blocks of Monarch factors. Above 64 registers spill, above 128 the shared
 # memory does not suffice.
@@ -81,6 +82,42 @@ def backward_tiles(block: int, width: int) -> BackwardTiles:
     return BackwardTiles(rows, min(columns, padded(width)), 4 if rows <= 64 else 8)
 
 
+class TokenTiles(NamedTuple):
+    """Of an activation [samples, tokens, width]; `turns` tiles of tokens make a split."""
+
+    tokens: int
+    columns: int
+    turns: int
+    splits: int
+
+
+def token_tiles(tokens: int, width: int) -> TokenTiles:
+    """For sums over the tokens of a sample. The number of samples plays no part, see norms.py.
+
+    Args:
+        tokens: of a sample.
+        width: of the activation.
+    """
+    columns = min(256, power_of_two(width))
+    rows = min(2048 // columns, power_of_two(tokens), 64)
+    count = divide_up(tokens, rows)
+    splits = split_count(divide_up(width, columns), count, enough=_ENOUGH_PROGRAMS_PER_SAMPLE)
+    turns = divide_up(count, splits)
+    return TokenTiles(rows, columns, turns, divide_up(count, turns))
+
+
+def elementwise_tiles(tokens: int, width: int) -> TokenTiles:
+    """For work without sums: one tile per program.
+
+    Args:
+        tokens: rows.
+        width: columns.
+    """
+    columns = min(256, power_of_two(width))
+    rows = min(2048 // columns, power_of_two(tokens), 64)
+    return TokenTiles(rows, columns, 1, divide_up(tokens, rows))
+
+
 # Edges of the square tiles that are written the other way round than they are read.
 TRANSPOSE_ROWS = 32
 TRANSPOSE_COLUMNS = 64
@@ -89,12 +126,21 @@ TRANSPOSE_COLUMNS = 64
 SUM_BLOCK = 1024
 
 
-def split_count(programs: int, tiles: int) -> int:
-    """Into how many parts to cut a sum over `tiles`, a power of two up to the number of tiles.
+# Columns of a tile of the second stage of sums over tokens, which holds all splits at once.
+SUM_COLUMNS = 64
+
+_MOST_SPLITS = 64
+
+
+def split_count(programs: int, tiles: int, enough: int = _ENOUGH_PROGRAMS) -> int:
+    """Into how many parts to cut each of some sums, so that there are enough programs.
 
     Args:
         programs: how many sums there are.
         tiles: length of each sum.
+        enough: programs, default what fills a GPU.
+
+    Returns:
+        At most 64 and at most `tiles`; a power of two where it is below `tiles`.
     """
-    wanted = min(divide_up(_ENOUGH_PROGRAMS, max(programs, 1)), tiles)
-    return 1 << (wanted.bit_length() - 1)
+    return min(power_of_two(divide_up(enough, programs)), tiles, _MOST_SPLITS)
