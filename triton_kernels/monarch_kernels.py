@@ -152,8 +152,8 @@ def left_product(
 @triton.jit(do_not_specialize=["first"])
 def add_transposed(
     weights, disadvantageous, scratch, sign, first,
-    width, row_stride, column_stride, scratch_stride,
-    SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr,
+    width, row_stride, column_stride, scratch_stride, size,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """V[N] += sign * Y where V's expanded axis is the contiguous one."""
     place = tl.program_id(2)
@@ -161,18 +161,18 @@ def add_transposed(
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     weight = _floats(weights, first + place, ALIGNED)
     indices = _indices(disadvantageous, first + place, ALIGNED)
-    index = tl.load(indices + rows, mask=rows < SIZE, other=0)
-    places = (place.to(tl.int64) * SIZE + rows)[:, None] * scratch_stride + columns[None, :]
-    mask = (rows < SIZE)[:, None] & (columns < width)[None, :]
+    index = tl.load(indices + rows, mask=rows < size, other=0)
+    places = (place.to(tl.int64) * size + rows)[:, None] * scratch_stride + columns[None, :]
+    mask = (rows < size)[:, None] & (columns < width)[None, :]
     tile = tl.load(scratch + places, mask=mask, other=0.0) * sign
-    _scatter_add(weight, tile, index, rows < SIZE, columns, width, row_stride, column_stride, True)
+    _scatter_add(weight, tile, index, rows < size, columns, width, row_stride, column_stride, True)
 
 
 @triton.jit(do_not_specialize=["first"])
 def take_transposed(
     gradients, disadvantageous, received, first,
-    width, row_stride, column_stride, scratch_stride,
-    SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr,
+    width, row_stride, column_stride, scratch_stride, size,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """G[N] as [n, width] where G's expanded axis is the contiguous one."""
     place = tl.program_id(2)
@@ -180,10 +180,10 @@ def take_transposed(
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     gradient = _floats(gradients, first + place, ALIGNED)
     indices = _indices(disadvantageous, first + place, ALIGNED)
-    index = tl.load(indices + rows, mask=rows < SIZE, other=0)
-    tile = _gather(gradient, index, rows < SIZE, columns, width, row_stride, column_stride, True)
-    places = (place.to(tl.int64) * SIZE + rows)[:, None] * scratch_stride + columns[None, :]
-    mask = (rows < SIZE)[:, None] & (columns < width)[None, :]
+    index = tl.load(indices + rows, mask=rows < size, other=0)
+    tile = _gather(gradient, index, rows < size, columns, width, row_stride, column_stride, True)
+    places = (place.to(tl.int64) * size + rows)[:, None] * scratch_stride + columns[None, :]
+    mask = (rows < size)[:, None] & (columns < width)[None, :]
     tl.store(received + places, tile, mask=mask)
 
 

@@ -92,7 +92,7 @@ def backward_tiles(
     if FOR_GATE:
         factor = tl.load(up + line * up_token + column, mask=mask, other=0.0).to(tl.float32)
         of_silu = (received * factor).to(gate.dtype.element_ty).to(tl.float32)
-        sigmoid = tl.div_rn(tl.full(divisor.shape, 1.0, tl.float32), divisor)
+        sigmoid = 1.0 / divisor
         result = of_silu * sigmoid * (1.0 + x * (1.0 - sigmoid))
         result = result.to(gate_gradient.dtype.element_ty)
         tl.store(gate_gradient + line * width + column, result, mask=mask)
