@@ -15,9 +15,10 @@ from apex_composer.triton_kernels.monarch_checks import check_batch, check_gradi
 from apex_composer.triton_kernels.monarch_launch import Launcher, Layout, Tables
 from torch import Tensor
 
-# A training of TinyLLaMA-1.1B holds more than 17 GB: this is below one per cent of it. More would
-# save launches, less would keep the intermediate results in the GPU's second-level cache.
-SCRATCH_BYTES = 128 * 2**20
+# Enough for all 44 gate and up projections of TinyLLaMA-1.1B at once, in a training that holds more
+# than 17 GB and has freed its activations by then. More would save no launches there, less would
+# keep the intermediate results in the GPU's second-level cache.
+SCRATCH_BYTES = 256 * 2**20
 
 
 class MonarchBatch:
@@ -37,8 +38,9 @@ class MonarchBatch:
         axis: 0 expands rows, 1 columns.
         input_precision: of the products: `tf32x3` (float32 accuracy on matrix units) or `ieee`
             (float32 without them). Default `tf32x3`.
-        scratch_bytes: limit of the temporary memory of a call, default 128 MiB; the matrices are
-            taken in several turns where it does not suffice for all, one at a time at least.
+        scratch_bytes: limit of the intermediate results of a call, default 256 MiB; the matrices
+            are taken in turns where it does not suffice for all, one at a time at least. Partial
+            sums come on top, at most 8 KB * (n + q * q).
 
     Raises:
         RuntimeError: if the kernels cannot run on the weights' device.

@@ -42,16 +42,29 @@ def check_gradients(weights: Sequence[Tensor], gradients: Sequence[Tensor | None
             "a weight has no gradient"
         )
     for place, gradient in enumerate(gradients):
-        if gradient is None:
-            continue
-        for what in ("dtype", "device", "shape", "stride"):
-            found, wanted = _property(gradient, what), _property(weights[0], what)
-            if found != wanted:
-                raise ValueError(
-                    f"gradients[{place}] has {what} {found}, its weight has {wanted}: the kernels "
-                    "need them alike (for strides, copy the gradient: torch.empty_like(weight)"
-                    ".copy_(gradient))"
-                )
+        if gradient is not None and not _is_like(gradient, weights[0]):
+            _refuse_gradient(place, gradient, weights[0])
+
+
+def _is_like(one: Tensor, other: Tensor) -> bool:
+    # Every step asks this of every gradient: no more is looked at than needed.
+    return (
+        one.dtype == other.dtype
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+        and one.device == other.device
+    )
+
+
+def _refuse_gradient(place: int, gradient: Tensor, weight: Tensor) -> None:
+    for what in ("dtype", "device", "shape", "stride"):
+        found, wanted = _property(gradient, what), _property(weight, what)
+        if found != wanted:
+            raise ValueError(
+                f"gradients[{place}] has {what} {found}, its weight has {wanted}: the kernels "
+                "need them alike (for strides, copy the gradient: torch.empty_like(weight)"
+                ".copy_(gradient))"
+            )
 
 
 def _property(tensor: Tensor, what: str):

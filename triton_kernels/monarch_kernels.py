@@ -14,73 +14,15 @@ written with neighbouring threads along it.
 
 import triton
 import triton.language as tl
-
-
-@triton.jit
-def _floats(table, place, ALIGNED: tl.constexpr):
-    pointer = tl.load(table + place).to(tl.pointer_type(tl.float32))
-    # Addresses from a table say nothing about their alignment, and without it no load is a vector.
-    if ALIGNED:
-        pointer = tl.multiple_of(pointer, 16)
-    return pointer
-
-
-@triton.jit
-def _indices(table, place, ALIGNED: tl.constexpr):
-    pointer = tl.load(table + place).to(tl.pointer_type(tl.int64))
-    if ALIGNED:
-        pointer = tl.multiple_of(pointer, 16)
-    return pointer
-
-
-@triton.jit
-def _gather(
-    matrix, index, present, columns, width, row_stride, column_stride, TRANSPOSED: tl.constexpr
-):
-    """Rows `index` of a matrix at `columns`, [rows, columns], zero where not present."""
-    inside = columns < width
-    if TRANSPOSED:
-        places = columns.to(tl.int64)[:, None] * column_stride + index[None, :] * row_stride
-        tile = tl.load(matrix + places, mask=inside[:, None] & present[None, :], other=0.0)
-        return tl.trans(tile)
-    places = index[:, None] * row_stride + columns.to(tl.int64)[None, :] * column_stride
-    return tl.load(matrix + places, mask=present[:, None] & inside[None, :], other=0.0)
-
-
-@triton.jit
-def _scatter_add(
-    matrix,
-    tile,
-    index,
-    present,
-    columns,
-    width,
-    row_stride,
-    column_stride,
-    TRANSPOSED: tl.constexpr,
-):
-    """Add a [rows, columns] tile to rows `index`, which are distinct, of a matrix."""
-    inside = columns < width
-    if TRANSPOSED:
-        places = columns.to(tl.int64)[:, None] * column_stride + index[None, :] * row_stride
-        mask = inside[:, None] & present[None, :]
-        tile = tl.trans(tile)
-    else:
-        places = index[:, None] * row_stride + columns.to(tl.int64)[None, :] * column_stride
-        mask = present[:, None] & inside[None, :]
-    current = tl.load(matrix + places, mask=mask, other=0.0)
-    tl.store(matrix + places, current + tile, mask=mask)
-
-
-@triton.jit
-def _block(factor, block, rows, columns, SIZE: tl.constexpr, FLIPPED: tl.constexpr):
-    """Entries of one SIZE x SIZE block of a factor (FLIPPED: of its transpose), zero outside."""
-    if FLIPPED:
-        places = columns[None, :] * SIZE + rows[:, None]
-    else:
-        places = rows[:, None] * SIZE + columns[None, :]
-    mask = (rows < SIZE)[:, None] & (columns < SIZE)[None, :]
-    return tl.load(factor + block * (SIZE * SIZE) + places, mask=mask, other=0.0)
+from apex_composer.triton_kernels.monarch_access import (
+    block_of,
+    float_pointer,
+    gather,
+    gather_transposed,
+    index_pointer,
+    scatter_add,
+    scatter_add_transposed,
+)
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -93,19 +35,24 @@ def right_product(
 ):  # fmt: skip
     """Z[i] = R[i] X[i]."""
     block, place = tl.program_id(1), tl.program_id(2)
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    column = tl.program_id(0) * COLUMNS
+    columns = column + tl.arange(0, COLUMNS)
     rows = tl.arange(0, ROWS)
-    weight = _floats(weights, first + place, ALIGNED)
-    right = _floats(rights, first + place, ALIGNED)
-    indices = _indices(advantageous, first + place, ALIGNED)
+    weight = float_pointer(weights, first + place, ALIGNED)
+    right = float_pointer(rights, first + place, ALIGNED)
+    indices = index_pointer(advantageous, first + place, ALIGNED)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in tl.static_range(0, Q, STEP):
         inner = start + tl.arange(0, STEP)
-        index = tl.load(indices + block * Q + inner, mask=inner < Q, other=0)
-        selected = _gather(
-            weight, index, inner < Q, columns, width, row_stride, column_stride, TRANSPOSED
-        )
-        factor = _block(right, block, rows, inner, Q, False)
+        if TRANSPOSED:
+            selected = gather_transposed(
+                weight, indices, block * Q + start, block * Q + Q, column, width,
+                row_stride, column_stride, STEP, COLUMNS,
+            )  # fmt: skip
+        else:
+            index = tl.load(indices + block * Q + inner, mask=inner < Q, other=0)
+            selected = gather(weight, index, inner < Q, columns, width, row_stride, column_stride)
+        factor = block_of(right, block, rows, inner, Q, False)
         total = tl.dot(factor, selected, total, input_precision=PRECISION)
     places = (place.to(tl.int64) * (P * Q) + block * Q + rows)[:, None] * scratch_stride
     mask = (rows < Q)[:, None] & (columns < width)[None, :]
@@ -125,7 +72,7 @@ def left_product(
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < width
     rows = tl.arange(0, ROWS)
-    left = _floats(lefts, first + place, ALIGNED)
+    left = float_pointer(lefts, first + place, ALIGNED)
     middle = scratch + place.to(tl.int64) * (P * Q) * scratch_stride
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in tl.static_range(0, P, STEP):
@@ -133,7 +80,7 @@ def left_product(
         places = (inner * Q + block).to(tl.int64)[:, None] * scratch_stride + columns[None, :]
         mask = (inner < P)[:, None] & inside[None, :]
         values = tl.load(middle + places, mask=mask, other=0.0)
-        factor = _block(left, block, rows, inner, P, False)
+        factor = block_of(left, block, rows, inner, P, False)
         total = tl.dot(factor, values, total, input_precision=PRECISION)
     if TRANSPOSED:
         # The block is read and written by this program only, but by other threads of it.
@@ -141,11 +88,11 @@ def left_product(
         places = (rows * Q + block).to(tl.int64)[:, None] * scratch_stride + columns[None, :]
         tl.store(middle + places, total, mask=(rows < P)[:, None] & inside[None, :])
     else:
-        weight = _floats(weights, first + place, ALIGNED)
-        indices = _indices(disadvantageous, first + place, ALIGNED)
+        weight = float_pointer(weights, first + place, ALIGNED)
+        indices = index_pointer(disadvantageous, first + place, ALIGNED)
         index = tl.load(indices + rows * Q + block, mask=rows < P, other=0)
-        _scatter_add(
-            weight, total * sign, index, rows < P, columns, width, row_stride, column_stride, False
+        scatter_add(
+            weight, total * sign, index, rows < P, columns, width, row_stride, column_stride
         )
 
 
@@ -157,15 +104,16 @@ def add_transposed(
 ):  # fmt: skip
     """V[N] += sign * Y where V's expanded axis is the contiguous one."""
     place = tl.program_id(2)
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    weight = _floats(weights, first + place, ALIGNED)
-    indices = _indices(disadvantageous, first + place, ALIGNED)
-    index = tl.load(indices + rows, mask=rows < size, other=0)
+    row, column = tl.program_id(1) * ROWS, tl.program_id(0) * COLUMNS
+    rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
+    weight = float_pointer(weights, first + place, ALIGNED)
+    indices = index_pointer(disadvantageous, first + place, ALIGNED)
     places = (place.to(tl.int64) * size + rows)[:, None] * scratch_stride + columns[None, :]
     mask = (rows < size)[:, None] & (columns < width)[None, :]
     tile = tl.load(scratch + places, mask=mask, other=0.0) * sign
-    _scatter_add(weight, tile, index, rows < size, columns, width, row_stride, column_stride, True)
+    scatter_add_transposed(
+        weight, tile, indices, row, size, column, width, row_stride, column_stride, ROWS, COLUMNS
+    )
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -176,12 +124,13 @@ def take_transposed(
 ):  # fmt: skip
     """G[N] as [n, width] where G's expanded axis is the contiguous one."""
     place = tl.program_id(2)
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    gradient = _floats(gradients, first + place, ALIGNED)
-    indices = _indices(disadvantageous, first + place, ALIGNED)
-    index = tl.load(indices + rows, mask=rows < size, other=0)
-    tile = _gather(gradient, index, rows < size, columns, width, row_stride, column_stride, True)
+    row, column = tl.program_id(1) * ROWS, tl.program_id(0) * COLUMNS
+    rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
+    gradient = float_pointer(gradients, first + place, ALIGNED)
+    indices = index_pointer(disadvantageous, first + place, ALIGNED)
+    tile = gather_transposed(
+        gradient, indices, row, size, column, width, row_stride, column_stride, ROWS, COLUMNS
+    )
     places = (place.to(tl.int64) * size + rows)[:, None] * scratch_stride + columns[None, :]
     mask = (rows < size)[:, None] & (columns < width)[None, :]
     tl.store(received + places, tile, mask=mask)
@@ -199,11 +148,11 @@ def left_backward(
     split, block, place = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows = tl.arange(0, ROWS)
     present = rows < P
-    left = _floats(lefts, first + place, ALIGNED)
-    gradient = _floats(gradients, first + place, ALIGNED)
-    indices = _indices(disadvantageous, first + place, ALIGNED)
+    left = float_pointer(lefts, first + place, ALIGNED)
+    gradient = float_pointer(gradients, first + place, ALIGNED)
+    indices = index_pointer(disadvantageous, first + place, ALIGNED)
     index = tl.load(indices + rows * Q + block, mask=present, other=0)
-    flipped = _block(left, block, rows, rows, P, True)
+    flipped = block_of(left, block, rows, rows, P, True)
     lines = (place.to(tl.int64) * (P * Q) + rows * Q + block)[:, None] * scratch_stride
     total = tl.zeros((ROWS, ROWS), tl.float32)
     for tile in range(split * tiles, split * tiles + tiles):
@@ -213,9 +162,7 @@ def left_backward(
         if TRANSPOSED:
             incoming = tl.load(received + places, mask=mask, other=0.0)
         else:
-            incoming = _gather(
-                gradient, index, present, columns, width, row_stride, column_stride, False
-            )
+            incoming = gather(gradient, index, present, columns, width, row_stride, column_stride)
         middle = tl.load(scratch + places, mask=mask, other=0.0)
         total = tl.dot(incoming, tl.trans(middle), total, input_precision=PRECISION)
         outgoing = tl.dot(flipped, incoming, input_precision=PRECISION)
@@ -238,27 +185,37 @@ def right_backward(
     split, block, place = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows = tl.arange(0, ROWS)
     present = rows < Q
-    weight = _floats(weights, first + place, ALIGNED)
-    gradient = _floats(gradients, first + place, ALIGNED)
-    right = _floats(rights, first + place, ALIGNED)
-    indices = _indices(advantageous, first + place, ALIGNED)
+    weight = float_pointer(weights, first + place, ALIGNED)
+    gradient = float_pointer(gradients, first + place, ALIGNED)
+    right = float_pointer(rights, first + place, ALIGNED)
+    indices = index_pointer(advantageous, first + place, ALIGNED)
     index = tl.load(indices + block * Q + rows, mask=present, other=0)
-    flipped = _block(right, block, rows, rows, Q, True)
+    flipped = block_of(right, block, rows, rows, Q, True)
     lines = (place.to(tl.int64) * (P * Q) + block * Q + rows)[:, None] * scratch_stride
     total = tl.zeros((ROWS, ROWS), tl.float32)
     for tile in range(split * tiles, split * tiles + tiles):
-        columns = tile * COLUMNS + tl.arange(0, COLUMNS)
+        column = tile * COLUMNS
+        columns = column + tl.arange(0, COLUMNS)
         mask = present[:, None] & (columns < width)[None, :]
         incoming = tl.load(scratch + lines + columns[None, :], mask=mask, other=0.0)
-        selected = _gather(
-            weight, index, present, columns, width, row_stride, column_stride, TRANSPOSED
-        )
+        if TRANSPOSED:
+            selected = gather_transposed(
+                weight, indices, block * Q, block * Q + Q, column, width,
+                row_stride, column_stride, ROWS, COLUMNS,
+            )  # fmt: skip
+        else:
+            selected = gather(weight, index, present, columns, width, row_stride, column_stride)
         total = tl.dot(incoming, tl.trans(selected), total, input_precision=PRECISION)
         addition = tl.dot(flipped, incoming, input_precision=PRECISION)
-        _scatter_add(
-            gradient, addition, index, present, columns, width, row_stride, column_stride,
-            TRANSPOSED,
-        )  # fmt: skip
+        if TRANSPOSED:
+            scatter_add_transposed(
+                gradient, addition, indices, block * Q, block * Q + Q, column, width,
+                row_stride, column_stride, ROWS, COLUMNS,
+            )  # fmt: skip
+        else:
+            scatter_add(
+                gradient, addition, index, present, columns, width, row_stride, column_stride
+            )
     result = partials + (place * splits + split).to(tl.int64) * partial_stride + block * (Q * Q)
     square = present[:, None] & present[None, :]
     tl.store(result + rows[:, None] * Q + rows[None, :], total, mask=square)
