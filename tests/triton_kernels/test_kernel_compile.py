@@ -1,0 +1,84 @@
+"""Every kernel compiles for A100 and H100 at real shapes, within their registers and memory."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+DRIVER = Path(__file__).with_name("compile_driver.py")
+SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024}
+# They gather single columns of a weight, which are not neighbours in memory.
+GATHERING = {"right_product", "take_transposed"}
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory) -> list[dict]:
+    """One dictionary per compiled kernel. In its own process, because this one interprets them."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    result = subprocess.run(
+        [sys.executable, str(DRIVER), *map(str, SHARED_LIMITS)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def of_weights(kernels: list[dict]) -> Iterator[dict]:
+    return (k for k in kernels if k["matrix_products"] and "ieee" not in k["case"])
+
+
+def label(kernel: dict) -> str:
+    return f"{kernel['kernel']} ({kernel['case']}, sm_{kernel['capability']})"
+
+
+def test_every_kernel_is_compiled_for_both_generations(kernels):
+    found = {(k["capability"], k["kernel"]) for k in kernels}
+    names = {name for _, name in found}
+    assert len(names) == 11
+    assert found == {(capability, name) for capability in SHARED_LIMITS for name in names}
+
+
+def test_no_registers_spill(kernels):
+    # ieee is for comparisons; ptxas spills two registers of it on sm_90.
+    spilling = [label(k) for k in kernels if k["stack"] + k["local"] and "ieee" not in k["case"]]
+    assert spilling == []
+
+
+def test_shared_memory_is_within_the_limit(kernels):
+    assert [label(k) for k in kernels if k["shared"] > SHARED_LIMITS[k["capability"]]] == []
+
+
+def test_contiguous_memory_is_accessed_in_vectors(kernels):
+    for kernel in kernels:
+        if kernel["kernel"] in GATHERING:
+            assert kernel["stores_v4"], label(kernel)
+        else:
+            assert kernel["loads_v4"], label(kernel)
+
+
+def test_elementwise_kernels_load_nothing_but_vectors(kernels):
+    checked = [k for k in kernels if k["kernel"] in ("sum_tokens", "forward_tiles")]
+    # The mask is loaded token by token, once for each of the tile's vectors.
+    assert all(k["loads"] <= 2 * k["loads_v4"] for k in checked)
+    assert any(k["loads"] == k["loads_v4"] for k in checked)
+    backward = [k for k in kernels if k["kernel"] == "backward_tiles"]
+    assert backward and all(k["loads"] == k["loads_v4"] for k in backward)
+
+
+def test_products_run_on_the_matrix_units_unless_ieee_is_asked_for(kernels):
+    products = {"right_product", "left_product", "left_backward", "right_backward"}
+    assert {k["kernel"] for k in of_weights(kernels)} == products
+    exact = [k for k in kernels if "ieee" in k["case"] and k["kernel"] in products]
+    assert len(exact) == 8 and not any(k["matrix_products"] for k in exact)
+
+
+def test_nothing_is_added_atomically(kernels):
+    """Atomic additions would make the last bits a matter of timing."""
+    assert [label(k) for k in kernels if k["atomics"]] == []

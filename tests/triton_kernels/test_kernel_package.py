@@ -1,0 +1,171 @@
+"""What surrounds the kernels: imports, availability, and what a batch refuses."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from apex_composer.triton_kernels import availability, is_available, unavailable_reason
+from kernel_cases import MonarchCase
+
+from apex_composer import triton_kernels
+
+SOURCES = sorted((Path(__file__).parents[2] / "triton_kernels").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_kernels_import_torch_and_triton_only(path):
+    nodes = ast.walk(ast.parse(path.read_text()))
+    imported = {
+        alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+    }
+    nodes = ast.walk(ast.parse(path.read_text()))
+    imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    outside = {
+        name.split(".")[0] for name in imported if not name.startswith(triton_kernels.__name__)
+    }
+    assert outside - set(sys.stdlib_module_names) <= {"torch", "triton"}
+
+
+def run(program: str, **environment: str) -> str:
+    """What a fresh process prints."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    return result.stdout
+
+
+def test_asking_for_a_reason_needs_no_triton():
+    program = (
+        "import sys; sys.modules['triton'] = None; import importlib.util as util; "
+        "found = util.find_spec; "
+        "util.find_spec = lambda name: None if name == 'triton' else found(name); "
+        "from apex_composer.triton_kernels import unavailable_reason; "
+        "print(unavailable_reason('cpu'))"
+    )
+    assert "triton is not installed" in run(program)
+
+
+@pytest.mark.parametrize(("flag", "told"), [("0", "TRITON_INTERPRET=1"), ("1", "None")])
+def test_the_cpu_needs_the_interpreter(flag, told):
+    program = "from apex_composer.triton_kernels import *; print(unavailable_reason('cpu'))"
+    assert told in run(program, TRITON_INTERPRET=flag)
+
+
+def test_kernels_that_cannot_run_raise():
+    program = (
+        "import torch; from apex_composer.triton_kernels import unit_square_sums\n"
+        "try: unit_square_sums(torch.ones(2, 3, 4), 1)\n"
+        "except RuntimeError as error: print(error)"
+    )
+    assert "start the process with TRITON_INTERPRET=1" in run(program)
+
+
+def test_reasons_name_what_is_missing(monkeypatch):
+    assert "not meta" in unavailable_reason("meta")
+    if not torch.cuda.is_available():
+        assert "torch.cuda.is_available() is False" in unavailable_reason("cuda")
+        assert not is_available("cuda")
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "compute capability 7.5, the kernels need 8.0" in unavailable_reason("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert availability.is_available("cuda")
+
+
+def replaced(name: str, place: int, tensor) -> dict:
+    return {"name": name, "place": place, "tensor": tensor}
+
+
+REFUSED = {
+    "half": (
+        replaced("weights", 1, lambda t: t.half()),
+        r"weights\[1\] is torch.float16, the kernels take torch.float32",
+    ),
+    "shape": (
+        replaced("weights", 1, lambda t: t[:-1]),
+        r"weights\[1\] has shape \(14, 8\), weights\[0\] has \(15, 8\)",
+    ),
+    "stride": (
+        replaced("weights", 1, lambda t: t.t().contiguous().t()),
+        r"weights\[1\] has stride \(1, 15\), weights\[0\] has \(8, 1\)",
+    ),
+    "sparse rows and columns": (
+        replaced("weights", slice(None), lambda t: t.repeat_interleave(2, 1)[:, ::2]),
+        r"strides \(16, 2\), allowed: rows or columns that are contiguous",
+    ),
+    "too few rows": (
+        replaced("weights", slice(None), lambda t: t[:11]),
+        r"\(11, 8\) cannot have 6 advantageous and 6 disadvantageous indices along axis 0",
+    ),
+    "one dimension": (
+        replaced("weights", slice(None), lambda t: t.flatten()),
+        r"shape \(120,\), allowed: \[rows, columns\]",
+    ),
+    "int32 indices": (
+        replaced("advantageous", 0, lambda t: t.int()),
+        r"advantageous\[0\] is torch.int32, the kernels take torch.int64",
+    ),
+    "index count": (
+        replaced("disadvantageous", slice(None), lambda t: t[:5]),
+        r"disadvantageous of shape \(5,\), the factors are for \[6\] indices",
+    ),
+    "contiguity": (
+        replaced("lefts", slice(None), lambda t: t.mT),
+        r"lefts\[0\] is not contiguous",
+    ),
+    "factors": (
+        replaced("rights", slice(None), lambda t: t[:, :2, :2].contiguous()),
+        r"\(\(3, 2, 2\), \(2, 2, 2\)\), allowed: L \[q, p, p\] and R \[p, q, q\]",
+    ),
+    "counts": (replaced("lefts", slice(1, 2), None), "one of each per matrix.*'lefts': 1"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_batch_refuses_what_does_not_fit(change, message, device):
+    case = MonarchCase(2, 3, 8, 0, device)
+    own, place, function = getattr(case, change["name"]), change["place"], change["tensor"]
+    if function is None:
+        del own[place]
+    elif isinstance(place, slice):
+        own[place] = [function(tensor) for tensor in own]
+    else:
+        own[place] = function(own[place])
+    with pytest.raises(ValueError, match=message):
+        case.batch()
+
+
+def test_a_batch_refuses_unknown_settings(device):
+    case = MonarchCase(2, 3, 8, 0, device)
+    with pytest.raises(ValueError, match="input_precision is 'tf32', allowed: tf32x3, ieee"):
+        case.batch(input_precision="tf32")
+    with pytest.raises(ValueError, match=r"sign is 2, allowed: 1 \(fold\) and -1"):
+        case.batch().fold(2)
+    case.axis = 2
+    with pytest.raises(ValueError, match="axis is 2, allowed: 0"):
+        case.batch()
+    large = MonarchCase(1, 129, 2, 0, device)
+    with pytest.raises(ValueError, match="p, q = 1, 129, the kernels take at most 128"):
+        large.batch()
+
+
+def test_gradients_must_be_like_their_weights(device):
+    case = MonarchCase(2, 3, 8, 0, device)
+    batch, gradient = case.batch(), case.gradients[0]
+    for wrong, message in (
+        ([gradient], "1 gradients for 2 weights"),
+        ([gradient, gradient.half()], r"gradients\[1\] has dtype torch.float16"),
+        (
+            [gradient, gradient[:-1]],
+            r"gradients\[1\] has shape \(14, 8\), its weight has \(15, 8\)",
+        ),
+        ([gradient, gradient.t().contiguous().t()], r"gradients\[1\] has stride \(1, 15\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            batch.map_gradient(wrong)

@@ -1,0 +1,77 @@
+"""Whether the kernels can run for a device, and what every launch needs."""
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+
+# tf32 products, which float32 matrices are multiplied with, came with this generation (A100).
+_OLDEST_CAPABILITY = (8, 0)
+
+
+def is_available(device: torch.device | str) -> bool:
+    """Whether the kernels can run on tensors of `device`; see `unavailable_reason`."""
+    return unavailable_reason(device) is None
+
+
+def unavailable_reason(device: torch.device | str) -> str | None:
+    """Why the kernels cannot run on tensors of `device`; None when they can.
+
+    They run on CUDA devices from compute capability 8.0 on, and, for tests, on the CPU in
+    processes that were started with TRITON_INTERPRET=1.
+
+    Args:
+        device: for example `cuda`, `cuda:1` or `cpu`.
+    """
+    device = torch.device(device)
+    if find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    if device.type == "cpu":
+        if interpreted():
+            return None
+        return (
+            "Triton kernels run on CUDA devices: move the tensors there, or start the process "
+            "with TRITON_INTERPRET=1 to have the kernels interpreted on the CPU (slow, for tests)"
+        )
+    if device.type != "cuda" or torch.version.cuda is None:
+        return f"the kernels are written for CUDA devices and the CPU's interpreter, not {device}"
+    if not torch.cuda.is_available():
+        return "no CUDA device is visible to torch (torch.cuda.is_available() is False)"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _OLDEST_CAPABILITY:
+        return (
+            f"{device} has compute capability {capability[0]}.{capability[1]}, the kernels need "
+            f"{_OLDEST_CAPABILITY[0]}.{_OLDEST_CAPABILITY[1]} (A100) or newer"
+        )
+    return None
+
+
+@lru_cache(maxsize=1)
+def interpreted() -> bool:
+    """Whether triton interprets the kernels, as TRITON_INTERPRET=1 at its import makes it do."""
+    import triton
+
+    # Triton reads the variable when it decorates, so a kernel of its own tells what it does now.
+    return not isinstance(triton.language.zeros, triton.runtime.JITFunction)
+
+
+def require(device: torch.device) -> None:
+    """Raise where the kernels cannot run.
+
+    Raises:
+        RuntimeError: with the reason.
+    """
+    reason = unavailable_reason(device)
+    if reason is not None:
+        raise RuntimeError(reason)
+
+
+def on_device(device: torch.device) -> AbstractContextManager:
+    """Triton launches on the current CUDA device: make it the tensors' one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def mark_written(*tensors: torch.Tensor) -> None:
+    """Tell autograd that tensors were written in place, which it cannot see in a kernel."""
+    torch.autograd.graph.increment_version(tensors)

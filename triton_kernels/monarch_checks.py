@@ -1,0 +1,136 @@
+"""What a batch of Monarch operators refuses, before anything is launched."""
+
+from collections.abc import Sequence
+
+import torch
+from apex_composer.triton_kernels.tiles import LARGEST_BLOCK
+from torch import Tensor
+
+PRECISIONS = ("tf32x3", "ieee")
+_NAMES = ("weights", "lefts", "rights", "advantageous", "disadvantageous")
+
+
+def check_batch(*tensors: Sequence[Tensor], axis: int, input_precision: str) -> None:
+    """Raise ValueError unless W, L, R, P, N of a batch fit together.
+
+    Args:
+        tensors: weights, lefts, rights, advantageous, disadvantageous.
+        axis: 0 or 1.
+        input_precision: see MonarchBatch.
+    """
+    if axis not in (0, 1):
+        raise ValueError(f"axis is {axis!r}, allowed: 0 (rows) and 1 (columns)")
+    if input_precision not in PRECISIONS:
+        raise ValueError(
+            f"input_precision is {input_precision!r}, allowed: {', '.join(PRECISIONS)}"
+        )
+    counts = {name: len(own) for name, own in zip(_NAMES, tensors, strict=True)}
+    if len(set(counts.values())) != 1 or not tensors[0]:
+        raise ValueError(f"one of each per matrix, and at least one matrix: {counts}")
+    for name, own in zip(_NAMES, tensors, strict=True):
+        _check_alike(name, own, tensors[0][0].device)
+    _check_factors(tensors[1][0], tensors[2][0])
+    _check_weight(tensors[0][0], axis, tensors[2][0].shape[0] * tensors[2][0].shape[1])
+    _check_indices(tensors[1][0].shape[0] * tensors[1][0].shape[1], *tensors[3:])
+
+
+def check_gradients(weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Raise ValueError unless there is a gradient like its weight, or None, for every weight."""
+    if len(gradients) != len(weights):
+        raise ValueError(
+            f"{len(gradients)} gradients for {len(weights)} weights: give one of each, None where "
+            "a weight has no gradient"
+        )
+    for place, gradient in enumerate(gradients):
+        if gradient is not None and not _is_like(gradient, weights[0]):
+            _refuse_gradient(place, gradient, weights[0])
+
+
+def _is_like(one: Tensor, other: Tensor) -> bool:
+    # Every step asks this of every gradient: no more is looked at than needed.
+    return (
+        one.dtype == other.dtype
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+        and one.device == other.device
+    )
+
+
+def _refuse_gradient(place: int, gradient: Tensor, weight: Tensor) -> None:
+    for what in ("dtype", "device", "shape", "stride"):
+        found, wanted = _property(gradient, what), _property(weight, what)
+        if found != wanted:
+            raise ValueError(
+                f"gradients[{place}] has {what} {found}, its weight has {wanted}: the kernels "
+                "need them alike (for strides, copy the gradient: torch.empty_like(weight)"
+                ".copy_(gradient))"
+            )
+
+
+def _property(tensor: Tensor, what: str):
+    if what == "stride":
+        # The stride of an axis of length 1 means nothing, and torch lets it be anything.
+        pairs = zip(tensor.shape, tensor.stride(), strict=True)
+        return tuple(stride if size > 1 else 1 for size, stride in pairs)
+    found = getattr(tensor, what)
+    return tuple(found) if what == "shape" else found
+
+
+def _check_alike(name: str, tensors: Sequence[Tensor], device: torch.device) -> None:
+    dtype = torch.int64 if name.endswith("advantageous") else torch.float32
+    if name == "weights":
+        dtype = torch.float32
+    for place, tensor in enumerate(tensors):
+        if tensor.dtype != dtype:
+            raise ValueError(f"{name}[{place}] is {tensor.dtype}, the kernels take {dtype}")
+        if tensor.device != device:
+            raise ValueError(f"{name}[{place}] is on {tensor.device}, weights[0] on {device}")
+        for what in ("shape", "stride"):
+            found, wanted = _property(tensor, what), _property(tensors[0], what)
+            if found != wanted:
+                raise ValueError(
+                    f"{name}[{place}] has {what} {found}, {name}[0] has {wanted}: make one batch "
+                    "for each kind of matrix"
+                )
+        if name != "weights" and not tensor.is_contiguous():
+            raise ValueError(
+                f"{name}[{place}] is not contiguous: give {name}[{place}].contiguous()"
+            )
+
+
+def _check_factors(left: Tensor, right: Tensor) -> None:
+    shapes = tuple(left.shape), tuple(right.shape)
+    if left.dim() != 3 or right.dim() != 3 or left.numel() == 0 or right.numel() == 0:
+        raise ValueError(f"factors of shape {shapes}, allowed: L [q, p, p] and R [p, q, q]")
+    p, q = right.shape[:2]
+    if shapes != ((q, p, p), (p, q, q)):
+        raise ValueError(f"factors of shape {shapes}, allowed: L [q, p, p] and R [p, q, q]")
+    if max(p, q) > LARGEST_BLOCK:
+        raise ValueError(
+            f"factors of p, q = {p}, {q}, the kernels take at most {LARGEST_BLOCK}: use the torch "
+            "implementation"
+        )
+
+
+def _check_weight(weight: Tensor, axis: int, size: int) -> None:
+    if weight.dim() != 2 or weight.numel() == 0:
+        raise ValueError(f"weights of shape {tuple(weight.shape)}, allowed: [rows, columns]")
+    if weight.shape[axis] < 2 * size:
+        raise ValueError(
+            f"weights of shape {tuple(weight.shape)} cannot have {size} advantageous and {size} "
+            f"disadvantageous indices along axis {axis}"
+        )
+    strides = _property(weight, "stride")
+    if min(strides) != 1:
+        raise ValueError(
+            f"weights of strides {tuple(weight.stride())}, allowed: rows or columns that are "
+            "contiguous in memory"
+        )
+
+
+def _check_indices(size: int, *indices: Sequence[Tensor]) -> None:
+    for name, own in zip(_NAMES[3:], indices, strict=True):
+        if tuple(own[0].shape) != (size,):
+            raise ValueError(
+                f"{name} of shape {tuple(own[0].shape)}, the factors are for [{size}] indices"
+            )

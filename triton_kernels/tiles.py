@@ -1,0 +1,146 @@
+"""Tile sizes, chosen on the host from shapes alone.
+
+There is no autotuning: triton's decorator for it needs a GPU at import, and a result must not
+depend on which configuration happened to be the fastest. README.md has the registers and the
+shared memory that each choice compiles to.
+"""
+
+from typing import NamedTuple
+
+# The smallest tile that the GPU's matrix units take, in every dimension of a product.
+_SMALLEST = 16
+
+# Programs that keep a GPU of 100 to 150 multiprocessors busy. A fixed number rather than the
+# device's own, so that the order of a sum, and with it its last bits, is the same on every device.
+_ENOUGH_PROGRAMS = 1024
+_ENOUGH_PROGRAMS_PER_SAMPLE = 256
+
+# Edge of the largest blocks of Monarch factors. Above 64 registers spill, above 128 the shared
+# memory does not suffice.
+LARGEST_BLOCK = 128
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two that is at least `size`."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
+def divide_up(size: int, part: int) -> int:
+    """How many parts cover `size`."""
+    return -(-size // part)
+
+
+def padded(size: int) -> int:
+    """The tile edge that covers `size` rows of a product."""
+    return max(_SMALLEST, power_of_two(size))
+
+
+class ProductTiles(NamedTuple):
+    """Of one block times [block, width]: rows and steps cover the block, columns the width."""
+
+    rows: int
+    step: int
+    columns: int
+    warps: int
+
+
+def product_tiles(block: int, width: int) -> ProductTiles:
+    """For Z[i] = R[i] X[i] and Y[:, j] = L[j] Z[:, j].
+
+    Args:
+        block: p or q.
+        width: columns of X.
+    """
+    rows = padded(block)
+    step = 16 if divide_up(block, 16) % 2 else 32
+    columns = min(64 if rows <= 64 else 32, padded(width))
+    return ProductTiles(rows, step, columns, 4)
+
+
+class BackwardTiles(NamedTuple):
+    """Of the products with gradients, whose inner dimension is the width."""
+
+    rows: int
+    columns: int
+    warps: int
+
+    def turns(self, width: int, splits: int) -> int:
+        """Tiles that one of `splits` programs goes through."""
+        return divide_up(divide_up(width, self.columns), splits)
+
+
+def backward_tiles(block: int, width: int) -> BackwardTiles:
+    """For dL[j], dZ[:, j] and dR[i], the addition to G[P].
+
+    Args:
+        block: p or q.
+        width: columns of X.
+    """
+    rows = padded(block)
+    # Two operands, their splitting into three tf32 parts and two results fill the registers.
+    columns = max(1024 // rows, _SMALLEST)
+    return BackwardTiles(rows, min(columns, padded(width)), 4 if rows <= 64 else 8)
+
+
+class TokenTiles(NamedTuple):
+    """Of an activation [samples, tokens, width]; `turns` tiles of tokens make a split."""
+
+    tokens: int
+    columns: int
+    turns: int
+    splits: int
+
+
+def token_tiles(tokens: int, width: int) -> TokenTiles:
+    """For sums over the tokens of a sample. The number of samples plays no part, see norms.py.
+
+    Args:
+        tokens: of a sample.
+        width: of the activation.
+    """
+    columns = min(256, power_of_two(width))
+    rows = min(2048 // columns, power_of_two(tokens), 64)
+    count = divide_up(tokens, rows)
+    splits = split_count(divide_up(width, columns), count, enough=_ENOUGH_PROGRAMS_PER_SAMPLE)
+    turns = divide_up(count, splits)
+    return TokenTiles(rows, columns, turns, divide_up(count, turns))
+
+
+def elementwise_tiles(tokens: int, width: int) -> TokenTiles:
+    """For work without sums: one tile per program.
+
+    Args:
+        tokens: rows.
+        width: columns.
+    """
+    columns = min(256, power_of_two(width))
+    rows = min(2048 // columns, power_of_two(tokens), 64)
+    return TokenTiles(rows, columns, 1, divide_up(tokens, rows))
+
+
+# Edges of the square tiles that are written the other way round than they are read.
+TRANSPOSE_ROWS = 32
+TRANSPOSE_COLUMNS = 64
+
+# Entries that one program adds up over the splits.
+SUM_BLOCK = 1024
+
+
+# Columns of a tile of the second stage of sums over tokens, which holds all splits at once.
+SUM_COLUMNS = 64
+
+_MOST_SPLITS = 64
+
+
+def split_count(programs: int, tiles: int, enough: int = _ENOUGH_PROGRAMS) -> int:
+    """Into how many parts to cut each of some sums, so that there are enough programs.
+
+    Args:
+        programs: how many sums there are.
+        tiles: length of each sum.
+        enough: programs, default what fills a GPU.
+
+    Returns:
+        At most 64 and at most `tiles`; a power of two where it is below `tiles`.
+    """
+    return min(power_of_two(divide_up(enough, programs)), tiles, _MOST_SPLITS)
