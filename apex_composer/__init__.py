@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from apex_composer.algorithm import APEX
     from apex_composer.expander import Expander
+    from apex_composer.fused_swiglu import FusedSwiGLU
     from apex_composer.monarch import MonarchFactors
     from apex_composer.scheduler import StagewiseScheduler
     from apex_composer.sites import Group, Site, find_sites
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "APEX",
     "Expander",
+    "FusedSwiGLU",
     "Group",
     "MonarchFactors",
     "Site",
@@ -28,6 +30,7 @@ __all__ = [
 _MODULES = {
     "APEX": "algorithm",
     "Expander": "expander",
+    "FusedSwiGLU": "fused_swiglu",
     "Group": "sites",
     "MonarchFactors": "monarch",
     "Site": "sites",

@@ -5,9 +5,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from composer.core import Algorithm, Callback, Event, Precision, State, ensure_data_spec
 from composer.core.precision import get_precision_context
 from composer.loggers import Logger
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from apex_composer.assessment import METHODS
@@ -18,9 +20,12 @@ from apex_composer.first_assessment import (
     assess_training_data,
     attention_mask,
 )
+from apex_composer.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
 from apex_composer.metrics import final_metrics, stage_metrics, step_metrics
+from apex_composer.ops import resolve
 from apex_composer.scheduler import StagePlan, parse_stages, plan_stages
 from apex_composer.settings import (
+    IMPLEMENTATIONS,
     KV_HEADS,
     TARGETS,
     check_choice,
@@ -40,6 +45,8 @@ SETTINGS = (
     "assessment",
     "expansion",
     "operator_lr_scale",
+    "implementation",
+    "fused_swiglu",
     "seed",
     "log_interval",
 )
@@ -68,6 +75,10 @@ class APEX(Algorithm):
             `interval`: collect scores in every k-th batch of a stage (default 1).
         expansion: False selects and reports without operators. Default True.
         operator_lr_scale: the operators' learning rate over the weights'. Default 1.
+        implementation: `torch`, `triton` (the kernels), or `auto`: the kernels where they run.
+            Default `auto`.
+        fused_swiglu: True computes the Llama family's SwiGLU in one kernel, `auto` where the
+            kernel runs, see `FusedSwiGLU`. Default `auto`.
         seed: of operators and random selections; default the run's seed.
         log_interval: batches between logged operator norms and step times. Default 10.
 
@@ -86,6 +97,8 @@ class APEX(Algorithm):
         assessment: Mapping[str, Any] | None = None,
         expansion: bool = True,
         operator_lr_scale: float = 1.0,
+        implementation: str = "auto",
+        fused_swiglu: bool | str = "auto",
         seed: int | None = None,
         log_interval: int = 10,
         **unknown: Any,
@@ -96,13 +109,17 @@ class APEX(Algorithm):
         check_flag("expansion", expansion)
         check_positive("operator_lr_scale", operator_lr_scale, float)
         check_positive("log_interval", log_interval)
+        check_choice("implementation", implementation, IMPLEMENTATIONS)
+        check_choice("fused_swiglu", fused_swiglu, FUSED_SWIGLU)
         self.threshold, self.kv_heads, self.expansion = threshold, kv_heads, expansion
         self.operator_lr_scale, self.seed, self.log_interval = operator_lr_scale, seed, log_interval
+        self.implementation, self.fused_swiglu = implementation, fused_swiglu
         self.stages = parse_stages(stages)
         self.targets = _check_targets(targets)
         self.method, self.tokens, self.interval = _check_assessment(assessment or {})
         self._expander: Expander | None = None
         self._attachment: Attachment | None = None
+        self._swiglu: FusedSwiGLU | None = None
         self._plan: StagePlan | None = None
         self._loaded: dict[str, Any] | None = None
         self._padded = True
@@ -168,7 +185,12 @@ class APEX(Algorithm):
                 "apex does not support FSDP or tensor parallelism yet: remove `fsdp_config` and "
                 "`tp_config` from the settings, DDP is used then"
             )
+        device = torch.device("cuda" if state.device.name == "gpu" else state.device.name)
+        resolve(self.implementation, device)
         self._build(state, seed=0).remove()
+        self._swiglu = FusedSwiGLU(
+            state.model, self.fused_swiglu, device=device, collector=self._place_ahead
+        )
         self._expander = self._attachment = self._plan = None  # of an earlier trainer
         state.callbacks.append(_Detach(self))
 
@@ -189,7 +211,11 @@ class APEX(Algorithm):
             method=self.method,
             expansion=self.expansion,
             operator_lr_scale=self.operator_lr_scale,
+            implementation=self.implementation,
         )
+
+    def _place_ahead(self, mlp: str, gate: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        return None if self._expander is None else self._expander.place_ahead(mlp, gate)
 
     def _start(self, state: State, logger: Logger) -> None:
         """FIT_START of a fresh, a resumed or a further fit."""
@@ -300,6 +326,8 @@ class _Detach(Callback):
             expander.remove()
         if attachment is not None:
             attachment.remove()
+        if self._algorithm._swiglu is not None:
+            self._algorithm._swiglu.remove()
 
 
 def _check_targets(targets: Any) -> tuple[str, ...]:

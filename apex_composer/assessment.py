@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from apex_composer.distributed import global_rank, sum_over_ranks
-from apex_composer.reference import unit_square_sums
+from apex_composer.ops import unit_square_sums
 from apex_composer.sites import Group
 from apex_composer.stopwatch import Stopwatch
 
@@ -79,7 +79,9 @@ class _Counts:
 class _Cohort:
     groups: list[Group]
     count: int  # K
-    square_sums: dict[int, Tensor] = field(default_factory=dict)  # group's place -> [B, U]
+    square_sums: Tensor | None = None  # [groups, B, U], one buffer for all forward passes
+    filled: set[int] = field(default_factory=set)  # places of groups that it holds
+    ahead: set[int] = field(default_factory=set)  # filled by a kernel before the hook is called
     pending: _Counts | None = None
     committed: _Counts | None = None
 
@@ -95,10 +97,16 @@ class Assessment:
         groups: of query heads and channels, with the K of each: how many units are ranked as
             the largest and as the smallest.
         stopwatch: counts the time spent; default one that nobody reads.
+        implementation: of the norms, see `ops.resolve`. Default `auto`.
     """
 
-    def __init__(self, groups: Sequence[tuple[Group, int]], stopwatch: Stopwatch | None = None):
-        self._stopwatch = stopwatch or Stopwatch()
+    def __init__(
+        self,
+        groups: Sequence[tuple[Group, int]],
+        stopwatch: Stopwatch | None = None,
+        implementation: str = "auto",
+    ):
+        self._stopwatch, self._implementation = stopwatch or Stopwatch(), implementation
         self._cohorts: dict[tuple, _Cohort] = {}
         self._places: dict[str, tuple[_Cohort, int]] = {}
         self._mask: Tensor | None = None
@@ -117,18 +125,59 @@ class Assessment:
         unit_size = cohort.groups[place].unit_size
 
         def collect(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            # -1: not inside a backward pass, so not a recomputation. The only way torch offers.
-            if not self._open or torch._C._current_graph_task_id() != -1:
+            if place in cohort.ahead:
+                cohort.ahead.remove(place)
                 return
-            if place in cohort.square_sums:  # the next microbatch inside one open()
-                self._rank()
+            if not self._counts_now():
+                return
             activation = inputs[0].detach()
             # Without a sample axis even a full mask is needed, to tell the samples apart.
             mask = None if self._full and activation.dim() == 3 else self._mask
+            samples = activation.shape[0] if activation.dim() == 3 or mask is None else len(mask)
             with self._stopwatch.block(activation.device):
-                cohort.square_sums[place] = unit_square_sums(activation, unit_size, mask)
+                unit_square_sums(
+                    activation,
+                    unit_size,
+                    mask,
+                    out=self._place(cohort, place, samples, activation),
+                    implementation=self._implementation,
+                )
 
         return collect
+
+    def _counts_now(self) -> bool:
+        # -1: not inside a backward pass, so not a recomputation. The only way torch offers.
+        return self._open and torch._C._current_graph_task_id() == -1
+
+    def _place(self, cohort: _Cohort, place: int, samples: int, activation: Tensor) -> Tensor:
+        """Where a group's norms of this forward pass go: [samples, U]."""
+        if place in cohort.filled:  # the next microbatch inside one open()
+            self._rank()
+        shape = (len(cohort.groups), samples, cohort.groups[0].units)
+        dtype = torch.promote_types(activation.dtype, torch.float32)
+        buffer = cohort.square_sums
+        if buffer is None or buffer.shape != shape or buffer.dtype != dtype:
+            cohort.square_sums = torch.empty(shape, dtype=dtype, device=activation.device)
+        cohort.filled.add(place)
+        return cohort.square_sums[place]
+
+    def place_ahead(self, group: str, activation: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """Where a kernel that computes a group's activation puts the sums of squares as well.
+
+        Args:
+            group: name of the group whose activation is about to be computed.
+            activation: of the same shape and dtype, [samples, tokens, U * unit_size].
+
+        Returns:
+            [samples, U] to be filled and the mask (None: all tokens count), or None where this
+            forward pass does not count.
+        """
+        if not self._counts_now() or activation.dim() != 3 or group not in self._places:
+            return None
+        cohort, place = self._places[group]
+        out = self._place(cohort, place, activation.shape[0], activation)
+        cohort.ahead.add(place)
+        return out, None if self._full else self._mask
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -167,16 +216,13 @@ class Assessment:
     def _rank(self) -> None:
         valid = None if self._mask is None or self._full else self._mask.any(dim=1)
         for cohort in self._cohorts.values():
-            if not cohort.square_sums:
+            if not cohort.filled:
                 continue
-            if len(cohort.square_sums) != len(cohort.groups):
-                missing = [
-                    g.name for i, g in enumerate(cohort.groups) if i not in cohort.square_sums
-                ]
+            if len(cohort.filled) != len(cohort.groups):
+                missing = [g.name for i, g in enumerate(cohort.groups) if i not in cohort.filled]
                 raise RuntimeError(f"this forward pass did not reach {', '.join(missing)}")
-            stacked = torch.stack([cohort.square_sums[i] for i in range(len(cohort.groups))])
-            cohort.square_sums = {}
-            counts = _count(stacked, cohort.count, valid)
+            cohort.filled = set()
+            counts = _count(cohort.square_sums, cohort.count, valid)
             if cohort.pending is None:
                 cohort.pending = counts
             else:
@@ -195,7 +241,7 @@ class Assessment:
         """Forget the counts since the last commit (a batch that is tried again)."""
         self._mask, self._open = None, False
         for cohort in self._cohorts.values():
-            cohort.square_sums, cohort.pending = {}, None
+            cohort.filled, cohort.ahead, cohort.pending = set(), set(), None
 
     def reset(self) -> None:
         """Forget all scores."""

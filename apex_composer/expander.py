@@ -24,6 +24,7 @@ from apex_composer.selection import (
     select_random,
 )
 from apex_composer.settings import (
+    IMPLEMENTATIONS,
     KV_HEADS,
     check_choice,
     check_flag,
@@ -64,6 +65,8 @@ class Expander:
         method: `rank` (eq. 3), `average` (mean norm) or `random` (no assessment). Default `rank`.
         expansion: False selects and reports, without operators (the paper's ablation).
         operator_lr_scale: the operators' learning rate over the weights', default 1.
+        implementation: `torch`, `triton` (the kernels), or `auto`: the kernels where they run.
+            Default `auto`.
 
     Raises:
         ValueError: for a setting out of range, a group too small to select from, or weights
@@ -80,14 +83,17 @@ class Expander:
         method: str = "rank",
         expansion: bool = True,
         operator_lr_scale: float = 1.0,
+        implementation: str = "auto",
     ):
         check_threshold(threshold)
         check_choice("kv_heads", kv_heads, KV_HEADS)
         check_choice("method", method, METHODS)
         check_flag("expansion", expansion)
         check_positive("operator_lr_scale", operator_lr_scale, float)
+        check_choice("implementation", implementation, IMPLEMENTATIONS)
         self.threshold, self.seed, self.kv_heads = threshold, seed, kv_heads
         self.method, self.expansion, self.operator_lr_scale = method, expansion, operator_lr_scale
+        self.implementation = implementation
         self.counts = count_by_group(sites, threshold, kv_heads)
         self.sites = [site for site in sites if site.group.name in self.counts]
         if not self.sites:
@@ -108,6 +114,7 @@ class Expander:
         self.assessment = Assessment(
             [(group, count_selected(group, threshold)) for group in assessed.values()],
             self.stopwatch,
+            implementation,
         )
         self._main: Optimizer | None = None
         self._attachment: Attachment | None = None
@@ -124,6 +131,15 @@ class Expander:
         """
         with self.assessment.assessing(attention_mask):
             yield
+
+    def place_ahead(self, mlp: str, gate: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """Where a fused SwiGLU puts the norms of an MLP's channels; see `FusedSwiGLU`.
+
+        Args:
+            mlp: name of the module, as in the names of sites.
+            gate: the activation's gate, of its shape and dtype.
+        """
+        return self.assessment.place_ahead(f"{mlp}.channels", gate)
 
     def begin_stage(self, expansion: bool | None = None) -> None:
         """Fuse what there is, select units from the scores since the last stage, start at T = 0.
@@ -309,7 +325,8 @@ class Expander:
         return ExpansionOperator(site, selection, factors, seed=self.seed, stage=self.stage)
 
     def _set_operators(self, operators: list[ExpansionOperator]) -> None:
-        self.operators, self.executors = operators, make_executors(operators)
+        self.operators = operators
+        self.executors = make_executors(operators, self.implementation)
         self._follow()
 
     def _divide_gradients(self, scale: Tensor) -> None:

@@ -67,14 +67,14 @@ class ExpansionOperator:
 
     def _expand(self) -> list[Tensor]:
         return [
-            reference.expand(_matrix(p), self.factors, self.advantageous, axis=self._axis)
+            reference.expand(as_matrix(p), self.factors, self.advantageous, axis=self._axis)
             for p in self.site.parameters()
         ]
 
     def _add(self, sign: int) -> None:
         for parameter, delta in zip(self.site.parameters(), self._deltas, strict=True):
             reference.add(
-                _matrix(parameter), delta, self.disadvantageous, axis=self._axis, sign=sign
+                as_matrix(parameter), delta, self.disadvantageous, axis=self._axis, sign=sign
             )
 
     def map_gradient(self) -> None:
@@ -88,8 +88,8 @@ class ExpansionOperator:
             if parameter.grad is None:
                 continue
             part = reference.map_gradient(
-                _matrix(parameter),
-                _matrix(parameter.grad),
+                as_matrix(parameter),
+                as_matrix(parameter.grad),
                 self.factors,
                 *self._sets(),
                 axis=self._axis,
@@ -117,7 +117,7 @@ class ExpansionOperator:
         return self.advantageous, self.disadvantageous
 
 
-def _matrix(parameter: nn.Parameter | Tensor) -> Tensor:
+def as_matrix(parameter: nn.Parameter | Tensor) -> Tensor:
     """A view that in-place writes go through; a bias becomes a matrix of one column."""
     values = parameter.detach()
     return values.unsqueeze(1) if values.dim() == 1 else values

@@ -107,3 +107,34 @@ class PreparedData(Callback):
                     dataset.max_seq_len,
                     remote=stream.remote,
                 )
+
+
+class FusedSwiGLUCallback(Callback):
+    """The Llama family's SwiGLU in one kernel, for runs without APEX.
+
+    llm-foundry's callback `fused_swiglu`. A comparison of APEX with an ordinary run is fair when
+    both have the same SwiGLU: APEX turns it on by itself where the kernel runs.
+
+    Args:
+        setting: True, False, or `auto` for only where the kernel runs. Default True.
+    """
+
+    def __init__(self, setting: bool | str = True):
+        self.setting = setting
+        self._fused: Any = None
+
+    def init(self, state: State, logger: Logger) -> None:
+        """Replace the forward of the model's MLPs.
+
+        Raises:
+            ValueError: with True, where the kernel cannot run or the model has no SwiGLU.
+        """
+        from apex_composer.fused_swiglu import FusedSwiGLU
+
+        device = "cuda" if state.device.name == "gpu" else state.device.name
+        self._fused = FusedSwiGLU(state.model, self.setting, device=device)
+
+    def close(self, state: State, logger: Logger) -> None:
+        """Give the MLPs their own forward back."""
+        if self._fused is not None:
+            self._fused.remove()

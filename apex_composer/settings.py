@@ -6,6 +6,7 @@ from typing import Any
 
 KV_HEADS = ("auto", "expand", "skip")
 TARGETS = ("head", "channel")
+IMPLEMENTATIONS = ("auto", "torch", "triton")
 
 
 def check_choice(setting: str, value: Any, allowed: Iterable[Any]) -> None:

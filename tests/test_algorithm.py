@@ -1,4 +1,5 @@
 import sys
+import traceback
 import warnings
 
 import pytest
@@ -9,6 +10,7 @@ from composer.utils import FSDPConfig
 from composer_run import BATCH_SIZE, Batches, make_trainer, run
 from helpers import StreamedTokens, TokenDataset, tiny_llama
 from tiny_run import write_shards
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from apex_composer import APEX, StagewiseScheduler
@@ -280,3 +282,78 @@ def test_targets_limit_what_is_expanded():
     apex, _, _ = run(APEX(targets=["channel"]), max_duration="3ba")
     names = {name.rsplit(".", 1)[-1] for name in apex.history[0]["advantageous"]}
     assert names == {"channels"}
+
+
+def test_kernels_train_as_torch_does():
+    _, expected, _ = run(APEX(implementation="torch"))
+    apex, weights, _ = run(APEX(implementation="triton", fused_swiglu=True))
+    for name, weight in expected.items():
+        assert torch.allclose(weights[name], weight, rtol=1e-4, atol=1e-6), name
+    assert apex._swiglu.modules == {}  # the trainer has closed
+
+
+def test_an_unfit_implementation_is_refused_at_the_start():
+    for settings, told in (
+        ({"implementation": "cuda"}, "implementation: got 'cuda', allowed: auto, torch, triton"),
+        ({"fused_swiglu": "yes"}, "fused_swiglu: got 'yes', allowed: True, False, auto"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            APEX(**settings)
+
+
+class HostReads(TorchDispatchMode):
+    """Notes who makes the host wait for the device: item(), bool(), cpu() and their like."""
+
+    def __init__(self):
+        super().__init__()
+        self.callers = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        options = options or {}
+        to_host = "_to_copy" in str(function) and "device" in options
+        if "_local_scalar_dense" in str(function) or to_host:
+            # Inside the optimizer's step everything is called by way of us: who calls torch?
+            frames = [f for f in traceback.extract_stack()[:-1] if "/torch/" not in f.filename]
+            if "apex_composer/" in frames[-1].filename:
+                self.callers.append(f"{frames[-1].filename}:{frames[-1].lineno}")
+        return function(*arguments, **options)
+
+
+class ReadsWithinBatches(Callback):
+    """Watches the first batches from BEFORE_FORWARD to BATCH_END."""
+
+    def __init__(self, batches: int):
+        self.reads, self.batches, self.on = HostReads(), batches, False
+
+    def before_forward(self, state, logger):
+        if state.timestamp.batch.value < self.batches and not self.on:
+            self.on = True
+            self.reads.__enter__()
+
+    def batch_end(self, state, logger):
+        if self.on:
+            self.on = False
+            self.reads.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_nothing_waits_for_the_device_within_a_batch(implementation):
+    watch = ReadsWithinBatches(batches=2)  # the third ends the stage
+    apex = APEX(stages=1, implementation=implementation, log_interval=100)
+    run(apex, callbacks=(watch,), max_duration="3ba", microbatch=2)
+    assert watch.reads.callers == []
+
+
+def test_waiting_would_be_noticed(monkeypatch):
+    from apex_composer.assessment import Assessment
+
+    whole = Assessment.close
+    monkeypatch.setattr(Assessment, "close", lambda self: (whole(self), read_from_the_package()))
+    watch = ReadsWithinBatches(batches=2)
+    run(APEX(stages=1, log_interval=100), callbacks=(watch,), max_duration="3ba", microbatch=2)
+    assert len(watch.reads.callers) == 4  # two batches of two microbatches
+
+
+def read_from_the_package():
+    """Reads a tensor in a frame that counts as the package's."""
+    exec(compile("torch.ones(1).item()", "apex_composer/probe.py", "exec"), {"torch": torch})

@@ -242,3 +242,21 @@ def test_prepared_data_is_compared_with_the_run(tmp_path):
     with pytest.raises(ValueError, match="max_seq_len is 64"):
         check(state_with(shards, description, vocabulary=300, length=64, evaluated=True), None)
     check(state_with(tmp_path / "elsewhere", description, vocabulary=1, length=1), None)
+
+
+def test_a_run_without_apex_may_have_the_same_swiglu():
+    import torch
+    from composer_run import run
+    from llmfoundry.utils.builders import build_callback
+
+    from apex_composer.plugins import FusedSwiGLUCallback
+
+    _, expected, _ = run()
+    callback = build_callback("fused_swiglu")
+    assert isinstance(callback, FusedSwiGLUCallback) and callback.setting is True
+    _, weights, _ = run(callbacks=(callback,))
+    for name, weight in expected.items():
+        assert torch.allclose(weights[name], weight, rtol=1e-4, atol=1e-6), name
+    assert any(not torch.equal(weights[name], weight) for name, weight in expected.items())
+    assert callback._fused.modules == {}  # given back when the trainer closed
+    run(callbacks=(FusedSwiGLUCallback("auto"),))
