@@ -44,6 +44,9 @@ def find_swiglus(model: nn.Module) -> dict[str, nn.Module]:
 class FusedSwiGLU:
     """Replaces the forward of a model's SwiGLU modules until `remove()`.
 
+    Modules that are fused already stay as they are, but for a collector, which takes them over: a
+    run may have both the callback `fused_swiglu` and APEX, in any order.
+
     Args:
         model: plain or wrapped.
         setting: True, or `auto` for only where the kernel runs. Default `auto`.
@@ -71,14 +74,18 @@ class FusedSwiGLU:
                 raise ValueError(f"fused_swiglu: got true, but {reason}. Allowed here: false, auto")
             log.info("apex: SwiGLU is not fused, because %s", reason)
             self.modules = {}
+        self._forwards = {}
         for name, module in self.modules.items():
-            module.forward = MethodType(_fused_forward(module, name, collector), module)
+            if collector is not None or "forward" not in module.__dict__:
+                forward = MethodType(_fused_forward(module, name, collector), module)
+                module.forward = self._forwards[name] = forward
 
     def remove(self) -> None:
-        """Give the modules their own forward back."""
-        for module in self.modules.values():
-            module.__dict__.pop("forward", None)
-        self.modules = {}
+        """Give the modules their own forward back, where it was replaced by this object."""
+        for name, forward in self._forwards.items():
+            if self.modules[name].__dict__.get("forward") == forward:
+                del self.modules[name].forward
+        self.modules, self._forwards = {}, {}
 
 
 def _reason_against(

@@ -174,3 +174,8 @@ def linear_site(
 def selection(advantageous: list[int], disadvantageous: list[int]) -> Selection:
     """A selection of the given units."""
     return Selection(torch.tensor(advantageous), torch.tensor(disadvantageous))
+
+
+def largest(values: list, count: int) -> set:
+    """Places of the `count` largest values by Python's stable sort: ties to the lower index."""
+    return set(sorted(range(len(values)), key=lambda place: -values[place])[:count])

@@ -2,18 +2,11 @@
 
 import pytest
 import torch
-from helpers import tiny_llama, tokens
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from helpers import largest, tiny_llama, tokens
 from torch.utils.checkpoint import checkpoint
 
 from apex_composer import Expander, Group, find_sites
-from apex_composer.assessment import (
-    Assessment,
-    GroupTotals,
-    indicator_of_largest,
-    rank_counts,
-)
+from apex_composer.assessment import Assessment, GroupTotals
 
 COUNTS = {"head": 1, "channel": 6}  # threshold 0.25 of 4 heads and 24 channels
 
@@ -34,11 +27,6 @@ def add_dead_channels(model, channels: int = 9):
         for layer in model.model.layers:
             layer.mlp.up_proj.weight[-channels:] = 0
     return model
-
-
-def largest(values: list, count: int) -> set:
-    """Places of the `count` largest values by Python's stable sort: ties to the lower index."""
-    return set(sorted(range(len(values)), key=lambda place: -values[place])[:count])
 
 
 class ByHand:
@@ -99,46 +87,6 @@ def totals_of(model, *batches, mask=None) -> dict[str, GroupTotals]:
             model(ids)
     assessment.remove()
     return assessment.totals()
-
-
-few_values = st.sampled_from([-1.0, 0.0, 0.5, 2.0])
-rows_and_count = st.integers(1, 12).flatmap(
-    lambda units: st.tuples(
-        st.lists(st.lists(few_values, min_size=units, max_size=units), min_size=1, max_size=4),
-        st.integers(1, units),
-    )
-)
-
-
-@given(rows_and_count)
-@settings(max_examples=200, deadline=None, derandomize=True)
-def test_indicator_of_largest_gives_ties_to_the_lower_index(drawn):
-    rows, count = drawn
-    found = indicator_of_largest(torch.tensor(rows), count)
-    assert found.dtype == torch.bool
-    for row, marked in zip(rows, found.tolist(), strict=True):
-        assert {place for place, mark in enumerate(marked) if mark} == largest(row, count)
-
-
-@given(rows_and_count, st.data())
-@settings(max_examples=100, deadline=None, derandomize=True)
-def test_rank_counts_add_up_the_valid_samples(drawn, data):
-    rows, count = drawn
-    valid = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
-    expected = [0] * len(rows[0])
-    for row, counts in zip(rows, valid, strict=True):
-        if counts:
-            for place in largest(row, count):
-                expected[place] += 1
-            for place in largest([-value for value in row], count):
-                expected[place] -= 1
-    assert rank_counts(torch.tensor(rows), count, torch.tensor(valid)).tolist() == expected
-
-
-def test_rank_counts_of_several_groups_are_each_groups_own():
-    norms = torch.rand(3, 5, 8)
-    expected = torch.stack([rank_counts(group, 2) for group in norms])
-    assert torch.equal(rank_counts(norms, 2), expected)
 
 
 @pytest.mark.parametrize("dead", [False, True])

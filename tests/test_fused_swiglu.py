@@ -33,6 +33,24 @@ def test_removing_it_gives_the_model_back():
         assert module.__dict__.keys() == before[name].keys()
 
 
+def test_a_collector_takes_over_and_a_second_installation_does_not():
+    asked, model, ids = [], tiny_llama(), tokens(1, 4)
+
+    def collector(name, gate):
+        asked.append(name)
+
+    first, second = FusedSwiGLU(model, True), FusedSwiGLU(model, True, collector=collector)
+    third = FusedSwiGLU(model, True)
+    model(ids)
+    assert asked == ["model.layers.0.mlp", "model.layers.1.mlp"]
+    third.remove()
+    first.remove()
+    model(ids)
+    assert len(asked) == 4
+    second.remove()
+    assert "forward" not in model.model.layers[0].mlp.__dict__
+
+
 def counted(model, ids, mask, fused: bool, implementation="triton"):
     """Totals of an assessment, with SwiGLU fused or not, and the calls of norm kernels."""
     expander = Expander(find_sites(model), threshold=0.25, implementation=implementation)
