@@ -118,7 +118,8 @@ class KernelExecutor:
         self._parameters = list(zip(*(o.site.parameters() for o in operators), strict=True))
         self._batches = [
             MonarchBatch(
-                [as_matrix(parameter) for parameter in parameters],
+                # The parameter itself: its memory may be replaced, and is looked up at every call.
+                [p if p.dim() == 2 else as_matrix(p) for p in parameters],
                 [o.factors.left for o in operators],
                 [o.factors.right for o in operators],
                 [o.advantageous for o in operators],

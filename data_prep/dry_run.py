@@ -180,12 +180,14 @@ def describe_needs(needs: Needs) -> list[str]:
 
 
 def show_hours(hours: float) -> str:
-    """Write a duration in hours, or in minutes below an hour.
+    """Write a duration in hours, in minutes below an hour, in seconds below two minutes.
 
     Args:
         hours: duration.
     """
-    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    if hours >= 1:
+        return f"{hours:,.1f} hours"
+    return f"{60 * hours:.1f} minutes" if hours > 1 / 30 else f"{3600 * hours:.1f} seconds"
 
 
 def show_bytes(count: float) -> str:
