@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from apex_composer.assessment import METHODS, Assessment, GroupTotals
 from apex_composer.attachment import Attachment
+from apex_composer.distributed import check_same_on_all_ranks
 from apex_composer.expansion import ExpansionOperator
 from apex_composer.history import stage_record
 from apex_composer.monarch import MonarchFactors
@@ -32,6 +33,8 @@ from apex_composer.settings import (
     check_same_members,
     check_threshold,
 )
+from apex_composer.sharded_executor import ShardedExecutor
+from apex_composer.shards import find_shards, reshard
 from apex_composer.sites import Group, Site, check_expandable
 from apex_composer.stopwatch import Stopwatch
 
@@ -67,7 +70,7 @@ class Expander:
 
     Raises:
         ValueError: for a setting out of range, a group too small to select from, or weights
-            that cannot be expanded (not float32 or float64, sharded).
+            that cannot be expanded (not float32 or float64, tensor parallelism).
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Expander:
         names = [site.name for site in self.sites]
         if len(set(names)) < len(names):
             raise ValueError("sites: the list names a site twice, see find_sites(model)")
+        find_shards(self.sites)
         for site in self.sites:
             check_expandable(site)
         self.groups = list({site.group.name: site.group for site in self.sites}.values())
@@ -134,9 +138,11 @@ class Expander:
             expansion: False for a plain stage without operators; default as constructed.
 
         Raises:
-            RuntimeError: if the method needs scores and nothing has been assessed.
+            RuntimeError: if the method needs scores and nothing has been assessed, or if the
+                ranks of a distributed run do not select the same units.
         """
         expansion = self.expansion if expansion is None else expansion
+        reshard(self.sites)
         totals = self.assessment.totals()
         if self.method != "random" and not totals:
             raise RuntimeError(
@@ -147,6 +153,7 @@ class Expander:
         self.stage += 1
         before = self.selections
         self.selections = {group.name: self._select(group, totals) for group in self.groups}
+        self._check_ranks_agree()
         self.history.append(stage_record(self.stage, expansion, before, self.selections, totals))
         self.assessment.reset()
         if expansion:
@@ -178,6 +185,7 @@ class Expander:
                 "twice on every step: call remove() of the first one before"
             )
         if self.expansion:
+            reshard(self.sites)
             param_group_places(self.sites, optimizer)
         self._main = optimizer
         self._follow()
@@ -218,17 +226,25 @@ class Expander:
             return
         with self.stopwatch.block(self._device), torch.no_grad():
             self._optimizer.step()
-            self.ensure_folded()
+            for executor in self.executors:
+                executor.fold()
 
     def ensure_folded(self) -> None:
         """Write the effective weights if a step has left the base weights behind."""
         for executor in self.executors:
-            if not executor.folded:
+            if not executor.folded and isinstance(executor, ShardedExecutor):
+                executor.restore()
+            elif not executor.folded:
                 executor.fold()
 
     def relative_norms(self) -> dict[str, float]:
-        """|T W[P]| / |W_eff[N]| by site (waits for the device)."""
-        return {o.site.name: float(o.relative_norm()) for o in self.operators}
+        """|T W[P]| / |W_eff[N]| by site (waits for the device; collective with sharded weights)."""
+        norms: dict[str, float] = {}
+        for executor in self.executors:
+            if isinstance(executor, ShardedExecutor):
+                norms |= executor.relative_norms()
+        others = [o for o in self.operators if o.site.name not in norms]
+        return norms | {o.site.name: float(o.relative_norm()) for o in others}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs besides the weights: CPU tensors, numbers, strings.
@@ -303,6 +319,12 @@ class Expander:
         values = source.scores if self.method == "rank" else source.mean_norms()
         # A KV head's score is the sum of its query heads' (method.md 1, our choice).
         return Selection(*(t.cpu() for t in select(values.view(group.units, -1).sum(1), count)))
+
+    def _check_ranks_agree(self) -> None:
+        selected = {n: [t.tolist() for t in s] for n, s in self.selections.items()}
+        check_same_on_all_ranks(
+            f"the selection of stage {self.stage}", [self.seed, self.stage, selected]
+        )
 
     def _operator(self, site: Site, factors: MonarchFactors | None = None) -> ExpansionOperator:
         selection = self.selections[site.group.name]
