@@ -122,8 +122,9 @@ def reshard(sites: Sequence[Site]) -> None:
                 module.reshard()
         for module in FSDP1.fsdp_modules(model):
             handle = module._handle
-            sharded = handle is not None and handle.uses_sharded_strategy
-            if sharded and not handle.is_sharded(handle.flat_param):
+            # Before its first forward pass FSDP1 has nowhere to gather to.
+            gathers = handle is not None and hasattr(handle.flat_param, "_full_param_padded")
+            if gathers and not handle.needs_unshard():
                 _reshard(module, handle, True)
 
 

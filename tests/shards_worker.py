@@ -1,8 +1,10 @@
 """One rank of runs with every way of sharding: `test_sharded_runs.py` starts it.
 
 Usage: shards_worker.py RUNS OUT
-    RUNS: a JSON list of {"name", "mode", "state_dict", "save", "load", "duration"}, all but the
-    first two optional, trained one after the other; OUT gets <name>-rank<rank>.pt of each.
+    RUNS: a JSON list, trained one after the other, of
+        {"name", "mode": plain | ddp | fsdp1 | fsdp2 | hsdp | fsdp1_root | fsdp2_root}
+        and optionally "state_dict", "save", "load", "even", "fails", "tampered".
+    OUT gets <name>-rank<rank>.pt of each.
 """
 
 import json
@@ -10,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -19,18 +22,79 @@ from composer import Callback, Trainer
 from composer.algorithms import GradientClipping
 from composer.models import HuggingFaceModel
 from composer.utils import FSDP2Config, FSDPConfig, dist
+from counted_collectives import Counter
 from helpers import TokenDataset, tiny_llama
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from apex_composer import APEX, StagewiseScheduler
+from apex_composer import APEX, StagewiseScheduler, expander
+from apex_composer.shards import find_shards
 
 torch.set_num_threads(1)
 
 # 3 batches an epoch; the last one is half full, and every sample but each fourth is padded.
 BATCH_SIZE, SAMPLES = 8, 20
 STAGES = ["3ba", "3ba"]
+# Sizes that no number of ranks divides: shards are cut in the middle of rows, some are empty.
+ODD = {"hidden": 22, "channels": 27, "heads": 4, "kv_heads": 2, "head_dim": 6}
+EVEN = {"hidden": 32, "channels": 24, "heads": 4, "kv_heads": 4}
+COUNTER = Counter()
+
+
+class Watch(Callback):
+    """What the last but one batch leaves: operators, norms, shards, and the step's collectives."""
+
+    def __init__(self, apex: APEX):
+        self.apex, self.seen = apex, {}
+
+    def fit_start(self, state, logger):
+        own = self.apex._expander
+        for name in ("before_step", "after_step"):
+            setattr(own, name, self._counted(getattr(own, name)))
+
+    def _counted(self, function):
+        def counted(*args):
+            with COUNTER.counting():
+                return function(*args)
+
+        return counted
+
+    def batch_start(self, state, logger):
+        COUNTER.calls.clear()
+
+    def batch_end(self, state, logger):
+        if state.timestamp.batch.value == 5:
+            own = self.apex._expander
+            self.seen = {"calls": list(COUNTER.calls), "norms": own.relative_norms()}
+            self.seen["shards"] = [
+                [s.name, s.start, s.stop, s.values().clone()] for (s, *_) in find_shards(own.sites)
+            ]
+            self.seen["whole"] = whole_weights(state.model)
+            self.seen["state"] = own.state_dict()
+
+
+class FailedStep(Callback):
+    """A step that stops half-way, then a forward pass that gathers the unfolded weights."""
+
+    def __init__(self, apex: APEX):
+        self.apex, self.losses = apex, []
+
+    @torch.no_grad()
+    def batch_end(self, state, logger):
+        if state.timestamp.batch.value != 4:
+            return
+        own = self.apex._expander
+        for act in (own.before_step, own.ensure_folded):
+            act()
+            self.losses.append(float(state.model(state.batch).loss))
+
+
+def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All weights, gathered."""
+    model = getattr(model, "module", model).model
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    return {name: tensor.clone() for name, tensor in weights.items()}
 
 
 def sharding(mode: str, state_dict: str) -> dict[str, Any] | None:
@@ -51,35 +115,24 @@ def sharding(mode: str, state_dict: str) -> dict[str, Any] | None:
     return None
 
 
-def odd_llama() -> torch.nn.Module:
-    """Sizes that no number of ranks divides: shards are cut in rows, and some are empty."""
-    return tiny_llama(hidden=22, channels=27, heads=4, kv_heads=2, head_dim=6)
-
-
-class Operators(Callback):
-    """What the last but one batch leaves: operators, their moments and their norms."""
-
-    def __init__(self, apex: APEX):
-        self.apex, self.seen = apex, {}
-
-    def batch_end(self, state, logger):
-        if state.timestamp.batch.value == 5:
-            expander = self.apex._expander
-            saved = expander.state_dict()
-            self.seen = {"norms": expander.relative_norms()}
-            self.seen |= {key: saved[key] for key in ("factors", "moments", "scores")}
-
-
-def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX]:
+def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX, list[Callback]]:
     """A run of two stages with clipping, microbatches and checkpointed activations."""
-    model = HuggingFaceModel(odd_llama(), tokenizer=None, use_logits=True)
+    llama = tiny_llama(**(EVEN if run.get("even") else ODD))
+    model = HuggingFaceModel(llama, tokenizer=None, use_logits=True)
     if not run["mode"].endswith("root"):
-        model.model.fsdp_wrap_fn = lambda module: isinstance(module, LlamaDecoderLayer)
-    model.model.activation_checkpointing_fn = lambda m: isinstance(m, LlamaDecoderLayer)
+        llama.fsdp_wrap_fn = lambda module: isinstance(module, LlamaDecoderLayer)
+    llama.activation_checkpointing_fn = lambda module: isinstance(module, LlamaDecoderLayer)
     dataset = TokenDataset(SAMPLES, padded=True)
     sampler = dist.get_sampler(dataset, shuffle=False, drop_last=False)
     loader = DataLoader(dataset, BATCH_SIZE // dist.get_world_size(), sampler=sampler)
-    apex = APEX(stages=STAGES, threshold=0.25, kv_heads="expand", assessment={"tokens": 60})
+    apex = APEX(
+        stages=STAGES,
+        threshold=0.25,
+        kv_heads="expand",
+        assessment={"tokens": 60},
+        operator_lr_scale=3.0,
+    )
+    callbacks = [Watch(apex)] + [FailedStep(apex)] * run.get("fails", False)
     trainer = Trainer(
         model=model,
         train_dataloader=loader,
@@ -87,7 +140,7 @@ def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX]:
         schedulers=StagewiseScheduler(stages=STAGES, lr_multipliers=[1.0, 0.5]),
         max_duration="6ba",
         algorithms=[apex, GradientClipping("norm", 0.5)],
-        callbacks=[Operators(apex)],
+        callbacks=callbacks,
         device_train_microbatch_size=1,
         parallelism_config=sharding(run["mode"], run.get("state_dict", "full")),
         save_folder=run.get("save"),
@@ -97,30 +150,41 @@ def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX]:
         seed=17,
         progress_bar=False,
     )
-    return trainer, apex
+    return trainer, apex, callbacks
 
 
-def train(run: dict[str, Any], out: Path) -> None:
-    """One run; every rank leaves its whole weights, history, operators and scores."""
-    trainer, apex = make_trainer(run)
-    trainer.fit(duration=run.get("duration"))
-    operators = next(c for c in trainer.state.callbacks if isinstance(c, Operators)).seen
-    model = getattr(trainer.state.model, "module", trainer.state.model)
-    weights = get_model_state_dict(model.model, options=StateDictOptions(full_state_dict=True))
-    end = {
-        "weights": {name: tensor.clone() for name, tensor in weights.items()},
-        "history": apex.history,
-        "operators": operators,
-    }
-    torch.save(end, out / f"{run['name']}-rank{dist.get_global_rank()}.pt")
+def train(run: dict[str, Any]) -> dict[str, Any]:
+    """Both stages; every rank's view of the weights, the history and the last steps."""
+    trainer, apex, (watch, *failed) = make_trainer(run)
+    trainer.fit()
+    weights = whole_weights(trainer.state.model)
     trainer.close()
+    losses = [callback.losses for callback in failed]
+    return {"weights": weights, "history": apex.history, "losses": losses, **watch.seen}
+
+
+def tampered(run: dict[str, Any]) -> dict[str, Any]:
+    """Rank 1 selects other units than the others do."""
+    select = expander.select
+    flip = -1 if dist.get_global_rank() == 1 else 1
+    trainer, _, _ = make_trainer(run)
+    with patch.object(expander, "select", lambda scores, count: select(flip * scores, count)):
+        try:
+            trainer.fit()
+        except RuntimeError as error:
+            return {"error": str(error)}
+        finally:
+            trainer.close()
+    return {"error": None}
 
 
 def main(runs: str, out: str) -> None:
     dist.initialize_dist("cpu")
     cpu_fsdp.patch()
+    COUNTER.install()
     for run in json.loads(runs):
-        train(run, Path(out))
+        end = tampered(run) if run.get("tampered") else train(run)
+        torch.save(end, Path(out) / f"{run['name']}-rank{dist.get_global_rank()}.pt")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def random_operator(site, advantageous, disadvantageous) -> ExpansionOperator:
 
 
 def with_gradients(operators) -> list[ExpansionOperator]:
+    operators = list(operators)
     for operator in operators:
         for parameter in operator.site.parameters():
             parameter.grad = torch.randn_like(parameter)
@@ -146,3 +147,109 @@ def test_any_cut_computes_what_whole_weights_do(case):
         # fold 2, map 2 and 1 sum, unfold none, fold 2, and the norms' sum
         calls = ["exchange"] * 2 + ["exchange", "sum", "exchange"] + ["exchange"] * 2 + ["sum"]
         assert result["group"].calls == calls
+
+
+def a_case(ranks: int = 3):
+    """Rows with a bias, and columns, cut in the middle of rows."""
+    torch.manual_seed(0)
+    rows = linear_site(9, 7, bias=True, name="rows")
+    columns = linear_site(7, 9, axis=1, name="columns")
+    operators = with_gradients(random_operator(s, [1, 4], [0, 3]) for s in (rows, columns))
+    edges = [[[0, 25, 40, 63], [0, 4, 4, 9]], [[0, 10, 31, 63]]]
+    return operators, edges, ranks
+
+
+def test_a_resumed_executor_subtracts_the_same_bits():
+    """It has not folded: what the fold before added is computed from W[P], L and R."""
+
+    def steps(executor):
+        executor.fold()
+        folded = [values.clone() for values in executor._values()]
+        executor.unfold()
+        uninterrupted = [values.clone() for values in executor._values()]
+        for values, saved in zip(executor._values(), folded, strict=True):
+            values.copy_(saved)
+        shards = [
+            [job.shard for job in executor._jobs if job.operator is operator]
+            for operator in executor.operators
+        ]
+        resumed = ShardedExecutor(executor.operators, shards, executor._ranks)
+        resumed.unfold()
+        return all(map(torch.equal, resumed._values(), uninterrupted))
+
+    assert all(result["returned"] for result in simulate(*a_case(), steps))
+
+
+def test_restoring_needs_no_other_rank():
+    """And what is restored is subtracted by the next unfold, although W[P] has changed."""
+
+    def steps(executor):
+        executor.fold()
+        executor.unfold()
+        for shard in executor._values():
+            shard.mul_(1.5)  # the failed optimizer step
+        base = [shard.clone() for shard in executor._values()]
+        calls = len(executor._ranks.calls)
+        executor.restore()
+        assert executor.folded and len(executor._ranks.calls) == calls
+        executor.unfold()
+        assert len(executor._ranks.calls) == calls
+        for shard, expected in zip(executor._values(), base, strict=True):
+            torch.testing.assert_close(shard, expected, **EXACT)
+        executor.map_gradient()  # W[P] is gathered anew
+
+    simulate(*a_case(), steps)
+
+
+def test_missing_gradients_count_as_zero():
+    operators, edges, ranks = a_case()
+    rows = operators[0].site
+    rows.module.bias.grad = None  # frozen
+    operators[1].site.weight.grad = None  # not reached by the loss
+
+    def steps(executor):
+        executor.fold()
+        executor.map_gradient()
+
+    results = simulate(operators, edges, ranks, steps)
+    for operator in operators:
+        operator.fold()
+        operator.map_gradient()
+    for result in results:
+        first, second = result["operators"]
+        for own, factor in zip(first.factors, operators[0].factors, strict=True):
+            torch.testing.assert_close(own.grad, factor.grad, **EXACT)
+        assert all(factor.grad.count_nonzero() == 0 for factor in second.factors)
+        assert result["shards"][0][1].parameter.grad is None
+        assert result["shards"][1][0].parameter.grad is None
+
+
+def test_parts_of_one_fused_weight():
+    """Queries, keys and values in one parameter: three operators add to the same shard."""
+    whole_site = linear_site(12, 5, bias=True, name="fused")
+    sites = [
+        type(whole_site)(f"fused[{i}]", whole_site.module, 0, whole_site.group, offset=4 * i)
+        for i in range(3)
+    ]
+    operators = with_gradients(random_operator(site, [1], [3]) for site in sites)
+    edges = [[0, 17, 17, 60], [0, 5, 8, 12]]
+    parameters = whole_site.parameters()
+
+    def one_rank(ranks):
+        shards = [cut(p, own, ranks.rank) for p, own in zip(parameters, edges, strict=True)]
+        own = [copy.deepcopy(operator) for operator in operators]
+        executor = ShardedExecutor(own, [shards] * 3, ranks)
+        executor.fold()
+        executor.map_gradient()
+        return shards
+
+    parts = run_ranks(3, one_rank)
+    for operator in operators:
+        operator.fold()
+    for operator in operators:
+        operator.map_gradient()
+    for place, parameter in enumerate(parameters):
+        shards = [own[place] for own in parts]
+        torch.testing.assert_close(whole(shards), parameter.detach().flatten(), **EXACT)
+        found = whole(shards, gradient=True)
+        torch.testing.assert_close(found, parameter.grad.flatten(), **EXACT)
