@@ -7,6 +7,7 @@ Shape legend
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -36,24 +37,29 @@ class Carrier:
     Tensors are given by matrix as this rank's flat shards of them: the weights, or the gradients.
 
     Args:
-        matrices: of all operators, the same on every rank.
-        families: places of matrices that are worked on together: consecutive, of one shape
-            [n, d]; at axis 1 each by itself.
+        matrices: of all operators, the same on every rank; those of one kind and size one
+            behind the other, so that families are large.
         ranks: who shares the matrices.
         device: of the shards.
+
+    Attributes:
+        plan: of the exchanges.
+        families: places of consecutive matrices that this rank works on in one go, because its
+            shares of them have one shape [n, d].
     """
 
-    def __init__(
-        self,
-        matrices: Sequence[Matrix],
-        families: Sequence[Sequence[int]],
-        ranks: ShardRanks,
-        device: torch.device,
-    ):
-        self._matrices, self._families, self._ranks = matrices, families, ranks
+    def __init__(self, matrices: Sequence[Matrix], ranks: ShardRanks, device: torch.device):
+        self._matrices, self._ranks = matrices, ranks
         self.plan = plan_exchange(matrices, ranks.rank, ranks.size)
+        alike = groupby(range(len(matrices)), key=self._kind)
+        self.families = [list(places) for _, places in alike]
         self._routes = {n: _on_device(route, device) for n, route in self.plan.routes.items()}
         self._sets = [{n: s.to(device) for n, s in m.sets.items()} for m in matrices]
+
+    def _kind(self, place: int) -> tuple:
+        matrix, rows = self._matrices[place], self.plan.rows[place]
+        cut = None if rows is None else rows.cut
+        return matrix.axis, matrix.single, len(matrix.sets["P"]), self.plan.widths[place], cut
 
     def take(self, name: str, shards: Sequence[Tensor]) -> Parts:
         """The entries of a set that this rank holds.
@@ -116,14 +122,17 @@ class Carrier:
         blocks = iter(blocks.split(self._sizes(route.workers.blocks)))
         singles = iter(singles.split(self._sizes(route.workers.singles)))
         families = []
-        for family in self._families:
+        for family in self.families:
             i, block, single = family[0], next(blocks), next(singles)
-            n = len(self._sets[i][name])
-            shape = (len(family), n, self.plan.widths[i])
-            if self.plan.rows[i] is None:
+            shape = (len(family), len(self._sets[i][name]), -1)
+            if self.plan.widths[i] == 0:
+                families.append(block.new_empty(*shape[:2], 0))
+            elif self.plan.rows[i] is None:
                 families.append((single if self._matrices[i].single else block).view(shape))
             else:
-                families.append(torch.cat([own.whole[i].t(), single.view(n, -1)], 1).unsqueeze(0))
+                whole = torch.stack([own.whole[place].t() for place in family])
+                cut = self.plan.rows[i].cut
+                families.append(torch.cat([whole, single.view(shape)], 2) if cut else whole)
         return families
 
     def to_owners(self, name: str, families: Sequence[Tensor]) -> Parts:
@@ -135,11 +144,12 @@ class Carrier:
         """
         route = self._routes[name]
         blocks, singles, whole = [], [], [None] * len(self._matrices)
-        for family, results in zip(self._families, families, strict=True):
+        for family, results in zip(self.families, families, strict=True):
             rows = self.plan.rows[family[0]]
             if rows is not None:
-                whole[family[0]] = results[0, :, : rows.whole].t()
-                singles.append(results[0, :, rows.whole :].reshape(-1))
+                for place, result in zip(family, results, strict=True):
+                    whole[place] = result[:, : rows.whole].t()
+                singles.append(results[:, :, rows.whole :].reshape(-1))
             else:
                 lane = singles if self._matrices[family[0]].single else blocks
                 lane.append(results.reshape(-1))
@@ -161,7 +171,7 @@ class Carrier:
         return blocks, buffer.index_select(0, side.singles.positions)
 
     def _sizes(self, lane: Lane) -> list[int]:
-        return [sum(lane.parts[i] for i in family) for family in self._families]
+        return [sum(lane.parts[i] for i in family) for family in self.families]
 
     def _whole(self, place: int, shard: Tensor) -> Tensor:
         """The rows at axis 1 that this rank holds whole, a view [whole rows, columns]."""

@@ -14,7 +14,6 @@ Shape legend
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -38,7 +37,7 @@ class _Job:
 
     @property
     def kind(self) -> tuple[int, ...]:
-        """Jobs of one kind are computed in one go: they come one behind the other."""
+        """Jobs of one kind can be computed in one go: they come one behind the other."""
         size = len(self.operator.advantageous)
         return self.operator.site.axis, int(self.bias), size, self.shard.shape[1]
 
@@ -79,14 +78,13 @@ class ShardedExecutor:
             for place, shard in enumerate(pair)
         ]
         self._jobs = sorted(jobs, key=lambda job: job.kind)
-        self._families = _families(self._jobs)
         intervals = ranks.gather([(job.shard.start, job.shard.stop) for job in self._jobs])
         matrices = [
             job.matrix(of_ranks)
             for job, of_ranks in zip(self._jobs, zip(*intervals, strict=True), strict=True)
         ]
         device = self._jobs[0].shard.parameter.device
-        self.carrier = Carrier(matrices, self._families, ranks, device)
+        self.carrier = Carrier(matrices, ranks, device)
         self._selected: list[Tensor] | None = None  # W[P] as this rank works on it, by family
         self._deltas: Parts | None = None  # what the last fold added to this rank's shards
 
@@ -128,7 +126,7 @@ class ShardedExecutor:
         selected, received = self._gather_selected(), self.carrier.to_workers("N", given)
         shares: dict[ExpansionOperator, MonarchFactors] = {}
         additions = []
-        for family, x, g in zip(self._families, selected, received, strict=True):
+        for family, x, g in zip(self.carrier.families, selected, received, strict=True):
             share, addition = stacked.map_gradient(self._factors(family), x, g)
             additions.append(addition)
             for i, *own in zip(family, *share, strict=True):
@@ -164,7 +162,7 @@ class ShardedExecutor:
         selected = self._gather_selected()
         deltas = [
             stacked.expand(self._factors(family), x)
-            for family, x in zip(self._families, selected, strict=True)
+            for family, x in zip(self.carrier.families, selected, strict=True)
         ]
         return self.carrier.to_owners("N", deltas)
 
@@ -180,16 +178,6 @@ class ShardedExecutor:
             for factor in operator.factors:
                 own, rest = rest[: factor.numel()], rest[factor.numel() :]
                 factor.grad = own.view_as(factor)
-
-
-def _families(jobs: Sequence[_Job]) -> list[list[int]]:
-    """Places of the jobs that are computed together."""
-    families: list[list[int]] = []
-    for kind, group in groupby(range(len(jobs)), key=lambda i: jobs[i].kind):
-        places = list(group)
-        # At axis 1 the ranks' shares differ from site to site, so each goes by itself.
-        families += [places] if kind[0] == 0 else [[i] for i in places]
-    return families
 
 
 def _accumulate(

@@ -274,7 +274,7 @@ def test_runs_that_cannot_work_are_refused_at_the_start():
     trainer.state.fsdp_config = FSDPConfig(use_orig_params=False)
     with pytest.raises(ValueError, match="use_orig_params: got false.*allowed"):
         APEX()._check_run(trainer.state, trainer.logger)
-    trainer.state.fsdp_config, trainer.state.tp_config = None, TPConfig()
+    trainer.state.fsdp_config, trainer.state.tp_config = FSDPConfig(), TPConfig()
     with pytest.raises(ValueError, match="tp_config: .*allowed with apex: FSDP"):
         APEX()._check_run(trainer.state, trainer.logger)
 

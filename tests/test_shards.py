@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from apex_composer import Expander, find_sites
+from apex_composer.distributed import ShardRanks
 from apex_composer.sharded_executor import ShardedExecutor
 from apex_composer.shards import find_shards
 
@@ -126,6 +127,12 @@ def test_tensor_parallelism_is_refused(placement):
     site.module.weight = nn.Parameter(distribute_tensor(whole, mesh, [placement]))
     with pytest.raises(ValueError, match="tensor parallelism.*Remove `tp_config`"):
         find_shards([site])
+
+
+def test_ranks_without_a_part_are_refused():
+    """FSDP over a part of the ranks: the others would be left out of the sums."""
+    with pytest.raises(ValueError, match=r"1 x 2 \(shards x replicas\) of 1 ranks"):
+        ShardRanks(torch.distributed.group.WORLD, replicas=2)
 
 
 def test_hidden_weights_are_refused(monkeypatch):
