@@ -3,6 +3,7 @@
 import composer.core.state
 import torch
 import torch.distributed.fsdp._fully_shard._fsdp_collectives as collectives
+import torch.distributed.fsdp._fully_shard._fsdp_param_group as param_group
 
 
 def patch() -> None:
@@ -10,15 +11,27 @@ def patch() -> None:
 
     Composer hands FSDP1 the current CUDA device. FSDP2 asks gloo for an averaging
     reduce-scatter, which gloo answers with the sum, without an error: gradients come out too
-    large by the number of ranks. torch crashes when FSDP1's full state dict of CPU weights is
-    offloaded to the CPU.
+    large by the number of ranks. With replicas it insists on an event of a CUDA stream, to keep a
+    buffer alive until the device has read it. torch crashes when FSDP1's full state dict of CPU
+    weights is offloaded to the CPU.
     """
     torch.cuda.current_device = lambda: torch.device("cpu")
     collectives._get_gradient_divide_factors = _divide_after_summing
+    param_group.foreach_reduce = _without_buffer(param_group.foreach_reduce)
     options = composer.core.state.StateDictOptions
     composer.core.state.StateDictOptions = lambda **given: options(
         **{**given, "cpu_offload": False}
     )
+
+
+def _without_buffer(foreach_reduce):
+    """FSDP2's gradient reduction, without the buffer that nothing reads later on the CPU."""
+
+    def reduce(*args, **options):
+        *first, _, event, partial = foreach_reduce(*args, **options)
+        return (*first, None, event, partial)
+
+    return reduce
 
 
 def _divide_after_summing(shards, replicas, *others, **more) -> tuple[float, float]:

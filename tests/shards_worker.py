@@ -2,8 +2,8 @@
 
 Usage: shards_worker.py RUNS OUT
     RUNS: a JSON list, trained one after the other, of
-        {"name", "mode": plain | ddp | fsdp1 | fsdp2 | hsdp | fsdp1_root | fsdp2_root}
-        and optionally "state_dict", "save", "load", "even", "fails", "tampered".
+        {"name", "mode": plain | ddp | fsdp1 | fsdp2 | hsdp1 | loop_hsdp2 | fsdp1_root |
+        fsdp2_root} and optionally "state_dict", "save", "load", "even", "fails", "tampered".
     OUT gets <name>-rank<rank>.pt of each.
 """
 
@@ -24,7 +24,9 @@ from composer.models import HuggingFaceModel
 from composer.utils import FSDP2Config, FSDPConfig, dist
 from counted_collectives import Counter
 from helpers import TokenDataset, tiny_llama
+from sharded_loop import ODD, train_loop
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.data import DataLoader
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -36,8 +38,6 @@ torch.set_num_threads(1)
 # 3 batches an epoch; the last one is half full, and every sample but each fourth is padded.
 BATCH_SIZE, SAMPLES = 8, 20
 STAGES = ["3ba", "3ba"]
-# Sizes that no number of ranks divides: shards are cut in the middle of rows, some are empty.
-ODD = {"hidden": 22, "channels": 27, "heads": 4, "kv_heads": 2, "head_dim": 6}
 EVEN = {"hidden": 32, "channels": 24, "heads": 4, "kv_heads": 4}
 COUNTER = Counter()
 
@@ -105,10 +105,12 @@ def sharding(mode: str, state_dict: str) -> dict[str, Any] | None:
         "state_dict_type": state_dict,
     }
     if mode.startswith("fsdp1"):
-        return {"fsdp": FSDPConfig(**common)}
+        strategy = "SHARD_GRAD_OP" if mode.endswith("root") else "FULL_SHARD"
+        return {"fsdp": FSDPConfig(sharding_strategy=strategy, **common)}
     if mode.startswith("fsdp2"):
-        return {"fsdp": FSDP2Config(**common)}
-    if mode == "hsdp":
+        # Kept gathered between forward and backward in the root case.
+        return {"fsdp": FSDP2Config(reshard_after_forward=not mode.endswith("root"), **common)}
+    if mode == "hsdp1":
         degrees = {"data_parallel_shard_degree": 2, "data_parallel_replicate_degree": 2}
         return {"fsdp": FSDPConfig(sharding_strategy="HYBRID_SHARD", **degrees, **common)}
     assert mode in ("plain", "ddp"), mode
@@ -178,12 +180,18 @@ def tampered(run: dict[str, Any]) -> dict[str, Any]:
     return {"error": None}
 
 
+def loop_hsdp2(run: dict[str, Any]) -> dict[str, Any]:
+    """Two replicas of two shards each, without a trainer."""
+    return train_loop(init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
+
+
 def main(runs: str, out: str) -> None:
     dist.initialize_dist("cpu")
     cpu_fsdp.patch()
     COUNTER.install()
     for run in json.loads(runs):
-        end = tampered(run) if run.get("tampered") else train(run)
+        act = loop_hsdp2 if run["mode"] == "loop_hsdp2" else train
+        end = tampered(run) if run.get("tampered") else act(run)
         torch.save(end, Path(out) / f"{run['name']}-rank{dist.get_global_rank()}.pt")
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from shards_worker import EVEN, ODD
+from sharded_loop import ODD, train_loop
+from shards_worker import EVEN
 
 from apex_composer.traffic import EXCHANGES, SUMS, SiteSize, step_traffic
 
@@ -101,6 +102,17 @@ def test_two_ranks_train_what_one_process_trains(single, pairs, mode):
 @pytest.mark.parametrize("mode", ["fsdp1", "fsdp2"])
 def test_shards_are_what_this_rank_holds(pairs, mode):
     compare_shards(pairs[mode])
+
+
+def compare_loops(ranks: list[dict], expected: dict) -> None:
+    for own in ranks:
+        assert own["executors"] == ["ShardedExecutor"]
+        assert own["norms"] == pytest.approx(expected["norms"], rel=1e-3)
+        for name, weight in expected["weights"].items():
+            torch.testing.assert_close(own["weights"][name], weight, rtol=0, atol=1e-5)
+            assert torch.equal(own["weights"][name], ranks[0]["weights"][name])
+        for name, pair in ranks[0]["factors"].items():
+            assert all(map(torch.equal, own["factors"][name], pair))
 
 
 def test_cuts_fall_inside_rows():
@@ -220,13 +232,14 @@ def test_resuming_on_another_number_of_ranks(checkpoints, single):
 
 @pytest.mark.long
 def test_four_ranks_and_replicas_train_what_one_process_trains(single, tmp_path):
-    ends = launch(tmp_path / "four", 4, modes("fsdp1", "fsdp2", "hsdp"))
+    ends = launch(tmp_path / "four", 4, modes("fsdp1", "fsdp2", "hsdp1", "loop_hsdp2"))
+    loops = ends.pop("loop_hsdp2")
     for name, ranks in ends.items():
         compare(ranks, single)
-        if name != "hsdp":
-            compare_shards(ranks)
-    for own in ends["hsdp"]:
-        for name, weight in ends["hsdp"][0]["weights"].items():
-            assert torch.equal(own["weights"][name], weight), name
+        compare_shards(ranks[:2] if name.startswith("hsdp") else ranks)
+    for own, replica in zip(ends["hsdp1"][:2], ends["hsdp1"][2:], strict=True):
+        for shard, other in zip(own["shards"], replica["shards"], strict=True):
+            assert shard[:3] == other[:3] and torch.equal(shard[3], other[3])
+    compare_loops(loops, train_loop())
     empty = [stop == start for own in ends["fsdp1"] for _, start, stop, _ in own["shards"]]
     assert any(empty)
