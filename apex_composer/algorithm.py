@@ -180,11 +180,7 @@ class APEX(Algorithm):
             )
         if len(state.optimizers) != 1:
             raise ValueError(f"apex needs exactly one optimizer, got {len(state.optimizers)}")
-        if state.fsdp_config is not None or state.tp_config is not None:
-            raise ValueError(
-                "apex does not support FSDP or tensor parallelism yet: remove `fsdp_config` and "
-                "`tp_config` from the settings, DDP is used then"
-            )
+        _check_sharding(state)
         device = torch.device("cuda" if state.device.name == "gpu" else state.device.name)
         resolve(self.implementation, device)
         self._build(state, seed=0).remove()
@@ -328,6 +324,20 @@ class _Detach(Callback):
             attachment.remove()
         if self._algorithm._swiglu is not None:
             self._algorithm._swiglu.remove()
+
+
+def _check_sharding(state: State) -> None:
+    """Refuse before wrapping what `shards.find_shards` would refuse after it."""
+    if state.tp_config is not None:
+        raise ValueError(
+            "tp_config: got tensor parallelism, allowed with apex: FSDP, HSDP and DDP. Remove "
+            "`tp_config` from the settings and shard with `fsdp_config`"
+        )
+    if state.fsdp_config is not None and not state.fsdp_config.use_orig_params:
+        raise ValueError(
+            "fsdp_config: use_orig_params: got false, allowed with apex: true (the default). FSDP "
+            "hides the single weights otherwise: remove the setting, or use FSDP_VERSION=2"
+        )
 
 
 def _check_targets(targets: Any) -> tuple[str, ...]:

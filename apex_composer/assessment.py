@@ -235,7 +235,7 @@ class Assessment:
             return
         for cohort in self._cohorts.values():
             own = [totals[group.name] for group in cohort.groups]
-            device = next(cohort.groups[0].probe.parameters()).device
+            device = cohort.groups[0].probe.weight.device
             cohort.committed = _Counts(
                 torch.stack([t.scores for t in own]).to(device),
                 torch.stack([t.norm_sums for t in own]).to(device),
@@ -270,7 +270,7 @@ def _sum_over_ranks(cohort: _Cohort) -> _Counts | None:
     """A copy of a cohort's committed counts, added up over the ranks."""
     own = cohort.committed
     group = cohort.groups[0]
-    shape, device = (len(cohort.groups), group.units), next(group.probe.parameters()).device
+    shape, device = (len(cohort.groups), group.units), group.probe.weight.device
     summed = _Counts(
         torch.zeros(shape, dtype=torch.int64, device=device),
         torch.zeros(shape, dtype=torch.float64, device=device),

@@ -11,11 +11,12 @@ from torch.optim import Optimizer
 
 from apex_composer.assessment import METHODS, Assessment, GroupTotals
 from apex_composer.attachment import Attachment
+from apex_composer.distributed import check_same_on_all_ranks
+from apex_composer.executors import Executor, make_executors
 from apex_composer.expansion import ExpansionOperator
 from apex_composer.history import stage_record
 from apex_composer.monarch import MonarchFactors
 from apex_composer.operator_optimizer import OperatorOptimizer, param_group_places
-from apex_composer.ops import Executor, make_executors
 from apex_composer.selection import (
     Selection,
     count_by_group,
@@ -33,6 +34,7 @@ from apex_composer.settings import (
     check_same_members,
     check_threshold,
 )
+from apex_composer.shards import find_shards, reshard
 from apex_composer.sites import Group, Site, check_expandable
 from apex_composer.stopwatch import Stopwatch
 
@@ -70,7 +72,7 @@ class Expander:
 
     Raises:
         ValueError: for a setting out of range, a group too small to select from, or weights
-            that cannot be expanded (not float32 or float64, sharded).
+            that cannot be expanded (not float32 or float64, tensor parallelism).
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Expander:
         names = [site.name for site in self.sites]
         if len(set(names)) < len(names):
             raise ValueError("sites: the list names a site twice, see find_sites(model)")
+        find_shards(self.sites)
         for site in self.sites:
             check_expandable(site)
         self.groups = list({site.group.name: site.group for site in self.sites}.values())
@@ -150,9 +153,11 @@ class Expander:
             expansion: False for a plain stage without operators; default as constructed.
 
         Raises:
-            RuntimeError: if the method needs scores and nothing has been assessed.
+            RuntimeError: if the method needs scores and nothing has been assessed, or if the
+                ranks of a distributed run do not select the same units.
         """
         expansion = self.expansion if expansion is None else expansion
+        reshard(self.sites)
         totals = self.assessment.totals()
         if self.method != "random" and not totals:
             raise RuntimeError(
@@ -163,6 +168,7 @@ class Expander:
         self.stage += 1
         before = self.selections
         self.selections = {group.name: self._select(group, totals) for group in self.groups}
+        self._check_ranks_agree()
         self.history.append(stage_record(self.stage, expansion, before, self.selections, totals))
         self.assessment.reset()
         if expansion:
@@ -194,6 +200,7 @@ class Expander:
                 "twice on every step: call remove() of the first one before"
             )
         if self.expansion:
+            reshard(self.sites)
             param_group_places(self.sites, optimizer)
         self._main = optimizer
         self._follow()
@@ -234,17 +241,18 @@ class Expander:
             return
         with self.stopwatch.block(self._device), torch.no_grad():
             self._optimizer.step()
-            self.ensure_folded()
+            for executor in self.executors:
+                executor.fold()
 
     def ensure_folded(self) -> None:
         """Write the effective weights if a step has left the base weights behind."""
         for executor in self.executors:
             if not executor.folded:
-                executor.fold()
+                executor.restore()
 
     def relative_norms(self) -> dict[str, float]:
-        """|T W[P]| / |W_eff[N]| by site (waits for the device)."""
-        return {o.site.name: float(o.relative_norm()) for o in self.operators}
+        """|T W[P]| / |W_eff[N]| by site (waits for the device; collective with sharded weights)."""
+        return {name: x for e in self.executors for name, x in e.relative_norms().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs besides the weights: CPU tensors, numbers, strings.
@@ -319,6 +327,12 @@ class Expander:
         values = source.scores if self.method == "rank" else source.mean_norms()
         # A KV head's score is the sum of its query heads' (method.md 1, our choice).
         return Selection(*(t.cpu() for t in select(values.view(group.units, -1).sum(1), count)))
+
+    def _check_ranks_agree(self) -> None:
+        selected = {n: [t.tolist() for t in s] for n, s in self.selections.items()}
+        check_same_on_all_ranks(
+            f"the selection of stage {self.stage}", [self.seed, self.stage, selected]
+        )
 
     def _operator(self, site: Site, factors: MonarchFactors | None = None) -> ExpansionOperator:
         selection = self.selections[site.group.name]

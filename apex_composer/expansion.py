@@ -53,6 +53,8 @@ class ExpansionOperator:
         self._add(+1)
         self.folded = True
 
+    restore = fold  # nobody else is needed for it
+
     def unfold(self) -> None:
         """W[N] <- W[N] - T W[P]: the parameter holds the base weight.
 
@@ -108,6 +110,10 @@ class ExpansionOperator:
         target = reference.take(weight, self.disadvantageous, self._axis)
         norm = torch.linalg.vector_norm
         return norm(multiply(self.factors, selected)) / norm(target).clamp_min(1e-30)
+
+    def relative_norms(self) -> dict[str, float]:
+        """`relative_norm` by the site's name; waits for the device."""
+        return {self.site.name: float(self.relative_norm())}
 
     @property
     def _axis(self) -> int:

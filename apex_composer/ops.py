@@ -5,37 +5,20 @@ what was taken is logged once. A kernel that is asked for by name and cannot run
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from apex_composer import reference
-from apex_composer.expansion import ExpansionOperator, as_matrix
 from apex_composer.settings import IMPLEMENTATIONS, check_choice
 
+if TYPE_CHECKING:
+    from apex_composer.triton_kernels import MonarchBatch
+
 log = logging.getLogger(__name__)
-
-
-class Executor(Protocol):
-    """Acts on the weights and gradients of one or several sites, for their operators.
-
-    Attributes:
-        folded: whether the parameters hold the effective weights, as they do outside of steps.
-    """
-
-    folded: bool
-
-    def fold(self) -> None:
-        """W[N] <- W[N] + T W[P]."""
-
-    def unfold(self) -> None:
-        """W[N] <- W[N] - T W[P]."""
-
-    def map_gradient(self) -> None:
-        """From dLoss/dW_eff to dLoss/dW, in place, and to the factors' gradients, in `.grad`."""
 
 
 @lru_cache
@@ -76,88 +59,6 @@ def _unavailable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
     return unavailable_reason(device)
 
 
-def make_executors(
-    operators: Sequence[ExpansionOperator], implementation: str = "auto"
-) -> list[Executor]:
-    """Executors that together act for all operators.
-
-    Args:
-        operators: of one stage.
-        implementation: `auto`, `torch` or `triton`. Default `auto`.
-
-    Raises:
-        ValueError: as `resolve`.
-    """
-    weight = operators[0].site.weight
-    if resolve(implementation, weight.device, weight.dtype) == "torch":
-        return list(operators)
-    groups: dict[tuple, list[ExpansionOperator]] = {}
-    for operator in operators:
-        parameters = operator.site.parameters()
-        layout = tuple((parameter.shape, parameter.stride()) for parameter in parameters)
-        key = (layout, operator.site.axis, len(operator.advantageous))
-        groups.setdefault(key, []).append(operator)
-    return [KernelExecutor(group) for group in groups.values()]
-
-
-class KernelExecutor:
-    """The operators of all weights of one shape, each step of theirs in two or three launches.
-
-    Equals what the operators do one by one (`expansion.ExpansionOperator`, the reference). D = T
-    W[P] is computed again to unfold: W[P] is unchanged since the fold, so it has the same bits.
-
-    Args:
-        operators: of weights alike in shape, strides, axis and n.
-    """
-
-    def __init__(self, operators: Sequence[ExpansionOperator]):
-        from apex_composer.triton_kernels import MonarchBatch
-
-        self.folded = True
-        self._operators = operators
-        self._parameters = list(zip(*(o.site.parameters() for o in operators), strict=True))
-        self._batches = [
-            MonarchBatch(
-                # The parameter itself: its memory may be replaced, and is looked up at every call.
-                [p if p.dim() == 2 else as_matrix(p) for p in parameters],
-                [o.factors.left for o in operators],
-                [o.factors.right for o in operators],
-                [o.advantageous for o in operators],
-                [o.disadvantageous for o in operators],
-                axis=operators[0].site.axis,
-            )
-            for parameters in self._parameters
-        ]
-
-    def fold(self) -> None:
-        """W[N] <- W[N] + T W[P] for every weight, and bias."""
-        for batch in self._batches:
-            batch.fold(+1)
-        self.folded = True
-
-    def unfold(self) -> None:
-        """W[N] <- W[N] - T W[P] for every weight, and bias."""
-        for batch in self._batches:
-            batch.fold(-1)
-        self.folded = False
-
-    def map_gradient(self) -> None:
-        """As `ExpansionOperator.map_gradient`, for every weight, and bias."""
-        for operator in self._operators:
-            for factor in operator.factors:
-                factor.grad = None
-        for batch, parameters in zip(self._batches, self._parameters, strict=True):
-            gradients = [p.grad if p.grad is None else as_matrix(p.grad) for p in parameters]
-            for factors, *found in zip(
-                (operator.factors for operator in self._operators),
-                *batch.map_gradient(gradients),
-                strict=True,
-            ):
-                for factor, part in zip(factors, found, strict=True):
-                    if part is not None:
-                        factor.grad = part if factor.grad is None else factor.grad + part
-
-
 def unit_square_sums(
     activation: Tensor,
     unit_size: int,
@@ -193,3 +94,12 @@ def swiglu_kernel() -> Callable[..., Tensor]:
     from apex_composer.triton_kernels.swiglu import swiglu
 
     return swiglu
+
+
+def monarch_kernels() -> type["MonarchBatch"]:
+    """The fused fold and gradient map, see `triton_kernels.monarch`; its reference is `fold`,
+    `map_gradient` of `reference`.
+    """
+    from apex_composer.triton_kernels import MonarchBatch
+
+    return MonarchBatch

@@ -1,12 +1,11 @@
 """Sites: which weights of a model are expanded, along which axis, and in which units."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 Unit = Literal["head", "kv_head", "channel"]
 
@@ -73,6 +72,7 @@ class Site:
         axis: 0 where units are output rows, 1 where they are input columns.
         group: the units along the axis.
         offset: first index of the group's units along the axis (fused projections).
+        model: where the site was found; FSDP's wrappers in it tell how the weight is sharded.
     """
 
     name: str
@@ -80,6 +80,7 @@ class Site:
     axis: Literal[0, 1]
     group: Group
     offset: int = 0
+    model: nn.Module | None = field(default=None, repr=False)
 
     @property
     def weight(self) -> nn.Parameter:
@@ -132,7 +133,7 @@ def find_sites(model: nn.Module) -> list[Site]:
             sites += _ffn_sites(clean_name(name), children, names)
     if not sites:
         raise ValueError(_unknown_architecture(model))
-    return sites
+    return [replace(site, model=model) for site in sites]
 
 
 def _model_type(model: nn.Module) -> str | None:
@@ -197,13 +198,11 @@ def _unknown_architecture(model: nn.Module) -> str:
 
 
 def check_expandable(site: Site) -> None:
-    """Refuse weights whose rows and columns cannot be changed exactly in place."""
+    """Refuse weights whose rows and columns cannot be changed exactly in place.
+
+    How they may be sharded is checked in `shards.py`.
+    """
     weight = site.weight
-    if isinstance(weight, DTensor) or weight.dim() != 2:
-        raise ValueError(
-            f"{site.name} is sharded (FSDP or tensor parallelism), which is not supported: remove "
-            "`fsdp_config` and tensor parallelism from the settings and train with DDP"
-        )
     if weight.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"{site.name} is held in {weight.dtype}, allowed: float32. Folding and unfolding "

@@ -6,7 +6,7 @@ import pytest
 import torch
 from composer import Callback, Evaluator
 from composer.algorithms import GradientClipping
-from composer.utils import FSDPConfig
+from composer.utils import FSDPConfig, TPConfig
 from composer_run import BATCH_SIZE, Batches, make_trainer, run
 from helpers import StreamedTokens, TokenDataset, tiny_llama
 from tiny_run import write_shards
@@ -272,9 +272,12 @@ def test_runs_that_cannot_work_are_refused_at_the_start():
         layer.mlp = torch.nn.Identity()
     with pytest.raises(ValueError, match="targets: .*no sites of channel"):
         run(APEX(), model=headless)
-    with pytest.raises(ValueError, match="FSDP or tensor parallelism"):
-        trainer = make_trainer()
-        trainer.state.fsdp_config = FSDPConfig()
+    trainer = make_trainer()
+    trainer.state.fsdp_config = FSDPConfig(use_orig_params=False)
+    with pytest.raises(ValueError, match="use_orig_params: got false.*allowed"):
+        APEX()._check_run(trainer.state, trainer.logger)
+    trainer.state.fsdp_config, trainer.state.tp_config = FSDPConfig(), TPConfig()
+    with pytest.raises(ValueError, match="tp_config: .*allowed with apex: FSDP"):
         APEX()._check_run(trainer.state, trainer.logger)
 
 

@@ -364,32 +364,3 @@ def test_lower_precision_weights_are_refused(dtype):
     with pytest.raises(ValueError, match="master_weights_dtype: fp32") as error:
         check_expandable(site)
     assert f"model.layers.0.self_attn.o_proj.weight is held in {dtype}" in str(error.value)
-
-
-def test_flat_shards_are_refused():
-    """FSDP1 shows every rank a one-dimensional part of a weight."""
-    site = find_sites(tiny_llama())[0]
-    site.module.weight = nn.Parameter(site.weight.detach().flatten()[:100])
-    with pytest.raises(ValueError, match=r"q_proj.weight is sharded .*remove `fsdp_config`"):
-        check_expandable(site)
-
-
-@pytest.fixture
-def one_process(tmp_path):
-    """torch.distributed with this process as its only rank."""
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-def test_distributed_tensors_are_refused(one_process):
-    """FSDP2 and tensor parallelism turn weights into DTensors."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
-
-    site = find_sites(tiny_llama())[0]
-    mesh = init_device_mesh("cpu", (1,))
-    site.module.weight = nn.Parameter(distribute_tensor(site.weight.detach(), mesh, [Shard(0)]))
-    with pytest.raises(ValueError, match=r"q_proj.weight is sharded .*remove `fsdp_config`"):
-        check_expandable(site)
