@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "apex_composer"
 CORE = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem not in ("cli", "__main__")}
-KNOW_COMPOSER = {"algorithm", "scheduler", "plugins"}
+KNOW_COMPOSER = {"algorithm", "scheduler", "stage_rates", "plugins"}
 TRAINERS = {"composer", "llmfoundry"}
 
 
