@@ -65,5 +65,11 @@ def show(context: typer.Context) -> None:
     _hand_over("apex_composer.runs.commands", context, "show_app")
 
 
+@app.command(context_settings=_PASS_ALL_ON)
+def plan(context: typer.Context) -> None:
+    """Show what a training YAML will do, in numbers, without training."""
+    _hand_over("apex_composer.runs.commands", context, "plan_app")
+
+
 if __name__ == "__main__":
     app()

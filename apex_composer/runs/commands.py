@@ -10,6 +10,7 @@ from rich.console import Console
 
 branch_app = typer.Typer(add_completion=False)
 show_app = typer.Typer(add_completion=False)
+plan_app = typer.Typer(add_completion=False)
 console = Console()
 
 CheckpointArgument = Annotated[Path, typer.Argument(help="A checkpoint file of Composer (.pt).")]
@@ -68,3 +69,40 @@ def show(checkpoint: CheckpointArgument) -> None:
 
         for table in make_tables(read_checkpoint(checkpoint)):
             console.print(table)
+
+
+@plan_app.command()
+def plan(
+    yaml: Annotated[Path, typer.Argument(help="A training YAML of llm-foundry.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to it, as key=value.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of the run, all nodes together.")] = 8,
+    gpu: Annotated[str, typer.Option(help="GPU for the time, a name of Composer's table.")] = (
+        "h100-sxm"
+    ),
+    mfu: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Assumed share of the GPU's peak.")
+    ] = 0.4,
+) -> None:
+    """Show what a YAML will do: stages, learning rates, units, cost, checkpoints, time.
+
+    Nothing is trained and no weights are read. Exit status 1 where the run would fail.
+    """
+    with status_of_errors():
+        with console.status("loading llm-foundry"):
+            import warnings
+
+            warnings.simplefilter("ignore")
+            from apex_composer.runs.configuration import load_configuration
+            from apex_composer.runs.plan import make_plan
+            from apex_composer.runs.plan_tables import make_plan_tables
+
+            planned = make_plan(load_configuration(yaml, overrides or []), gpus)
+            tables = make_plan_tables(planned, gpu, mfu)
+    for table in tables:
+        console.print(table)
+    for problem in planned.problems:
+        console.print(f"problem: {problem}", style="red", markup=False, soft_wrap=True)
+    if planned.problems:
+        raise typer.Exit(1)
