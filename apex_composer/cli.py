@@ -71,5 +71,11 @@ def plan(context: typer.Context) -> None:
     _hand_over("apex_composer.runs.commands", context, "plan_app")
 
 
+@app.command(context_settings=_PASS_ALL_ON)
+def doctor(context: typer.Context) -> None:
+    """Look whether this machine is ready to train: versions, GPU, data, disk, /dev/shm."""
+    _hand_over("apex_composer.runs.commands", context, "doctor_app")
+
+
 if __name__ == "__main__":
     app()

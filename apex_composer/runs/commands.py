@@ -11,9 +11,13 @@ from rich.console import Console
 branch_app = typer.Typer(add_completion=False)
 show_app = typer.Typer(add_completion=False)
 plan_app = typer.Typer(add_completion=False)
+doctor_app = typer.Typer(add_completion=False)
 console = Console()
 
 CheckpointArgument = Annotated[Path, typer.Argument(help="A checkpoint file of Composer (.pt).")]
+
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the YAML, as key=value.")]
 
 
 @contextmanager
@@ -74,9 +78,7 @@ def show(checkpoint: CheckpointArgument) -> None:
 @plan_app.command()
 def plan(
     yaml: Annotated[Path, typer.Argument(help="A training YAML of llm-foundry.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to it, as key=value.")
-    ] = None,
+    overrides: Overrides = None,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of the run, all nodes together.")] = 8,
     gpu: Annotated[str, typer.Option(help="GPU for the time, a name of Composer's table.")] = (
         "h100-sxm"
@@ -106,3 +108,58 @@ def plan(
         console.print(f"problem: {problem}", style="red", markup=False, soft_wrap=True)
     if planned.problems:
         raise typer.Exit(1)
+
+
+@doctor_app.command()
+def doctor(
+    yaml: Annotated[
+        Path | None, typer.Argument(help="A training YAML: its data, model and disk, too.")
+    ] = None,
+    overrides: Overrides = None,
+    clean: Annotated[
+        bool, typer.Option(help="Offer to remove what killed runs left in /dev/shm.")
+    ] = False,
+) -> None:
+    """Look whether this machine is ready to train. Exit status 1 where it is not.
+
+    Nothing is started and nothing changed, but for --clean, which asks first.
+    """
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    styles = {"ok": "green", "warning": "yellow", "failure": "red"}
+    with status_of_errors(), console.status("looking"):
+        from apex_composer.runs.configuration import load_configuration
+        from apex_composer.runs.doctor import examine
+
+        config = None if yaml is None else load_configuration(yaml, overrides or [])
+        findings = list(examine(config))
+    table = Table("check", "", Column("found", overflow="fold"))
+    for finding in findings:
+        status = f"[{styles[finding.status]}]{finding.status}"
+        table.add_row(finding.check, status, escape(finding.text))
+    console.print(table)
+    if clean:
+        offer_to_clean()
+    if any(finding.status == "failure" for finding in findings):
+        raise typer.Exit(1)
+
+
+def offer_to_clean() -> None:
+    """Name streaming's segments without an owner, and remove them if the user agrees."""
+    from apex_composer.runs.shared_memory import find_stale, remove_stale, sees_all_processes
+
+    stale, _ = find_stale()
+    if not stale:
+        console.print("/dev/shm: nothing to remove")
+        return
+    for path in stale:
+        console.print(f"  {path}")
+    if not sees_all_processes():
+        console.print(
+            "This is a container: a run in another container that shares /dev/shm is not seen from "
+            "here, and would look like no owner.",
+            style="yellow",
+        )
+    if typer.confirm(f"Remove these {len(stale)} segments?", default=False):
+        console.print(f"{len(remove_stale(stale))} removed")

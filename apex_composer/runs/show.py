@@ -3,6 +3,7 @@
 from statistics import fmean
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from apex_composer.runs.checkpoint_file import CheckpointFile
@@ -78,5 +79,5 @@ def _lineage(checkpoint: CheckpointFile) -> Table:
     for point in checkpoint.apex["lineage"]:
         changed = "\n".join(f"{k}: {old} -> {new}" for k, (old, new) in point["changed"].items())
         place = (str(point["batch"]), str(point["stage"]))
-        table.add_row(point["parent"], point["sha256"][:12], *place, changed)
+        table.add_row(escape(point["parent"]), point["sha256"][:12], *place, escape(changed))
     return table
