@@ -5,7 +5,8 @@ Usage: resume_worker.py DATA FOLDER DEATH, where DEATH is one of
     kill-N      SIGKILL at the end of batch N, before its checkpoint is written
     save-N      SIGKILL in the middle of writing the checkpoint of batch N
     assess-0    SIGKILL in the first assessment
-    term-N      SIGTERM at the end of batch N; twice-N sends two
+    term-N      SIGTERM at the end of batch N; twice-N sends two that count as two
+    group-N     SIGTERM to the whole process group, as a cluster does; one-N to the last rank only
 """
 
 import os
@@ -18,11 +19,12 @@ import torch
 from composer import Callback, Trainer
 from composer.models import HuggingFaceModel
 from composer.utils import checkpoint as composer_checkpoint
+from composer.utils import dist
 from helpers import StreamedTokens, tiny_llama
 from streaming import StreamingDataLoader
 
 from apex_composer import APEX, StagewiseScheduler, algorithm
-from apex_composer.runs.preemption import Preemption
+from apex_composer.runs import preemption
 
 torch.set_num_threads(1)
 
@@ -44,6 +46,22 @@ class Die(Callback):
         if state.timestamp.batch.value == self.batch:
             for number in self.signals:
                 os.kill(os.getpid(), number)
+
+
+class Preempt(Callback):
+    """Acts as a cluster at the end of a batch."""
+
+    def __init__(self, everybody: bool, batch: int):
+        self.everybody, self.batch = everybody, batch
+
+    def batch_end(self, state, logger):
+        rank, ranks = dist.get_global_rank(), dist.get_world_size()
+        if state.timestamp.batch.value != self.batch:
+            return
+        if self.everybody and rank == 0:
+            os.killpg(os.getpgrp(), signal.SIGTERM)
+        elif not self.everybody and rank == ranks - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def die_while_saving(batch: int) -> None:
@@ -78,6 +96,10 @@ def deaths(die: str) -> list[Callback]:
         die_while_saving(int(batch))
     elif how == "assess":
         die_while_assessing()
+    elif how == "twice":
+        preemption.REPEAT_SECONDS = 0
+    elif how in ("group", "one"):
+        return [Preempt(how == "group", int(batch))]
     return [Die(SIGNALS[how], int(batch))] if how in SIGNALS else []
 
 
@@ -99,7 +121,7 @@ def main(data: str, folder: str, die: str) -> None:
         schedulers=StagewiseScheduler(stages=["4ba", "3ba", "2ba"]),
         max_duration="9ba",
         algorithms=[apex],
-        callbacks=[Preemption(), *deaths(die)],
+        callbacks=[preemption.Preemption(), *deaths(die)],
         device_train_microbatch_size=2,
         run_name="resume",
         save_folder=folder,

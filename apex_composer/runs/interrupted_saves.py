@@ -25,7 +25,10 @@ def repair(folder: Path, filename: str, latest: str) -> list[str]:
         What was done, one sentence each; nothing for checkpoints of a kind not known here
         (folders of shards, compressed files).
     """
-    if not folder.is_dir() or "{batch}" not in filename or not filename.endswith(".pt"):
+    link = folder / latest.replace("{rank}", "0")
+    if "{batch}" not in filename or not filename.endswith(".pt"):
+        return []
+    if not folder.is_dir() or link.is_dir():  # a link to a folder: sharded checkpoints
         return []
     done, whole = [], []
     for _, path in sorted(_checkpoints(folder, filename)):
@@ -37,14 +40,13 @@ def repair(folder: Path, filename: str, latest: str) -> list[str]:
         done.append(
             f"{path} is torn (a save was killed), it was renamed to *{TORN} and can be deleted"
         )
-    link = folder / latest.replace("{rank}", "0")
     if whole and _lags(link, whole[-1]):
         partial = link.with_name(link.name + ".partial")
         partial.unlink(missing_ok=True)
         partial.symlink_to(whole[-1].name)
         os.replace(partial, link)
         done.append(f"{link} points to {whole[-1].name} now, the newest whole checkpoint")
-    elif not whole and link.is_symlink():
+    elif link.is_symlink() and not link.exists():
         link.unlink()
         done.append(f"{link} pointed to no whole checkpoint and was removed: training starts anew")
     return done

@@ -20,10 +20,13 @@ from apex_composer.runs.signals import shelter_workers
 from apex_composer.settings import check_keys
 
 MARKER = "preempted.json"
+# A cluster that signals every process reaches a rank twice: directly, and through Composer's
+# launcher, which hands its own SIGTERM on.
+REPEAT_SECONDS = 5.0
 
 
 class Preemption(Callback):
-    """Saves and exits at the first SIGTERM, exits at once at the second.
+    """Saves and exits at the first SIGTERM, exits at once at a second one some seconds later.
 
     On the first, of any rank, all ranks finish the current batch, Composer's own saver writes a
     checkpoint as after any other batch (and waits for its upload), and all exit with
@@ -109,12 +112,16 @@ class Preemption(Callback):
         if os.getpid() != self._process:  # a child that was forked with this handler
             os._exit(128 + number)
         if self._asked_at is not None:
-            _say("second SIGTERM: exit without saving")
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
+            if time.monotonic() - self._asked_at > REPEAT_SECONDS:
+                _say("second SIGTERM: exit without saving")
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                os.kill(os.getpid(), signal.SIGTERM)
         elif self._in_batches:
             self._asked_at = time.monotonic()
-            _say("SIGTERM: saving after this batch. A second SIGTERM exits at once")
+            _say(
+                f"SIGTERM: saving after this batch. Another one, after {REPEAT_SECONDS:.0f} s, "
+                "exits at once"
+            )
         else:
             _say(f"SIGTERM before the first batch: nothing to save, exit status {self.exit_status}")
             sys.exit(self.exit_status)

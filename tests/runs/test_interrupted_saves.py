@@ -71,6 +71,13 @@ def test_other_kinds_of_checkpoints_are_left_alone(tmp_path, filename):
     assert repair(tmp_path / "missing", *NAMES) == []
 
 
+def test_sharded_checkpoints_are_left_alone(tmp_path):
+    (tmp_path / "ep0-ba3").mkdir()
+    (tmp_path / LINK).symlink_to("ep0-ba3")
+    assert repair(tmp_path, *NAMES) == []
+    assert (tmp_path / LINK).readlink().name == "ep0-ba3"
+
+
 class KilledError(Exception):
     """Stands for SIGKILL; `test_resume.py` has the real one."""
 

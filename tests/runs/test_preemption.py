@@ -163,9 +163,46 @@ def test_a_process_ends_with_status_0_and_its_command_goes_on(tmp_path):
         assert torch.equal(end["weights"][name], weight), name
 
 
+def test_signals_within_seconds_are_one_request(tmp_path):
+    with pytest.raises(SystemExit):
+        train(tmp_path, Terminate(Event.BATCH_START, 2, times=2))
+    assert (tmp_path / "ep0-ba3-rank0.pt").exists()
+
+
 @pytest.mark.long
 def test_a_second_sigterm_exits_at_once(tmp_path):
     write_shards(tmp_path / "data", samples=36)
     done = start(tmp_path / "data", tmp_path / "run", "twice-5")
     assert done.returncode == -signal.SIGTERM and "second SIGTERM" in done.stderr
     assert not (tmp_path / "run" / "ep0-ba5-rank0.pt").exists()
+
+
+def launch(data: Path, folder: Path, die: str) -> subprocess.CompletedProcess:
+    """Two ranks under Composer's launcher, in a process group of their own."""
+    launcher = Path(sys.executable).with_name("composer")
+    command = [launcher, "-n", "2", WORKER, data, folder, die]
+    environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[1])}
+    return subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.long
+def test_all_ranks_leave_together_under_the_launcher(tmp_path):
+    """SIGTERM to all processes, the launcher too (which hands it on), and to one rank alone."""
+    write_shards(tmp_path / "data", samples=72)
+    assert launch(tmp_path / "data", tmp_path / "whole", "none").returncode == 0
+    expected = torch.load(tmp_path / "whole" / "end.pt")
+    for die in ("group-3", "one-3"):
+        done = launch(tmp_path / "data", tmp_path / die, die)
+        assert done.returncode == 0, (die, done.stderr[-3000:])
+        assert "saved after batch 3" in done.stderr, die
+        assert launch(tmp_path / "data", tmp_path / die, "none").returncode == 0
+        end = torch.load(tmp_path / die / "end.pt")
+        for name, weight in expected["weights"].items():
+            assert torch.equal(end["weights"][name], weight), (die, name)
