@@ -23,6 +23,13 @@ from apex_composer.first_assessment import (
 from apex_composer.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
 from apex_composer.metrics import final_metrics, stage_metrics, step_metrics
 from apex_composer.ops import resolve
+from apex_composer.resuming import (
+    check_branch,
+    check_stages,
+    keeps_the_stage,
+    trace,
+    trained_records,
+)
 from apex_composer.scheduler import StagePlan, parse_stages, plan_stages
 from apex_composer.settings import (
     IMPLEMENTATIONS,
@@ -49,6 +56,7 @@ SETTINGS = (
     "fused_swiglu",
     "seed",
     "log_interval",
+    "branch",
 )
 ASSESSMENT_SETTINGS = ("method", "tokens", "interval")
 # The paper assesses on 30 M tokens before stages of about 3 B.
@@ -81,6 +89,8 @@ class APEX(Algorithm):
             kernel runs, see `FusedSwiGLU`. Default `auto`.
         seed: of operators and random selections; default the run's seed.
         log_interval: batches between logged operator norms and step times. Default 10.
+        branch: which checkpoint this run goes on from with other settings; written by
+            `apex-composer branch`. Default: none.
 
     Raises:
         ValueError: for a setting out of range.
@@ -101,6 +111,7 @@ class APEX(Algorithm):
         fused_swiglu: bool | str = "auto",
         seed: int | None = None,
         log_interval: int = 10,
+        branch: Mapping[str, Any] | None = None,
         **unknown: Any,
     ):
         check_keys("apex", unknown, SETTINGS)
@@ -117,6 +128,9 @@ class APEX(Algorithm):
         self.stages = parse_stages(stages)
         self.targets = _check_targets(targets)
         self.method, self.tokens, self.interval = _check_assessment(assessment or {})
+        self.lineage: list[dict[str, Any]] = []
+        self.branching = False  # this start leaves its checkpoint's settings
+        self._branch = check_branch(branch)
         self._expander: Expander | None = None
         self._attachment: Attachment | None = None
         self._swiglu: FusedSwiGLU | None = None
@@ -164,6 +178,7 @@ class APEX(Algorithm):
                 **self._expander.state_dict(),
                 "stages": self._plan.describe(),
                 "targets": list(self.targets),
+                "lineage": self.lineage,
             }
         return own
 
@@ -228,15 +243,14 @@ class APEX(Algorithm):
         self._expander = self._build(state, seed)
         self._attachment = self._expander.attach(state.optimizers[0])
         self._attachment.armed = False
-        if self._loaded is not None:
-            check_same("stages", self._loaded["stages"], plan.describe())
-            check_same("targets", self._loaded["targets"], list(self.targets))
-            self._expander.load_state_dict(self._loaded)
-            self._loaded = None
+        loaded, self._loaded = self._loaded, None
+        batch = state.timestamp.batch.value
+        self.lineage, self.branching = trace(self._branch, loaded, batch)
+        if loaded is not None and self._resume(loaded, state, logger):
             return
-        if state.timestamp.batch.value > 0:
+        if loaded is None and batch > 0:
             warnings.warn(
-                f"the checkpoint at batch {state.timestamp.batch.value} was loaded without the "
+                f"the checkpoint at batch {batch} was loaded without the "
                 "state of apex. Its weights are usable as they are (operators are part of "
                 "them); the current stage starts anew with a new assessment and new operators",
                 stacklevel=2,
@@ -244,6 +258,24 @@ class APEX(Algorithm):
         if self.method != "random":
             self._assess(state)
         self._begin_stage(plan.ended(state.timestamp), state, logger)
+
+    def _resume(self, loaded: dict[str, Any], state: State, logger: Logger) -> bool:
+        """Go on from a checkpoint; False where a branch has to start its stage anew."""
+        stages, targets, batch = self._plan.describe(), list(self.targets), state.timestamp.batch
+        settings = self._expander._settings()
+        if self.branching and not keeps_the_stage(loaded, settings, targets, stages):
+            self._expander.history = trained_records(loaded["history"], batch.value)
+            return False
+        if self.branching:
+            loaded = {**loaded, "settings": settings}
+        check_stages(loaded["stages"], stages, loaded["stage"] + 1)
+        check_same("targets", loaded["targets"], targets)
+        self._expander.load_state_dict(loaded)
+        ended = self._plan.ended(state.timestamp)
+        # The checkpoint of a finished run: its last stage is over, this run's next one begins.
+        if self._expander.stage < ended < len(self._plan.ends):
+            self._begin_stage(ended, state, logger)
+        return True
 
     def _begin_stage(self, stage: int, state: State, logger: Logger) -> None:
         self._expander.stage = stage - 1

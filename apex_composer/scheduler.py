@@ -10,6 +10,7 @@ from composer.core import State, Time, Timestamp, TimeUnit
 from composer.optim import ComposerScheduler
 
 from apex_composer.settings import check_flag, check_keys, check_positive
+from apex_composer.stage_rates import StageRates
 
 # The paper's learning rates 1e-4, 4e-5, 1e-5 over the first (section 3 of method.md).
 PAPER_MULTIPLIERS = (1.0, 0.4, 0.1)
@@ -236,7 +237,8 @@ class StagewiseScheduler(ComposerScheduler):
         """The multiplier of the learning rate at the state's time."""
         if ssr != 1.0:
             raise ValueError(f"scale_schedule_ratio: got {ssr}, allowed with stagewise: 1.0")
-        plan = self._plan(state)
+        StageRates.follow(self, state)
+        plan = self.stage_plan(state)
         stage = min(plan.ended(state.timestamp), len(plan.ends) - 1)
         warmup = convert(self.t_warmup[stage], state)
         multiplier = self.lr_multipliers[stage]
@@ -245,7 +247,7 @@ class StagewiseScheduler(ComposerScheduler):
         elapsed = state.timestamp.get(plan.unit).value - plan.starts()[stage]
         return multiplier * min(1.0, elapsed / warmup.value)
 
-    def _plan(self, state: State) -> StagePlan:
+    def stage_plan(self, state: State) -> StagePlan:
         """The stages of this run, compared with those of the algorithm when first laid out."""
         key = (state.max_duration, state.dataloader_len)
         if self._planned is None or self._planned[0] != key:

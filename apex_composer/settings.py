@@ -56,8 +56,8 @@ def check_same(setting: str, checkpoint: Any, now: Any) -> None:
     if checkpoint != now:
         raise ValueError(
             f"{setting}: the checkpoint was trained with {checkpoint!r}, this run says {now!r}. "
-            f"Set it back to {checkpoint!r} to resume, or start a new run from the checkpoint's "
-            "weights (load_weights_only: true)"
+            f"Set it back to {checkpoint!r} to resume, change it with `apex-composer branch`, or "
+            "start a new run from the checkpoint's weights (load_weights_only: true)"
         )
 
 

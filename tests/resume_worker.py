@@ -1,6 +1,12 @@
 """One training run in a process of its own, which may kill itself: `test_resume.py` starts it.
 
-Usage: resume_worker.py DATA FOLDER BATCH_TO_DIE_AT|none
+Usage: resume_worker.py DATA FOLDER DEATH, where DEATH is one of
+    none        to the end
+    kill-N      SIGKILL at the end of batch N, before its checkpoint is written
+    save-N      SIGKILL in the middle of writing the checkpoint of batch N
+    assess-0    SIGKILL in the first assessment
+    term-N      SIGTERM at the end of batch N; twice-N sends two that count as two
+    group-N     SIGTERM to the whole process group, as a cluster does; one-N to the last rank only
 """
 
 import os
@@ -12,23 +18,89 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import torch
 from composer import Callback, Trainer
 from composer.models import HuggingFaceModel
+from composer.utils import checkpoint as composer_checkpoint
+from composer.utils import dist
 from helpers import StreamedTokens, tiny_llama
 from streaming import StreamingDataLoader
 
-from apex_composer import APEX, StagewiseScheduler
+from apex_composer import APEX, StagewiseScheduler, algorithm
+from apex_composer.runs import preemption
 
 torch.set_num_threads(1)
 
 
-class Die(Callback):
-    """SIGKILL at the end of a batch, before its checkpoint is written."""
+SIGNALS = {
+    "kill": [signal.SIGKILL],
+    "term": [signal.SIGTERM],
+    "twice": [signal.SIGTERM, signal.SIGTERM],
+}
 
-    def __init__(self, batch: int | None):
-        self.batch = batch
+
+class Die(Callback):
+    """Signals this process at the end of a batch."""
+
+    def __init__(self, signals: list[int], batch: int):
+        self.signals, self.batch = signals, batch
 
     def batch_end(self, state, logger):
         if state.timestamp.batch.value == self.batch:
+            for number in self.signals:
+                os.kill(os.getpid(), number)
+
+
+class Preempt(Callback):
+    """Acts as a cluster at the end of a batch."""
+
+    def __init__(self, everybody: bool, batch: int):
+        self.everybody, self.batch = everybody, batch
+
+    def batch_end(self, state, logger):
+        rank, ranks = dist.get_global_rank(), dist.get_world_size()
+        if state.timestamp.batch.value != self.batch:
+            return
+        if self.everybody and rank == 0:
+            os.killpg(os.getpgrp(), signal.SIGTERM)
+        elif not self.everybody and rank == ranks - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def die_while_saving(batch: int) -> None:
+    """Cut the checkpoint of a batch off in the middle."""
+    write = composer_checkpoint._write_checkpoint_file
+
+    def cut(state, filename):
+        write(state, filename)
+        if f"ba{batch}-" in filename:
+            os.truncate(filename, os.path.getsize(filename) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
+
+    composer_checkpoint._write_checkpoint_file = cut
+
+
+def die_while_assessing() -> None:
+    """Die in the second forward pass of the first assessment."""
+    masks = []
+
+    def attention_mask(batch):
+        masks.append(batch)
+        if len(masks) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    algorithm.attention_mask = attention_mask
+
+
+def deaths(die: str) -> list[Callback]:
+    """Arrange for the death that was asked for."""
+    how, _, batch = die.partition("-")
+    if how == "save":
+        die_while_saving(int(batch))
+    elif how == "assess":
+        die_while_assessing()
+    elif how == "twice":
+        preemption.REPEAT_SECONDS = 0
+    elif how in ("group", "one"):
+        return [Preempt(how == "group", int(batch))]
+    return [Die(SIGNALS[how], int(batch))] if how in SIGNALS else []
 
 
 def main(data: str, folder: str, die: str) -> None:
@@ -36,7 +108,12 @@ def main(data: str, folder: str, die: str) -> None:
     dataset = StreamedTokens(
         local=data, shuffle=True, shuffle_seed=3, batch_size=4, num_canonical_nodes=1
     )
-    apex = APEX(stages=["4ba", "3ba", "2ba"], threshold=0.25, kv_heads="expand")
+    apex = APEX(
+        stages=["4ba", "3ba", "2ba"],
+        threshold=0.25,
+        kv_heads="expand",
+        assessment={"tokens": 100},  # two batches
+    )
     trainer = Trainer(
         model=model,
         train_dataloader=StreamingDataLoader(dataset, batch_size=4),
@@ -44,7 +121,7 @@ def main(data: str, folder: str, die: str) -> None:
         schedulers=StagewiseScheduler(stages=["4ba", "3ba", "2ba"]),
         max_duration="9ba",
         algorithms=[apex],
-        callbacks=[Die(None if die == "none" else int(die))],
+        callbacks=[preemption.Preemption(), *deaths(die)],
         device_train_microbatch_size=2,
         run_name="resume",
         save_folder=folder,

@@ -12,8 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "apex_composer"
 CORE = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem not in ("cli", "__main__")}
-KNOW_COMPOSER = {"algorithm", "scheduler", "plugins"}
+KNOW_COMPOSER = {"algorithm", "scheduler", "stage_rates", "plugins"}
 TRAINERS = {"composer", "llmfoundry"}
+RUNS = {path.stem: path for path in (PACKAGE / "runs").glob("*.py")}
+CALLBACKS = {"heartbeat", "preemption", "start_guard"}
+HEAVY = TRAINERS | {"torch", "transformers", "streaming"}
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -28,16 +31,19 @@ def statements(node: ast.AST) -> Iterator[ast.AST]:
             yield from statements(child)
 
 
+def modules_of(node: ast.AST) -> set[str]:
+    """Dotted names that one statement imports; `from a import b` counts as `a.b`."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "relative imports are not followed here"
+        return {f"{node.module}.{alias.name}" for alias in node.names}
+    return set()
+
+
 def imports(path: Path) -> set[str]:
-    """Dotted names a file imports; `from a import b` counts as `a.b`."""
-    names = set()
-    for node in statements(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative imports are not followed here"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    """All that a file imports, in functions too."""
+    return set().union(*map(modules_of, statements(ast.parse(path.read_text()))))
 
 
 def top_level(path: Path) -> set[str]:
@@ -46,7 +52,7 @@ def top_level(path: Path) -> set[str]:
 
 def own_modules(path: Path) -> set[str]:
     """Modules and sub-packages of apex_composer that a file imports, by their first name."""
-    known = set(CORE) | {"data_prep", "demo", "triton_kernels", "cli"}
+    known = set(CORE) | {"data_prep", "demo", "runs", "triton_kernels", "cli"}
     own = {name.split(".")[1] for name in imports(path) if name.startswith("apex_composer.")}
     return own & known
 
@@ -85,7 +91,18 @@ def test_the_core_does_not_import_the_jobs_around_it():
     for name, path in CORE.items():
         # The plugins' callback compares a run with the manifest of its data.
         allowed = {"data_prep"} if name == "plugins" else set()
-        assert not own_modules(path) & {"data_prep", "demo", "cli"} - allowed, name
+        assert not own_modules(path) & {"data_prep", "demo", "runs", "cli"} - allowed, name
+
+
+def test_of_the_tools_around_a_run_only_the_callbacks_load_a_trainer():
+    """`apex-composer doctor --help` must not wait for Composer; functions may import it."""
+    for name, path in RUNS.items():
+        module = ast.parse(path.read_text())
+        module.body = [
+            node for node in module.body if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        names = {name.split(".")[0] for node in module.body for name in modules_of(node)}
+        assert not names & HEAVY or name in CALLBACKS, name
 
 
 def test_the_adapter_is_imported_by_nothing_below_it():

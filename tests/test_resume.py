@@ -1,6 +1,7 @@
 """Promise 4 of design.md: a run killed at any batch and resumed gives the same weights."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -22,9 +23,9 @@ WORKER = Path(__file__).with_name("resume_worker.py")
 KILLS = {"inside": 3, "boundary": 4, "one after": 5}
 
 
-def start(data: Path, folder: Path, die: int | None) -> int:
+def start(data: Path, folder: Path, die: str = "none") -> int:
     """Run the worker to its end or death; returns its exit status."""
-    command = [sys.executable, str(WORKER), str(data), str(folder), str(die).lower()]
+    command = [sys.executable, str(WORKER), str(data), str(folder), die]
     environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
@@ -32,11 +33,11 @@ def start(data: Path, folder: Path, die: int | None) -> int:
 
 
 def kill_and_resume(data: Path, folder: Path, die: int) -> dict:
-    assert start(data, folder, die) == -signal.SIGKILL
+    assert start(data, folder, f"kill-{die}") == -signal.SIGKILL
     assert not (folder / "end.pt").exists()
     assert (folder / f"ep0-ba{die - 1}-rank0.pt").exists()
     assert not (folder / f"ep0-ba{die}-rank0.pt").exists()
-    assert start(data, folder, None) == 0
+    assert start(data, folder) == 0
     return torch.load(folder / "end.pt", weights_only=True)
 
 
@@ -51,7 +52,7 @@ def data(tmp_path_factory) -> Path:
 def test_killed_and_resumed_equals_uninterrupted(data, tmp_path):
     # One after the other: StreamingDatasets that start at the same time can take the same name
     # for their shared memory.
-    assert start(data, tmp_path / "whole", None) == 0
+    assert start(data, tmp_path / "whole") == 0
     ends = {
         name: kill_and_resume(data, tmp_path / name.replace(" ", "_"), die)
         for name, die in KILLS.items()
@@ -62,6 +63,27 @@ def test_killed_and_resumed_equals_uninterrupted(data, tmp_path):
         assert end["history"] == expected["history"], name
         for key, weight in expected["weights"].items():
             assert torch.equal(end["weights"][key], weight), (name, key)
+
+
+@pytest.mark.long
+def test_killed_anywhere_any_number_of_times(data, tmp_path):
+    """Fourteen SIGKILLs over four runs: after batches, in saves, in the first assessment."""
+    assert start(data, tmp_path / "whole") == 0
+    expected = torch.load(tmp_path / "whole" / "end.pt", weights_only=True)
+    draw = random.Random(0)
+    for run in range(4):
+        folder = tmp_path / str(run)
+        kills = ["assess-0"] if run % 2 else []
+        for batch in sorted(draw.sample(range(1, 10), 3)):
+            kills.append(f"{draw.choice(['kill', 'save'])}-{batch}")
+        print(f"run {run}: {', '.join(kills)}")
+        for kill in kills:
+            assert start(data, folder, kill) == -signal.SIGKILL, kill
+        assert start(data, folder) == 0
+        end = torch.load(folder / "end.pt", weights_only=True)
+        assert end["history"] == expected["history"], kills
+        for key, weight in expected["weights"].items():
+            assert torch.equal(end["weights"][key], weight), (kills, key)
 
 
 def save_at_batch_three(folder: Path, *algorithms) -> Path:

@@ -97,9 +97,9 @@ def inputs(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_yaml_runs_on_a_tiny_model(name, inputs, tmp_path):
-    overrides = {
+def tiny_overrides(inputs: Path) -> dict:
+    """What makes a YAML of the paper's size a run of three small batches on a CPU."""
+    return {
         "variables.model": inputs / "model",
         "variables.data": inputs / "data",
         "variables.attention": "sdpa",  # flash_attention_2 needs a GPU
@@ -111,6 +111,20 @@ def test_yaml_runs_on_a_tiny_model(name, inputs, tmp_path):
         "eval_subset_num_batches": 1,
         "console_log_interval": "1ba",
     }
+
+
+@pytest.mark.long
+def test_random_weights_are_found_before_the_first_batch(inputs, tmp_path):
+    """The YAML says that its model is pretrained; the tiny one's loss is that of its vocabulary."""
+    arguments = [f"{key}={value}" for key, value in tiny_overrides(inputs).items()]
+    arguments.append(f"algorithms.apex.assessment.tokens={SEQUENCE}")
+    with pytest.raises(AssertionError, match=r"start_guard: the first loss is 4\.\d+"):
+        composer(ROOT / "train.py", [YAMLS / "tinyllama_apex.yaml", *arguments], tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_yaml_runs_on_a_tiny_model(name, inputs, tmp_path):
+    overrides = tiny_overrides(inputs) | {"callbacks.start_guard.margin": "null"}
     if name == "tinyllama_apex":
         overrides["algorithms.apex.assessment.tokens"] = 8 * SEQUENCE
     arguments = [f"{key}={value}" for key, value in overrides.items()]

@@ -1,0 +1,93 @@
+"""What APEX has left in a Composer checkpoint, read without a trainer."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """The part of a checkpoint that tells what run it belongs to.
+
+    Attributes:
+        path: of the file.
+        apex: the algorithm's state.
+        clock: how far the run was: `batch`, `token`, `sample`, `epoch`.
+    """
+
+    path: Path
+    apex: dict[str, Any]
+    clock: dict[str, int]
+
+    @property
+    def ends(self) -> list[tuple[int, str]]:
+        """Where the run's stages end, as value and unit."""
+        return [_split(text.split()[0]) for text in self.apex["stages"]]
+
+    @property
+    def ended(self) -> int:
+        """How many stages are over."""
+        names = {"ba": "batch", "tok": "token", "sp": "sample"}
+        return sum(self.clock[names[unit]] >= end for end, unit in self.ends)
+
+
+def read_checkpoint(path: Path | str) -> CheckpointFile:
+    """Read a monolithic checkpoint; weights stay on disk.
+
+    The file is unpickled, as Composer itself does it: read only checkpoints that you trust.
+
+    Args:
+        path: of the file, links included.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint of a run with APEX that can be read whole.
+    """
+    import torch
+
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder (a sharded checkpoint), needed: one file. Save with "
+            "`fsdp_config: {state_dict_type: full}`, or export it to one file first"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. Needed: a local checkpoint file (.pt)")
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+        state = content["state"]
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as a Composer checkpoint ({type(error).__name__}: {error}). "
+            "A save that was killed leaves such files"
+        ) from error
+    apex = dict(state.get("algorithms", [])).get("APEX", {}).get("apex")
+    if apex is None:
+        raise ValueError(
+            f"{path} holds no state of apex (a run without it, or save_weights_only: true). Its "
+            "weights can start a new run: load_path with load_weights_only: true"
+        )
+    clock = state["timestamp"]["Timestamp"]
+    units = ("epoch", "batch", "sample", "token")
+    return CheckpointFile(path, apex, {name: int(clock[name]) for name in units})
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file, with a progress bar where it takes long."""
+    from tqdm import tqdm
+
+    digest, size = hashlib.sha256(), path.stat().st_size
+    bar = tqdm(desc="sha256", total=size, unit="B", unit_scale=True, delay=2)
+    with path.open("rb") as file, bar:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()
+
+
+def _split(time: str) -> tuple[int, str]:
+    digits = time.rstrip("abcdefghijklmnopqrstuvwxyz")
+    return int(digits), time[len(digits) :]

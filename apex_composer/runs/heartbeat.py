@@ -1,0 +1,76 @@
+"""The callback `heartbeat`: a line now and then while nothing else is visible before training."""
+
+import os
+import threading
+import time
+from typing import Any
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+from apex_composer.settings import check_keys, check_positive
+
+
+class Heartbeat(Callback):
+    """Says every `seconds` what a run is waiting for, until its first batch is done (rank 0).
+
+    A start of many minutes without a line is the most frequent complaint about large runs. The
+    phases: the data and the model are built; the trainer and the checkpoint are loaded; the first
+    assessment and evaluation; the first batch of data; the first step (compiling, communication).
+
+    Args:
+        seconds: between two lines. Default 30.
+
+    Raises:
+        ValueError: it is not positive.
+        TypeError: for unknown settings.
+    """
+
+    def __init__(self, seconds: float = 30.0, **unknown: Any):
+        check_keys("heartbeat", unknown, ("seconds",))
+        check_positive("heartbeat: seconds", seconds, float)
+        self._seconds, self._phase = seconds, "building data and model"
+        self._started = self._phase_started = time.monotonic()
+        self._done = threading.Event()
+        # From the start: the first long silence is before the trainer exists.
+        if dist.get_global_rank() == 0:
+            threading.Thread(target=self._beat, name="apex-heartbeat", daemon=True).start()
+
+    def init(self, state: State, logger: Logger) -> None:
+        """The trainer exists."""
+        self._enter("building the trainer and loading the checkpoint")
+
+    def after_load(self, state: State, logger: Logger) -> None:
+        """The checkpoint is loaded."""
+        self._enter("first evaluation and first assessment")
+
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        """The fit has started."""
+        self._enter("waiting for the first batch of data")
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Data is there."""
+        self._enter("first step")
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """From here on the run logs."""
+        self._done.set()
+
+    def close(self, state: State, logger: Logger) -> None:
+        """Also after an error."""
+        self._done.set()
+
+    def _enter(self, phase: str) -> None:
+        if not self._done.is_set():
+            self._phase, self._phase_started = phase, time.monotonic()
+
+    def _beat(self) -> None:
+        while not self._done.wait(self._seconds):
+            now = time.monotonic()
+            line = (
+                f"apex-composer: {self._phase}, {now - self._phase_started:.0f} s "
+                f"({now - self._started:.0f} s since the start)\n"
+            )
+            # os.write takes no lock of Python's that a forked data worker could inherit taken.
+            os.write(2, line.encode())

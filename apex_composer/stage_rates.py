@@ -1,0 +1,110 @@
+"""A resumed run's learning rates: those of its own settings, and none but the same for the past."""
+
+import math
+from typing import Any
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+
+
+class StageRates(Callback):
+    """Keeps what the stages were trained at, and trains later ones at what the settings say.
+
+    Composer restores the base learning rate of a checkpoint over the one in the settings, in
+    silence; a new `lr` would have no effect. The scheduler `stagewise` adds this callback to every
+    run. After loading it puts the run's own base rates back, and at the start it refuses
+    differences for stages that have begun.
+
+    Args:
+        scheduler: the run's StagewiseScheduler.
+        lrs: the base learning rates of the optimizer's groups, before a checkpoint is loaded.
+    """
+
+    def __init__(self, scheduler: Any, lrs: list[float]):
+        self._scheduler, self._lrs = scheduler, lrs
+        self._saved: dict[str, Any] | None = None
+        self._now: dict[str, Any] | None = None
+
+    @classmethod
+    def follow(cls, scheduler: Any, state: State) -> None:
+        """Add the callback to a run, unless it has one.
+
+        To be called while the optimizer still has the settings' rates, before a checkpoint is
+        loaded: Composer calls a scheduler first when it builds the trainer.
+        """
+        callbacks = getattr(state, "callbacks", None)
+        if callbacks is not None and not any(isinstance(callback, cls) for callback in callbacks):
+            groups = state.optimizers[0].param_groups
+            callbacks.append(cls(scheduler, [group["initial_lr"] for group in groups]))
+
+    def after_load(self, state: State, logger: Logger) -> None:
+        """Put the settings' base rates back over those of a checkpoint."""
+        for group, lr in zip(state.optimizers[0].param_groups, self._lrs, strict=True):
+            group["initial_lr"] = lr
+        for scheduler in state.schedulers:
+            scheduler.base_lrs = list(self._lrs)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Compare the stages that have begun with those of the checkpoint.
+
+        Raises:
+            ValueError: a stage that has begun would get another end, rate or warm-up.
+        """
+        plan = self._scheduler.stage_plan(state)
+        self._now = {
+            "unit": plan.unit.value,
+            "ends": list(plan.ends),
+            "rates": [
+                [lr * multiplier for lr in self._lrs]
+                for multiplier in self._scheduler.lr_multipliers
+            ],
+            "t_warmup": [str(warmup) for warmup in self._scheduler.t_warmup],
+        }
+        branching = any(getattr(algorithm, "branching", False) for algorithm in state.algorithms)
+        if self._saved is not None and not branching:
+            _check_begun(self._saved, self._now, state)
+        self._saved = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stages' ends, rates and warm-ups, plain data."""
+        return dict(self._now or self._saved or {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep a checkpoint's until the run's own are known."""
+        self._saved = state or None
+
+
+def _check_begun(saved: dict[str, Any], now: dict[str, Any], state: State) -> None:
+    time = state.timestamp.get(saved["unit"]).value
+    starts = [0, *saved["ends"][:-1]]
+    for stage in range(sum(start < time for start in starts)):
+        for name, setting in (
+            ("ends", "stages"),
+            ("rates", "lr x lr_multipliers"),
+            ("t_warmup", "t_warmup"),
+        ):
+            # Fewer stages than have begun: only the run's own check of its stages knows better.
+            given = now[name][stage] if stage < len(now[name]) else "no such stage"
+            if saved["unit"] != now["unit"] or not _same(saved[name][stage], given):
+                raise ValueError(
+                    f"{setting}: stage {stage} has begun with {_shown(saved, name, stage)}, this "
+                    f"run says {_shown(now, name, stage)}. Stages that have begun cannot be "
+                    "changed: set it back and change only later stages (their lr_multipliers). "
+                    "To go on from here with other rates, use `apex-composer branch` or start a "
+                    "new run from the weights (load_weights_only: true)"
+                )
+
+
+def _same(saved: Any, given: Any) -> bool:
+    if isinstance(saved, list) and isinstance(given, list) and len(saved) == len(given):
+        return all(math.isclose(a, b, rel_tol=1e-9) for a, b in zip(saved, given, strict=True))
+    return saved == given
+
+
+def _shown(rates: dict[str, Any], name: str, stage: int) -> str:
+    if stage >= len(rates[name]):
+        return "no such stage"
+    value = rates[name][stage]
+    if name == "ends":
+        return f"its end at {value}{rates['unit']}"
+    return ", ".join(f"{rate:g}" for rate in value) if name == "rates" else str(value)
