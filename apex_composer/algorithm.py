@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from composer.core import Algorithm, Callback, Event, Precision, State, ensure_data_spec
-from composer.core.precision import get_precision_context
+from composer.core import Algorithm, Callback, Event, State
 from composer.loggers import Logger
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
-from apex_composer.assessment import METHODS
 from apex_composer.attachment import Attachment
 from apex_composer.expander import Expander
 from apex_composer.first_assessment import (
@@ -20,6 +17,7 @@ from apex_composer.first_assessment import (
     assess_training_data,
     attention_mask,
 )
+from apex_composer.forward_passes import forward_microbatches, unwrapped
 from apex_composer.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
 from apex_composer.metrics import final_metrics, stage_metrics, step_metrics
 from apex_composer.ops import resolve
@@ -30,16 +28,19 @@ from apex_composer.resuming import (
     trace,
     trained_records,
 )
+from apex_composer.run_checks import check_run
 from apex_composer.scheduler import StagePlan, parse_stages, plan_stages
 from apex_composer.settings import (
     IMPLEMENTATIONS,
     KV_HEADS,
     TARGETS,
+    check_assessment,
     check_choice,
     check_flag,
     check_keys,
     check_positive,
     check_same,
+    check_targets,
     check_threshold,
 )
 from apex_composer.sites import find_sites
@@ -58,7 +59,6 @@ SETTINGS = (
     "log_interval",
     "branch",
 )
-ASSESSMENT_SETTINGS = ("method", "tokens", "interval")
 # The paper assesses on 30 M tokens before stages of about 3 B.
 DEFAULT_ASSESSED_SHARE = 0.01
 
@@ -126,8 +126,8 @@ class APEX(Algorithm):
         self.operator_lr_scale, self.seed, self.log_interval = operator_lr_scale, seed, log_interval
         self.implementation, self.fused_swiglu = implementation, fused_swiglu
         self.stages = parse_stages(stages)
-        self.targets = _check_targets(targets)
-        self.method, self.tokens, self.interval = _check_assessment(assessment or {})
+        self.targets = check_targets(targets)
+        self.method, self.tokens, self.interval = check_assessment(assessment or {})
         self.lineage: list[dict[str, Any]] = []
         self.branching = False  # this start leaves its checkpoint's settings
         self._branch = check_branch(branch)
@@ -188,14 +188,7 @@ class APEX(Algorithm):
 
     def _check_run(self, state: State, logger: Logger) -> None:
         """Refuse at INIT, before data and weights are loaded, what could only fail later."""
-        if state.precision == Precision.AMP_FP16:
-            raise ValueError(
-                "precision: got amp_fp16, allowed with apex: amp_bf16, fp32. Its gradient scaler "
-                "skips optimizer steps"
-            )
-        if len(state.optimizers) != 1:
-            raise ValueError(f"apex needs exactly one optimizer, got {len(state.optimizers)}")
-        _check_sharding(state)
+        check_run(state)
         device = torch.device("cuda" if state.device.name == "gpu" else state.device.name)
         resolve(self.implementation, device)
         self._build(state, seed=0).remove()
@@ -206,16 +199,8 @@ class APEX(Algorithm):
         state.callbacks.append(_Detach(self))
 
     def _build(self, state: State, seed: int) -> Expander:
-        targets = self.targets + (("kv_head",) if "head" in self.targets else ())
-        sites = [site for site in find_sites(state.model) if site.group.unit in targets]
-        missing = set(self.targets) - {site.group.unit for site in sites}
-        if missing:
-            raise ValueError(
-                f"targets: got {list(self.targets)}, but this model has no sites of "
-                f"{', '.join(sorted(missing))} (modules of an unknown kind): leave them out"
-            )
         return Expander(
-            sites,
+            find_sites(state.model, self.targets),
             threshold=self.threshold,
             seed=seed,
             kv_heads=self.kv_heads,
@@ -262,7 +247,7 @@ class APEX(Algorithm):
     def _resume(self, loaded: dict[str, Any], state: State, logger: Logger) -> bool:
         """Go on from a checkpoint; False where a branch has to start its stage anew."""
         stages, targets, batch = self._plan.describe(), list(self.targets), state.timestamp.batch
-        settings = self._expander._settings()
+        settings = self._expander.settings()
         if self.branching and not keeps_the_stage(loaded, settings, targets, stages):
             self._expander.history = trained_records(loaded["history"], batch.value)
             return False
@@ -320,24 +305,13 @@ class APEX(Algorithm):
 
     def _assess(self, state: State) -> None:
         """Scores for the first stage from forward passes over training data."""
-        spec = ensure_data_spec(state.train_dataloader)
-        model = state.model
-        if isinstance(model, DistributedDataParallel):
-            model = model.module  # no gradients, so nothing to synchronise
-
-        def forward(batch: Any) -> None:
-            for microbatch in spec.split_batch(batch, state.device_train_microbatch_size):
-                microbatch = state.device.batch_to_device(microbatch)
-                precision = get_precision_context(state.precision, state.precision_config)
-                with precision, self._expander.assessing(attention_mask(microbatch)):
-                    model(microbatch)
-
         if self.tokens is not None:
             goal = AssessmentGoal("tok", self.tokens)
         else:
             share = math.ceil(DEFAULT_ASSESSED_SHARE * self._plan.ends[0])
             goal = AssessmentGoal(self._plan.unit.value, share)
-        device = next(model.parameters()).device
+        model, device = unwrapped(state.model), next(state.model.parameters()).device
+        forward = forward_microbatches(model, state, self._expander.assessing)
         assess_training_data(model, state.train_dataloader, forward, goal, device)
 
 
@@ -356,41 +330,3 @@ class _Detach(Callback):
             attachment.remove()
         if self._algorithm._swiglu is not None:
             self._algorithm._swiglu.remove()
-
-
-def _check_sharding(state: State) -> None:
-    """Refuse before wrapping what `shards.find_shards` would refuse after it."""
-    if state.tp_config is not None:
-        raise ValueError(
-            "tp_config: got tensor parallelism, allowed with apex: FSDP, HSDP and DDP. Remove "
-            "`tp_config` from the settings and shard with `fsdp_config`"
-        )
-    if state.fsdp_config is not None and not state.fsdp_config.use_orig_params:
-        raise ValueError(
-            "fsdp_config: use_orig_params: got false, allowed with apex: true (the default). FSDP "
-            "hides the single weights otherwise: remove the setting, or use FSDP_VERSION=2"
-        )
-
-
-def _check_targets(targets: Any) -> tuple[str, ...]:
-    if isinstance(targets, str) or not isinstance(targets, Sequence) or not len(targets):
-        raise ValueError(f"targets: got {targets!r}, allowed: a list of {', '.join(TARGETS)}")
-    for target in targets:
-        check_choice("targets", target, TARGETS)
-    return tuple(target for target in TARGETS if target in targets)
-
-
-def _check_assessment(assessment: Mapping[str, Any]) -> tuple[str, int | None, int]:
-    if not isinstance(assessment, Mapping):
-        raise ValueError(
-            f"assessment: got {assessment!r}, allowed: a mapping of "
-            f"{', '.join(ASSESSMENT_SETTINGS)}"
-        )
-    check_keys("assessment", assessment, ASSESSMENT_SETTINGS)
-    method, tokens = assessment.get("method", "rank"), assessment.get("tokens")
-    interval = assessment.get("interval", 1)
-    check_choice("assessment: method", method, METHODS)
-    check_positive("assessment: interval", interval)
-    if tokens is not None:
-        check_positive("assessment: tokens", tokens)
-    return method, tokens, interval

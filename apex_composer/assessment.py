@@ -1,4 +1,4 @@
-"""Scores of units from the activations of ordinary forward passes (method.md 1, paper eq. 3-6).
+"""Scores of units from the activations of ordinary forward passes (paper eq. 3-6).
 
 Shape legend
     B  samples of one microbatch        U  units of a group
@@ -8,7 +8,6 @@ Shape legend
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +17,6 @@ from apex_composer.ops import unit_square_sums
 from apex_composer.ranking import rank_counts
 from apex_composer.sites import Group
 from apex_composer.stopwatch import Stopwatch
-
-Method = Literal["rank", "average", "random"]
-METHODS = ("rank", "average", "random")
 
 
 @dataclass
@@ -254,6 +250,10 @@ class GroupTotals:
     def mean_norms(self) -> Tensor:
         """Mean over samples of a_i(x), [U], float64."""
         return self.norm_sums / max(self.samples, 1)
+
+    def ranked_by(self, method: str) -> Tensor:
+        """What units are selected by: scores (`rank`) or mean norms, [U]."""
+        return self.scores if method == "rank" else self.mean_norms()
 
 
 def _count(square_sums: Tensor, count: int, valid: Tensor | None) -> _Counts:

@@ -9,24 +9,29 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from apex_composer.assessment import METHODS, Assessment, GroupTotals
+from apex_composer.assessment import Assessment, GroupTotals
 from apex_composer.attachment import Attachment
 from apex_composer.distributed import check_same_on_all_ranks
 from apex_composer.executors import Executor, make_executors
 from apex_composer.expansion import ExpansionOperator
 from apex_composer.history import stage_record
 from apex_composer.monarch import MonarchFactors
-from apex_composer.operator_optimizer import OperatorOptimizer, param_group_places
+from apex_composer.operator_optimizer import (
+    OperatorOptimizer,
+    divide_gradients,
+    param_group_places,
+    to_cpu,
+)
 from apex_composer.selection import (
     Selection,
     count_by_group,
     count_selected,
-    select,
-    select_random,
+    select_groups,
 )
 from apex_composer.settings import (
     IMPLEMENTATIONS,
     KV_HEADS,
+    METHODS,
     check_choice,
     check_flag,
     check_positive,
@@ -35,7 +40,7 @@ from apex_composer.settings import (
     check_threshold,
 )
 from apex_composer.shards import find_shards, reshard
-from apex_composer.sites import Group, Site, check_expandable
+from apex_composer.sites import Site, check_sites
 from apex_composer.stopwatch import Stopwatch
 
 STATE_VERSION = 1
@@ -46,7 +51,7 @@ class Expander:
 
     The weights always hold the effective values W_eff[N] = W[N] + T W[P], except inside an
     optimizer step, where they hold the base weight W so that the optimizer acts on W and T
-    exactly as if T were a module of the model (design.md 2).
+    exactly as if T were a module of the model.
 
     Example::
 
@@ -98,14 +103,8 @@ class Expander:
         self.implementation = implementation
         self.counts = count_by_group(sites, threshold, kv_heads)
         self.sites = [site for site in sites if site.group.name in self.counts]
-        if not self.sites:
-            raise ValueError("no sites to expand: the list is empty, see find_sites(model)")
-        names = [site.name for site in self.sites]
-        if len(set(names)) < len(names):
-            raise ValueError("sites: the list names a site twice, see find_sites(model)")
+        check_sites(self.sites)
         find_shards(self.sites)
-        for site in self.sites:
-            check_expandable(site)
         self.groups = list({site.group.name: site.group for site in self.sites}.values())
         self.stage = -1
         self.selections: dict[str, Selection] = {}
@@ -167,8 +166,7 @@ class Expander:
         self.fuse()
         self.stage += 1
         before = self.selections
-        self.selections = {group.name: self._select(group, totals) for group in self.groups}
-        self._check_ranks_agree()
+        self.selections = self._select(totals)
         self.history.append(stage_record(self.stage, expansion, before, self.selections, totals))
         self.assessment.reset()
         if expansion:
@@ -231,7 +229,7 @@ class Expander:
             for executor in self.executors:
                 executor.map_gradient()
             if grad_scale is not None:
-                self._divide_gradients(grad_scale)
+                divide_gradients(self.operators, grad_scale)
             for executor in self.executors:
                 executor.unfold()
 
@@ -263,14 +261,14 @@ class Expander:
         moments = self._moments if self._optimizer is None else self._optimizer.state_dict()
         return {
             "version": STATE_VERSION,
-            "settings": self._settings(),
+            "settings": self.settings(),
             "sites": [site.name for site in self.sites],
             "stage": self.stage,
-            "selections": {n: [_cpu(t) for t in s] for n, s in self.selections.items()},
-            "factors": {o.site.name: [_cpu(f) for f in o.factors] for o in self.operators},
+            "selections": {name: to_cpu(sets) for name, sets in self.selections.items()},
+            "factors": {o.site.name: to_cpu(o.factors) for o in self.operators},
             "moments": moments,
             "scores": {
-                name: [_cpu(t.scores), _cpu(t.norm_sums), t.samples]
+                name: [*to_cpu([t.scores, t.norm_sums]), t.samples]
                 for name, t in self.assessment.totals().items()
             },
             "history": deepcopy(self.history),
@@ -283,7 +281,7 @@ class Expander:
             ValueError: if the settings differ from the saved ones, naming both values.
         """
         check_same("apex state version", state["version"], STATE_VERSION)
-        for setting, now in self._settings().items():
+        for setting, now in self.settings().items():
             check_same(setting, state["settings"].get(setting), now)
         check_same_members("sites", state["sites"], [site.name for site in self.sites])
         self.fuse()
@@ -295,6 +293,11 @@ class Expander:
             self._set_operators(
                 [self._operator(s, MonarchFactors(*state["factors"][s.name])) for s in self.sites]
             )
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that a checkpoint keeps: a resumed run must have the same."""
+        names = ("threshold", "seed", "kv_heads", "method", "expansion")
+        return {name: getattr(self, name) for name in names}
 
     def remove(self) -> None:
         """Fold, and take the assessment's hooks off the model."""
@@ -310,29 +313,15 @@ class Expander:
     def _device(self) -> torch.device:
         return self.sites[0].weight.device
 
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "threshold": self.threshold,
-            "seed": self.seed,
-            "kv_heads": self.kv_heads,
-            "method": self.method,
-            "expansion": self.expansion,
-        }
-
-    def _select(self, group: Group, totals: dict[str, GroupTotals]) -> Selection:
-        count = self.counts[group.name]
-        if self.method == "random":
-            return select_random(group, count, self.seed, self.stage)
-        source = totals[(group.assessed_by or group).name]
-        values = source.scores if self.method == "rank" else source.mean_norms()
-        # A KV head's score is the sum of its query heads' (method.md 1, our choice).
-        return Selection(*(t.cpu() for t in select(values.view(group.units, -1).sum(1), count)))
-
-    def _check_ranks_agree(self) -> None:
-        selected = {n: [t.tolist() for t in s] for n, s in self.selections.items()}
+    def _select(self, totals: dict[str, GroupTotals]) -> dict[str, Selection]:
+        values = {name: total.ranked_by(self.method) for name, total in totals.items()}
+        chosen = None if self.method == "random" else values
+        selections = select_groups(self.groups, self.counts, chosen, self.seed, self.stage)
+        selected = {name: [t.tolist() for t in sets] for name, sets in selections.items()}
         check_same_on_all_ranks(
             f"the selection of stage {self.stage}", [self.seed, self.stage, selected]
         )
+        return selections
 
     def _operator(self, site: Site, factors: MonarchFactors | None = None) -> ExpansionOperator:
         selection = self.selections[site.group.name]
@@ -343,12 +332,6 @@ class Expander:
         self.executors = make_executors(operators, self.implementation)
         self._follow()
 
-    def _divide_gradients(self, scale: Tensor) -> None:
-        for operator in self.operators:
-            for factor in operator.factors:
-                if factor.grad is not None:
-                    factor.grad.div_(scale)
-
     def _follow(self) -> None:
         """Build the operators' optimizer as soon as both it and the main one can be known."""
         if self._main is not None and self.operators:
@@ -356,7 +339,3 @@ class Expander:
             if self._moments:
                 self._optimizer.load_state_dict(self._moments)
                 self._moments = {}
-
-
-def _cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)

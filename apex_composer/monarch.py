@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# With a more lopsided pair T would be closer to a dense matrix than to a Monarch one; method.md 2.
+# With a more lopsided pair T would be closer to a dense matrix than to a Monarch one (our choice).
 MAX_RATIO = 4
 
 

@@ -1,10 +1,10 @@
 """The private optimizer of the Monarch factors, which follows the user's own optimizer.
 
 The factors never enter the main optimizer: Composer's checkpoint code fails on parameters that
-are not the model's, and a checkpoint would no longer be an ordinary one (design.md 3).
+are not the model's, and a checkpoint would no longer be an ordinary one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -70,7 +70,7 @@ class OperatorOptimizer:
         moments = {}
         for name, factor in self._named_factors():
             state = self._optimizer.state.get(factor, {})
-            moments[name] = {key: _to_cpu(value) for key, value in state.items()}
+            moments[name] = {key: _copy_to_cpu(value) for key, value in state.items()}
         return moments
 
     def load_state_dict(self, moments: dict[str, dict[str, Any]]) -> None:
@@ -108,5 +108,18 @@ def param_group_places(sites: Sequence[Site], optimizer: Optimizer) -> list[int]
     return [places[id(site.weight)] for site in sites]
 
 
-def _to_cpu(value: Any) -> Any:
+def _copy_to_cpu(value: Any) -> Any:
     return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+
+
+def to_cpu(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Copies on the CPU, as checkpoints hold them."""
+    return [_copy_to_cpu(tensor) for tensor in tensors]
+
+
+def divide_gradients(operators: Sequence[ExpansionOperator], scale: Tensor) -> None:
+    """Divide the factors' gradients by what the loss was multiplied by."""
+    for operator in operators:
+        for factor in operator.factors:
+            if factor.grad is not None:
+                factor.grad.div_(scale)

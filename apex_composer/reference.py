@@ -129,7 +129,7 @@ def map_gradient(
 
 @torch.no_grad()
 def unit_square_sums(activation: Tensor, unit_size: int, mask: Tensor | None = None) -> Tensor:
-    """a_i(x)^2: per sample and unit, the sum of squares of the unit's activation (method.md 1).
+    """a_i(x)^2: per sample and unit, the sum of squares of the unit's activation (paper eq. 3).
 
     Args:
         activation: [samples, tokens, units * unit_size], any floating dtype; or, where a model

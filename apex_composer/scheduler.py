@@ -12,7 +12,7 @@ from composer.optim import ComposerScheduler
 from apex_composer.settings import check_flag, check_keys, check_positive
 from apex_composer.stage_rates import StageRates
 
-# The paper's learning rates 1e-4, 4e-5, 1e-5 over the first (section 3 of method.md).
+# The paper's learning rates 1e-4, 4e-5, 1e-5 over the first.
 PAPER_MULTIPLIERS = (1.0, 0.4, 0.1)
 _UNITS = (TimeUnit.BATCH, TimeUnit.TOKEN, TimeUnit.SAMPLE, TimeUnit.EPOCH, TimeUnit.DURATION)
 _EXAMPLES = "for example 3, [10000ba, 10000ba] or [0.5dur, {duration: 0.5dur, expansion: false}]"

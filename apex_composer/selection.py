@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -97,3 +97,32 @@ def count_by_group(sites: Sequence[Site], threshold: float, kv_heads: str) -> di
         if count:
             counts[group.name] = count
     return counts
+
+
+def select_groups(
+    groups: Sequence[Group],
+    counts: Mapping[str, int],
+    values: Mapping[str, Tensor] | None,
+    seed: int,
+    stage: int,
+) -> dict[str, Selection]:
+    """The selection of every group, on the CPU.
+
+    A KV head's score is the sum of its query heads' (our choice, the paper is silent).
+
+    Args:
+        groups: to select units of.
+        counts: K of every group, by name.
+        values: what the assessed groups' units are ranked by, [U] by name; None: at random.
+        seed: of random selections.
+        stage: of random selections.
+    """
+    selections = {}
+    for group in groups:
+        count = counts[group.name]
+        if values is None:
+            selections[group.name] = select_random(group, count, seed, stage)
+            continue
+        own = values[(group.assessed_by or group).name].view(group.units, -1).sum(1)
+        selections[group.name] = Selection(*(t.cpu() for t in select(own, count)))
+    return selections

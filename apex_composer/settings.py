@@ -1,11 +1,13 @@
 """Checks of settings: what was given, what is allowed, and what to do about it."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 KV_HEADS = ("auto", "expand", "skip")
 TARGETS = ("head", "channel")
+METHODS = ("rank", "average", "random")
+ASSESSMENT_SETTINGS = ("method", "tokens", "interval")
 IMPLEMENTATIONS = ("auto", "torch", "triton")
 
 
@@ -81,3 +83,29 @@ def _few(names: list[str]) -> str:
 def _proposal(given: Any, allowed: list[Any]) -> str:
     near = difflib.get_close_matches(str(given), [str(item) for item in allowed], n=1, cutoff=0.5)
     return f". Did you mean {near[0]!r}?" if near else "."
+
+
+def check_targets(targets: Any) -> tuple[str, ...]:
+    """The kinds of units in their usual order; ValueError for others or none."""
+    if isinstance(targets, str) or not isinstance(targets, Sequence) or not len(targets):
+        raise ValueError(f"targets: got {targets!r}, allowed: a list of {', '.join(TARGETS)}")
+    for target in targets:
+        check_choice("targets", target, TARGETS)
+    return tuple(target for target in TARGETS if target in targets)
+
+
+def check_assessment(assessment: Mapping[str, Any]) -> tuple[str, int | None, int]:
+    """`method`, `tokens` and `interval` of the setting `assessment`; raises for anything else."""
+    if not isinstance(assessment, Mapping):
+        raise ValueError(
+            f"assessment: got {assessment!r}, allowed: a mapping of "
+            f"{', '.join(ASSESSMENT_SETTINGS)}"
+        )
+    check_keys("assessment", assessment, ASSESSMENT_SETTINGS)
+    method, tokens = assessment.get("method", "rank"), assessment.get("tokens")
+    interval = assessment.get("interval", 1)
+    check_choice("assessment: method", method, METHODS)
+    check_positive("assessment: interval", interval)
+    if tokens is not None:
+        check_positive("assessment: tokens", tokens)
+    return method, tokens, interval

@@ -1,6 +1,6 @@
 """Sites: which weights of a model are expanded, along which axis, and in which units."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -104,7 +104,7 @@ def clean_name(name: str) -> str:
     return ".".join(parts[1:] if parts[0] == "module" else parts)
 
 
-def find_sites(model: nn.Module) -> list[Site]:
+def find_sites(model: nn.Module, targets: Sequence[str] | None = None) -> list[Site]:
     """All weights of a model that APEX expands, layer by layer.
 
     Attention: rows of the query, key and value projections, columns of the output projection.
@@ -114,12 +114,14 @@ def find_sites(model: nn.Module) -> list[Site]:
 
     Args:
         model: a Hugging Face or llm-foundry model, plain or wrapped.
+        targets: kinds of units that there must be: `head` (with its KV heads), `channel`. Default
+            None, all that there are.
 
     Returns:
         The sites in the model's order.
 
     Raises:
-        ValueError: if the architecture is not known or has none of the expected modules.
+        ValueError: if the architecture is not known, or has none of the expected modules.
     """
     names = ARCHITECTURES.get(_model_type(model) or "")
     if names is None:
@@ -133,7 +135,19 @@ def find_sites(model: nn.Module) -> list[Site]:
             sites += _ffn_sites(clean_name(name), children, names)
     if not sites:
         raise ValueError(_unknown_architecture(model))
-    return [replace(site, model=model) for site in sites]
+    sites = [replace(site, model=model) for site in sites]
+    return sites if targets is None else _of_targets(sites, targets)
+
+
+def _of_targets(sites: Sequence[Site], targets: Sequence[str]) -> list[Site]:
+    missing = set(targets) - {site.group.unit for site in sites}
+    if missing:
+        raise ValueError(
+            f"targets: got {list(targets)}, but this model has no sites of "
+            f"{', '.join(sorted(missing))} (modules of an unknown kind): leave them out"
+        )
+    wanted = {*targets, *(["kv_head"] if "head" in targets else [])}
+    return [site for site in sites if site.group.unit in wanted]
 
 
 def _model_type(model: nn.Module) -> str | None:
@@ -195,6 +209,17 @@ def _unknown_architecture(model: nn.Module) -> str:
         f"Module names seen: {', '.join(seen) or 'none'}. Known architectures: "
         f"{', '.join(sorted(ARCHITECTURES))}. A new one is added in apex_composer/sites.py."
     )
+
+
+def check_sites(sites: Sequence[Site]) -> None:
+    """Refuse an empty list, a site that is named twice, and weights that cannot be expanded."""
+    if not sites:
+        raise ValueError("no sites to expand: the list is empty, see find_sites(model)")
+    names = [site.name for site in sites]
+    if len(set(names)) < len(names):
+        raise ValueError("sites: the list names a site twice, see find_sites(model)")
+    for site in sites:
+        check_expandable(site)
 
 
 def check_expandable(site: Site) -> None:

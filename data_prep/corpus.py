@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from apex_composer.data_prep.budgets import wanted_tokens
 from apex_composer.data_prep.files import read_json
 from apex_composer.data_prep.options import Options

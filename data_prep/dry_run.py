@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from apex_composer.data_prep.budgets import (
     check_budgets,
     parts_for_budgets,

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from apex_composer.data_prep.estimate import TYPICAL_RATIO
 from tqdm import tqdm
+
+from apex_composer.data_prep.estimate import TYPICAL_RATIO
 
 COMPRESSED = (".gz", ".zst", ".parquet")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
 from apex_composer.data_prep.files import new_folder
 from apex_composer.data_prep.plan import hash_limit, read_source
 from apex_composer.data_prep.readers import read_documents

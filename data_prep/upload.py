@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from tqdm import tqdm
+
 from apex_composer.data_prep.files import read_json, write_json, write_text
 from apex_composer.data_prep.index import INDEX
 from apex_composer.data_prep.manifest import (
@@ -20,7 +22,6 @@ from apex_composer.data_prep.manifest import (
 from apex_composer.data_prep.options import SettingsError
 from apex_composer.data_prep.remote import FILE_SCHEME, is_remote
 from apex_composer.data_prep.tokenise import REJECTS
-from tqdm import tqdm
 
 # Names of the files that an unfinished upload has done; beside the output, never uploaded.
 UPLOADED = ".uploaded.json"

@@ -20,6 +20,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from apex_composer.data_prep.tokenizer import read_backend
 
 if TYPE_CHECKING:

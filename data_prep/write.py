@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from apex_composer.data_prep import shards
 from apex_composer.data_prep.corpus import Corpus, Stream, piece_folder
 from apex_composer.data_prep.files import read_json, write_bytes, write_json

@@ -2,10 +2,11 @@
 
 import json
 
-from apex_composer.data_prep.tokenizer import train_tokenizer
-from apex_composer.data_prep.word_encoder import BLANK
 from corpus import sentences
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from apex_composer.data_prep.tokenizer import train_tokenizer
+from apex_composer.data_prep.word_encoder import BLANK
 
 TEXTS = [sentences(seed) for seed in range(60)]
 TEXTS += [

@@ -6,9 +6,10 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from corpus import sentences
+
 from apex_composer.data_prep import Options
 from apex_composer.data_prep.tokenizer import save_tokenizer, train_tokenizer
-from corpus import sentences
 
 LENGTH = 32
 

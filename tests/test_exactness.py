@@ -1,4 +1,4 @@
-"""Promise 3 of design.md: the result is that of training W and T by autograd through W_eff."""
+"""The result is that of training W and T by autograd through W_eff."""
 
 import copy
 

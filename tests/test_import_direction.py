@@ -12,7 +12,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "apex_composer"
 CORE = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem not in ("cli", "__main__")}
-KNOW_COMPOSER = {"algorithm", "scheduler", "stage_rates", "plugins"}
+KNOW_COMPOSER = {
+    "algorithm",
+    "forward_passes",
+    "plugins",
+    "run_checks",
+    "scheduler",
+    "stage_rates",
+}
 TRAINERS = {"composer", "llmfoundry"}
 RUNS = {path.stem: path for path in (PACKAGE / "runs").glob("*.py")}
 CALLBACKS = {"heartbeat", "preemption", "start_guard"}

@@ -218,9 +218,9 @@ def state_with(folder, description: str, *, vocabulary: int, length: int, evalua
 
 
 def test_prepared_data_is_compared_with_the_run(tmp_path):
-    from apex_composer.data_prep import prepare_from_scratch
     from transformers import AutoTokenizer
 
+    from apex_composer.data_prep import prepare_from_scratch
     from apex_composer.plugins import PreparedData
 
     write_corpus(tmp_path / "text")

@@ -1,4 +1,4 @@
-"""Promise 4 of design.md: a run killed at any batch and resumed gives the same weights."""
+"""A run killed at any batch and resumed gives the same weights."""
 
 import os
 import random

@@ -9,11 +9,12 @@ Shape legend
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from apex_composer.triton_kernels.addresses import AddressTable
 from apex_composer.triton_kernels.availability import mark_written, on_device, require
 from apex_composer.triton_kernels.monarch_checks import check_batch, check_gradients
 from apex_composer.triton_kernels.monarch_launch import Launcher, Layout, Tables
-from torch import Tensor
 
 # Enough for all 44 gate and up projections of TinyLLaMA-1.1B at once, in a training that holds more
 # than 17 GB and has freed its activations by then. More would save no launches there, less would

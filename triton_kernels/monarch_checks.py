@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from apex_composer.triton_kernels.tiles import LARGEST_BLOCK
 from torch import Tensor
+
+from apex_composer.triton_kernels.tiles import LARGEST_BLOCK
 
 PRECISIONS = ("tf32x3", "ieee")
 _NAMES = ("weights", "lefts", "rights", "advantageous", "disadvantageous")

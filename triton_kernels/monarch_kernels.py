@@ -14,6 +14,7 @@ written with neighbouring threads along it.
 
 import triton
 import triton.language as tl
+
 from apex_composer.triton_kernels.monarch_access import (
     block_of,
     float_pointer,

@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
 from apex_composer.triton_kernels import monarch_kernels as kernels
 from apex_composer.triton_kernels import tiles
 from apex_composer.triton_kernels.addresses import AddressTable
-from torch import Tensor
 
 
 class Layout(NamedTuple):

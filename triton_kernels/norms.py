@@ -8,9 +8,10 @@ Shape legend
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from apex_composer.triton_kernels import tiles
 from apex_composer.triton_kernels.availability import mark_written, on_device, require
-from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -7,6 +7,10 @@ Shape legend
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from triton.language.extra import libdevice
+
 from apex_composer.triton_kernels import tiles
 from apex_composer.triton_kernels.availability import interpreted, on_device
 from apex_composer.triton_kernels.norms import (
@@ -17,9 +21,6 @@ from apex_composer.triton_kernels.norms import (
     finish_sums,
     mask_bytes,
 )
-from torch import Tensor
-from torch.autograd.function import once_differentiable
-from triton.language.extra import libdevice
 
 
 @triton.jit

@@ -4,11 +4,12 @@ import sys
 import time
 
 import pytest
-from apex_composer.data_prep import dry_run
-from apex_composer.data_prep.__main__ import merge_app, prep_app, verify_app
 from corpus import write_corpus, write_jsonl
 from prepared import file_hashes, tokenizer_folder
 from typer.testing import CliRunner
+
+from apex_composer.data_prep import dry_run
+from apex_composer.data_prep.__main__ import merge_app, prep_app, verify_app
 
 BUDGETS = ["--seq-len", "32", "--val-tokens", "640", "--train-tokens", "1920"]
 

@@ -1,5 +1,8 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from apex_composer.data_prep.selection import (
     BEYOND,
     DUPLICATE,
@@ -10,8 +13,6 @@ from apex_composer.data_prep.selection import (
     make_ranges,
     stream_spans,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 DOMAINS = ["a", "b"]
 # Few different hashes, so that copies are common, within a domain and across.

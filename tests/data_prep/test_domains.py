@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from apex_composer.data_prep.domains import infer_domain, normalise_domain
 
 # The records of the releases, shortened; the sample's mirror keeps `meta` as a string.

@@ -3,6 +3,7 @@ import sys
 
 import pyarrow
 import pytest
+
 from apex_composer.data_prep import embedded
 from apex_composer.data_prep.embedded import choose_documents, module_docstrings
 from apex_composer.data_prep.readers import find_sources, read_documents

@@ -6,9 +6,10 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
-from apex_composer.data_prep import prepare
 from corpus import sentences, write_jsonl
 from prepared import file_hashes, small_options, tokenizer_folder
+
+from apex_composer.data_prep import prepare
 
 TEXTS = [sentences(seed) for seed in range(60)]
 

@@ -1,7 +1,8 @@
 import pytest
-from apex_composer.data_prep import is_prepared, prepare_from_scratch, verify
 from corpus import write_corpus, write_jsonl
 from prepared import file_hashes
+
+from apex_composer.data_prep import is_prepared, prepare_from_scratch, verify
 
 SETTINGS = {
     "vocabulary_size": 320,

@@ -6,9 +6,10 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from apex_composer.data_prep.readers import LINE_LIMIT, Source, SourceError, read_documents
 from corpus import sentences
 from prepared import tokenizer_folder
+
+from apex_composer.data_prep.readers import LINE_LIMIT, Source, SourceError, read_documents
 
 LARGEST = 1_000  # MB of a worker
 WORKER = """

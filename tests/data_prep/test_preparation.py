@@ -5,6 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from corpus import sentences, write_corpus, write_jsonl
+from prepared import LENGTH, file_hashes, small_options, stored_sequences, tokenizer_folder
+
 from apex_composer.data_prep import (
     check_manifest,
     merge,
@@ -16,8 +19,6 @@ from apex_composer.data_prep import (
 )
 from apex_composer.data_prep.options import OutputTakenError, SettingsError
 from apex_composer.data_prep.verify import check_counts
-from corpus import sentences, write_corpus, write_jsonl
-from prepared import LENGTH, file_hashes, small_options, stored_sequences, tokenizer_folder
 
 
 def run(corpus, out, workers=1, shard=None, **changes):

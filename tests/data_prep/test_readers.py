@@ -5,15 +5,16 @@ import random
 import pyarrow
 import pyarrow.parquet
 import pytest
+from corpus import write_jsonl
+from hypothesis import given
+from hypothesis import strategies as st
+
 from apex_composer.data_prep.readers import (
     Source,
     SourceError,
     find_sources,
     read_documents,
 )
-from corpus import write_jsonl
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def source_of(path, domain="book", format="jsonl"):

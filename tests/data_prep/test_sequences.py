@@ -1,4 +1,5 @@
 import pytest
+
 from apex_composer.data_prep.sequences import token_type
 
 

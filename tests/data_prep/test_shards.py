@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+
 from apex_composer.data_prep import shards
 
 

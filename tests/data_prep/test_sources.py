@@ -3,9 +3,10 @@ import json
 import shutil
 
 import pytest
+from corpus import write_corpus, write_jsonl
+
 from apex_composer.data_prep import remote
 from apex_composer.data_prep.readers import SourceError, find_sources, read_documents
-from corpus import write_corpus, write_jsonl
 
 SLIM = json.dumps({"text": "a", "meta": {"redpajama_set_name": "RedPajamaBook"}}).encode()
 

@@ -1,4 +1,5 @@
 import pytest
+
 from apex_composer.data_prep.split import make_shares
 
 

@@ -2,6 +2,12 @@ import json
 
 import numpy as np
 import pytest
+from backends import BACKENDS
+from corpus import sentences, write_jsonl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prepared import tokenizer_folder
+
 from apex_composer.data_prep import tokenise
 from apex_composer.data_prep.tokenise import (
     hash_text,
@@ -11,11 +17,6 @@ from apex_composer.data_prep.tokenise import (
 )
 from apex_composer.data_prep.tokenizer import read_backend
 from apex_composer.data_prep.word_encoder import make_encoder
-from backends import BACKENDS
-from corpus import sentences, write_jsonl
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from prepared import tokenizer_folder
 
 TEXTS = [sentences(seed, words=10 + 7 * seed) for seed in range(40)]
 BOS, EOS = 0, 1

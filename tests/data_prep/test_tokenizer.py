@@ -2,6 +2,9 @@ import json
 import shutil
 
 import pytest
+from corpus import sentences
+from prepared import tokenizer_folder
+
 from apex_composer.data_prep.tokenizer import (
     BOS,
     EOS,
@@ -11,8 +14,6 @@ from apex_composer.data_prep.tokenizer import (
     tokenizer_hash,
     train_tokenizer,
 )
-from corpus import sentences
-from prepared import tokenizer_folder
 
 TEXTS = [sentences(seed) for seed in range(20)]
 

@@ -1,10 +1,11 @@
 """An upload that ends half-way is continued, not repeated."""
 
 import pytest
-from apex_composer.data_prep import prepare, upload
 from corpus import write_corpus
 from prepared import file_hashes, small_options, tokenizer_folder
 from streaming.base.storage.upload import LocalUploader
+
+from apex_composer.data_prep import prepare, upload
 
 
 @pytest.fixture

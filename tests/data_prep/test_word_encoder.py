@@ -1,12 +1,13 @@
 import json
 
 import pytest
-from apex_composer.data_prep import word_encoder
-from apex_composer.data_prep.word_encoder import BLANK, encode_all, make_word_encoder
 from backends import BACKENDS, TEXTS, byte_level, sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
+
+from apex_composer.data_prep import word_encoder
+from apex_composer.data_prep.word_encoder import BLANK, encode_all, make_word_encoder
 
 # What the patterns and the normalisers treat each in its own way.
 PIECES = [

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 import triton
-from apex_composer.triton_kernels import availability, monarch_kernels, norms, swiglu
-from apex_composer.triton_kernels.monarch import MonarchBatch
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
+
+from apex_composer.triton_kernels import availability, monarch_kernels, norms, swiglu
+from apex_composer.triton_kernels.monarch import MonarchBatch
 
 # Bytes that one program may use, from CUDA's programming guide, table of compute capabilities.
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from apex_composer.triton_kernels.availability import interpreted
 
 

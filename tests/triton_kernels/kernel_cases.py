@@ -1,11 +1,11 @@
 """Random batches of matrices, and what the float64 reference makes of them."""
 
 import torch
-from apex_composer.triton_kernels import MonarchBatch
 from torch import Tensor
 
 from apex_composer import reference
 from apex_composer.monarch import MonarchFactors
+from apex_composer.triton_kernels import MonarchBatch
 
 SPARE = 3
 

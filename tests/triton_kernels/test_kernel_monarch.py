@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from apex_composer.triton_kernels import MonarchBatch
 from kernel_cases import MonarchCase, relative_error
+
+from apex_composer.triton_kernels import MonarchBatch
 
 both_axes = pytest.mark.parametrize("axis", [0, 1])
 # p, q: 704, 1056 and 1376 channels, 256 and 64 rows of heads, odd ones, lopsided ones, width 1

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from apex_composer.triton_kernels import unit_square_sums
 from kernel_cases import relative_error
 
 from apex_composer import reference
+from apex_composer.triton_kernels import unit_square_sums
 
 TOLERANCE = 5e-7
 # samples, tokens, units, unit size: heads of 64 and of 80, channels, odd ones, one token, one unit

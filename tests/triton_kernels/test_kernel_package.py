@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from apex_composer.triton_kernels import availability, is_available, unavailable_reason
 from kernel_cases import MonarchCase
 
 from apex_composer import triton_kernels
+from apex_composer.triton_kernels import availability, is_available, unavailable_reason
 
 SOURCES = sorted((Path(__file__).parents[2] / "triton_kernels").glob("*.py"))
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from apex_composer.triton_kernels.availability import interpreted
-from apex_composer.triton_kernels.swiglu import swiglu
 from kernel_cases import relative_error
 from torch.utils.checkpoint import checkpoint
 
 from apex_composer import reference
+from apex_composer.triton_kernels.availability import interpreted
+from apex_composer.triton_kernels.swiglu import swiglu
 
 SIZES = [(2, 70, 300), (1, 33, 256), (3, 5, 7), (2, 1, 1)]
 all_sizes = pytest.mark.parametrize("size", SIZES, ids=str)

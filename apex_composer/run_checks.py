@@ -1,0 +1,36 @@
+"""What a run must be like for APEX, checked at INIT: before data and weights are loaded."""
+
+from composer.core import Precision, State
+
+
+def check_run(state: State) -> None:
+    """Refuse runs that could only fail later.
+
+    Args:
+        state: of the trainer, before wrapping.
+
+    Raises:
+        ValueError: for the precision, the optimizers, or the sharding.
+    """
+    if state.precision == Precision.AMP_FP16:
+        raise ValueError(
+            "precision: got amp_fp16, allowed with apex: amp_bf16, fp32. Its gradient scaler "
+            "skips optimizer steps"
+        )
+    if len(state.optimizers) != 1:
+        raise ValueError(f"apex needs exactly one optimizer, got {len(state.optimizers)}")
+    _check_sharding(state)
+
+
+def _check_sharding(state: State) -> None:
+    """Refuse before wrapping what `shards.find_shards` would refuse after it."""
+    if state.tp_config is not None:
+        raise ValueError(
+            "tp_config: got tensor parallelism, allowed with apex: FSDP, HSDP and DDP. Remove "
+            "`tp_config` from the settings and shard with `fsdp_config`"
+        )
+    if state.fsdp_config is not None and not state.fsdp_config.use_orig_params:
+        raise ValueError(
+            "fsdp_config: use_orig_params: got false, allowed with apex: true (the default). FSDP "
+            "hides the single weights otherwise: remove the setting, or use FSDP_VERSION=2"
+        )
