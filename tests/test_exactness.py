@@ -1,6 +1,7 @@
 """The result is that of training W and T by autograd through W_eff."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -121,8 +122,11 @@ def compare(model, optimizer_name, clip, clip_first, tolerance, threshold=0.25):
     assert recorder.losses == pytest.approx(losses, rel=tolerance, abs=0)
     expected = twin.state_dict()
     for name, weight in model.state_dict().items():
-        scale = expected[name].abs().max()
-        assert (weight - expected[name]).abs().max() <= tolerance * scale, name
+        # Where a gradient is nearly zero, rounding decides the direction of Adam's whole step, and
+        # rounding in float32 depends on where memory lies: whole matrices are compared there.
+        order = 2 if weight.dtype == torch.float32 else float("inf")
+        norm = partial(torch.linalg.vector_norm, ord=order)
+        assert norm(weight - expected[name]) <= tolerance * norm(expected[name]), name
     # The comparison means something only if training moved the weights by far more.
     moved = max((expected[n] - start[n]).abs().max() / start[n].abs().max() for n in start)
     assert moved > 1000 * tolerance
