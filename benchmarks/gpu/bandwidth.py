@@ -55,11 +55,12 @@ def measure(case: Case, copies: Copies, report: Report, device: torch.device, re
     copy = copies.seconds(moved)
     share, goal = copy / seconds["median"], GOALS[case.kernel]
     needed = copies.seconds(case.traffic.needed) / seconds["median"]
-    text = f"{100 * share:.1f} % of copy ({moved / seconds['median'] / 1e12:.2f} TB/s"
+    rate = moved / seconds["median"] / 1e12
+    text = f"{100 * share:.1f} % of copy: {rate:.2f} TB/s, {_milliseconds(seconds['median'])}"
     if case.traffic.needed != moved:
-        text += f"; {100 * needed:.1f} % by what is needed"
+        text += f" ({100 * needed:.1f} % by the bytes that are needed)"
     report.add(
-        f"{case.kernel} {case.what}", f"{text}), {_milliseconds(seconds['median'])}",
+        f"{case.kernel} {case.what}", f"{text}; passes: {case.traffic.passes}",
         f">= {100 * goal:.0f} % of copy", share >= goal,
         seconds=seconds, host_seconds=host, copy_seconds=copy, share_of_copy=share,
         needed_share_of_copy=needed, **case.traffic._asdict(),

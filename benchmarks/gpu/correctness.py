@@ -64,7 +64,7 @@ def run(
             else:
                 findings = check.run()
         except Exception as error:  # one broken kernel must not hide what the others do
-            text = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+            text = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
             report.add(check.what, text, "within bounds", False)
             continue
         _add(report, check.what, findings)

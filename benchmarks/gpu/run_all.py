@@ -60,7 +60,7 @@ def launch(part: str, arguments: Sequence[str], limit: float) -> tuple[int, str]
 
 
 def run_part(part: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """A part's report, with its exit status and, where it broke down, the end of its log."""
+    """A part's report, with its exit status and, where it broke down, what it said last."""
     path, budget = folder / f"{part}.json", getattr(options, f"{part}_budget")
     arguments = ["--json", str(path), "--budget", str(budget)]
     arguments += ["--device", options.device] if options.device else []
@@ -74,7 +74,8 @@ def run_part(part: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     result = read_json(path) or {"part": part, "complete": False, "facts": {}, "lines": []}
     result |= {"date": now(), "exit_status": status, "seconds": round(time.monotonic() - start, 1)}
     if broke_down(result):
-        result["log"] = log
+        tqdm.write(f"{part} broke down:\n{log}", file=sys.stderr)
+        result["error"] = next(reversed(log.strip().splitlines()), "")
     return result
 
 
@@ -106,7 +107,7 @@ def table_lines(parts: dict[str, Any]) -> list[dict[str, Any]]:
     for name, result in parts.items():
         lines += result["lines"]
         if broke_down(result):
-            text = f"broke down with exit status {result['exit_status']}"
+            text = f"broke down with exit status {result['exit_status']}: {result['error']}"
             lines.append({"part": name, "what": name, "found": text, "target": "", "met": False})
     return lines
 
@@ -159,9 +160,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not machine["compiled"]:
         title += "\nINTERPRETED ON THE CPU: the times mean nothing"
     print_table(table_lines(parts), title)
-    for name, result in parts.items():
-        if "log" in result:
-            print(f"\n{name} broke down:\n{result['log']}", file=sys.stderr)
     print(f"written to {options.out}")
     return exit_status(parts, strict=options.strict)
 

@@ -27,9 +27,9 @@ class Waits(NamedTuple):
     profiled: int | None
 
 
-def count_waits(function: Callable[[], object], device: torch.device) -> Waits:
-    """Run a function three times to warm up and once or twice under observation."""
-    for _ in range(3):
+def count_waits(function: Callable[[], object], device: torch.device, warmup: int = 3) -> Waits:
+    """Run a function some times to warm up and once or twice under observation."""
+    for _ in range(warmup):
         function()
     if device.type != "cuda":
         with _Reads() as reads:
