@@ -20,6 +20,7 @@ from measuring import Deadline, seconds_of
 from report import Report, print_table
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers.utils import is_flash_attn_2_available
 
 checkout.activate()
 
@@ -34,6 +35,12 @@ PROFILE = ("never", "missed", "always")
 def flops_per_token(parameters: int, options: argparse.Namespace) -> float:
     """6 N + 12 L d s: products with the weights, and attention without the causal half left out."""
     return 6 * parameters + 12 * options.layers * options.hidden * options.length
+
+
+def best_attention() -> str:
+    """FlashAttention 2 where it can be imported and transformers takes it, else torch's own."""
+    found = is_importable("flash_attn") and is_flash_attn_2_available()
+    return "flash_attention_2" if found else "sdpa"
 
 
 def random_ids(options: argparse.Namespace, device: torch.device, seed: int) -> Tensor:
@@ -110,9 +117,7 @@ def run(device: torch.device, options: argparse.Namespace) -> Report:
     report = Report("training_step", options.json)
     # Profiles come last: leave them time.
     deadline = Deadline(options.budget and 0.9 * options.budget)
-    attention = options.attention or (
-        "flash_attention_2" if is_importable("flash_attn") else "sdpa"
-    )
+    attention = options.attention or best_attention()
     model = build_model(options, device, attention)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     training = Training(model, device, microbatch=options.microbatch, precision=options.precision)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from checks import Check, Finding, differing, relative_error
 
-from apex_composer import Expander
+from apex_composer import Expander, triton_kernels
 from apex_composer.fused_swiglu import FusedSwiGLU
-from apex_composer.triton_kernels import monarch, norms
+
+NORMS = "apex_composer.triton_kernels.norms.unit_square_sums"
 
 
 def named(checks, *words: str) -> list[Check]:
@@ -65,39 +66,39 @@ def test_what_cannot_be_right_is_not():
 
 def test_a_broken_fold_is_found(device, monkeypatch):
     checks = named(check_monarch.checks(device, small=True), "axis 0 tf32x3")
-    fold = monarch.MonarchBatch.fold
-    monkeypatch.setattr(monarch.MonarchBatch, "fold", lambda batch, sign=1: None)
+    fold = triton_kernels.MonarchBatch.fold
+    monkeypatch.setattr(triton_kernels.MonarchBatch, "fold", lambda batch, sign=1: None)
     assert wrong(checks) == {"fold: W[N]"}
 
     def writes_too_much(batch, sign=1):
         fold(batch, sign)
         batch._tensors[0][0].add_(1e-3)
 
-    monkeypatch.setattr(monarch.MonarchBatch, "fold", writes_too_much)
+    monkeypatch.setattr(triton_kernels.MonarchBatch, "fold", writes_too_much)
     assert "fold: other rows that changed" in wrong(checks)
 
 
 def test_a_broken_gradient_map_is_found(device, monkeypatch):
     checks = named(check_monarch.checks(device, small=True), "axis 1 tf32x3")
-    whole, calls = monarch.MonarchBatch.map_gradient, []
+    whole, calls = triton_kernels.MonarchBatch.map_gradient, []
 
     def other_every_time(batch, gradients):
         lefts, rights = whole(batch, gradients)
         calls.append(len(calls))
         return [left + 1e-4 * len(calls) for left in lefts], rights
 
-    monkeypatch.setattr(monarch.MonarchBatch, "map_gradient", other_every_time)
+    monkeypatch.setattr(triton_kernels.MonarchBatch, "map_gradient", other_every_time)
     assert wrong(checks) == {"map: dL", "map: other bits in a second run"}
 
 
 def test_broken_norms_are_found(device, monkeypatch):
     checks = named(check_activations.checks(device, small=True), "K2", "[3, 7, 5, 1] float16")
-    whole = norms.unit_square_sums
+    whole = triton_kernels.unit_square_sums
 
     def ignores_the_mask(activation, unit_size, mask=None, out=None):
         return whole(activation.nan_to_num(9.0), unit_size, None, out)
 
-    monkeypatch.setattr(norms, "unit_square_sums", ignores_the_mask)
+    monkeypatch.setattr(NORMS, ignores_the_mask)
     assert wrong(checks) == {"masked sums"}
 
 
@@ -117,10 +118,8 @@ def test_a_broken_swiglu_is_found(device, monkeypatch):
 def test_wrong_training_and_wrong_scores_are_found(device, monkeypatch):
     checks = list(check_steps.checks(device, small=True))
     nothing = lambda batch, gradients: ([None] * len(gradients),) * 2  # noqa: E731
-    monkeypatch.setattr(monarch.MonarchBatch, "map_gradient", nothing)
-    monkeypatch.setattr(
-        norms, "unit_square_sums", lambda a, size, mask=None, out=None: out.normal_()
-    )
+    monkeypatch.setattr(triton_kernels.MonarchBatch, "map_gradient", nothing)
+    monkeypatch.setattr(NORMS, lambda a, size, mask=None, out=None: out.normal_())
     assert {"kernels: scores that differ", "kernels: sums of norms"} <= wrong(
         named(checks, "scores of an assessment")
     )
