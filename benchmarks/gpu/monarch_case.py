@@ -1,0 +1,111 @@
+"""Random weights with Monarch operators, in the shapes of real models."""
+
+from typing import NamedTuple
+
+import checkout
+import torch
+from torch import Tensor
+
+checkout.activate()
+
+from apex_composer import reference, triton_kernels  # noqa: E402
+from apex_composer.monarch import MonarchFactors  # noqa: E402
+
+
+class Shape(NamedTuple):
+    """Of one kind of weight.
+
+    Attributes:
+        name: whose it is.
+        size: length of the expanded axis.
+        width: of the other axis.
+        p: as in the factors; n = p * q.
+        q: as in the factors.
+        axis: that is expanded.
+        unit_size: consecutive indices of one unit.
+        matrices: of this kind in one launch.
+    """
+
+    name: str
+    size: int
+    width: int
+    p: int
+    q: int
+    axis: int
+    unit_size: int = 1
+    matrices: int = 2
+
+    @property
+    def n(self) -> int:
+        """Rows that an operator maps."""
+        return self.p * self.q
+
+    def __str__(self) -> str:
+        shape = (self.size, self.width) if self.axis == 0 else (self.width, self.size)
+        return f"{self.name} {list(shape)} n={self.n} axis {self.axis}"
+
+
+class MonarchCase:
+    """Matrices of one shape with random factors and sets, the sets in mixed order of units.
+
+    Args:
+        shape: of the matrices.
+        device: that they are made on.
+        seed: of the numbers.
+    """
+
+    def __init__(self, shape: Shape, device: torch.device, seed: int = 17):
+        self.shape, self.device = shape, device
+        self._generator = torch.Generator(device).manual_seed(seed)
+        count, p, q = shape.matrices, shape.p, shape.q
+        chosen = [self._indices() for _ in range(count)]
+        self.advantageous = [indices[: shape.n].clone() for indices in chosen]
+        self.disadvantageous = [indices[shape.n : 2 * shape.n].clone() for indices in chosen]
+        self.spare = [indices[2 * shape.n :].clone() for indices in chosen]
+        sizes = (shape.size, shape.width) if shape.axis == 0 else (shape.width, shape.size)
+        self.weights = [self._normal(*sizes) for _ in range(count)]
+        self.gradients = [self._normal(*sizes) for _ in range(count)]
+        self.lefts = [self._normal(q, p, p) / p**0.5 for _ in range(count)]
+        self.rights = [self._normal(p, q, q) / q**0.5 for _ in range(count)]
+
+    def _normal(self, *sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=self._generator, device=self.device)
+
+    def _indices(self) -> Tensor:
+        unit_size = self.shape.unit_size
+        units = torch.randperm(
+            self.shape.size // unit_size, generator=self._generator, device=self.device
+        )
+        within = torch.arange(unit_size, device=self.device)
+        return (units.unsqueeze(1) * unit_size + within).flatten()
+
+    def batch(self, input_precision: str = "tf32x3"):
+        """The kernels' batch of the case's own tensors, which it changes."""
+        return triton_kernels.MonarchBatch(
+            self.weights, self.lefts, self.rights, self.advantageous, self.disadvantageous,
+            axis=self.shape.axis, input_precision=input_precision,
+        )  # fmt: skip
+
+    def rows(self, matrix: Tensor) -> Tensor:
+        """The matrix with its expanded axis first (a view)."""
+        return matrix if self.shape.axis == 0 else matrix.t()
+
+    def fold(self, place: int, weight: Tensor) -> None:
+        """Fold one matrix's operator into `weight` by the reference, in the weight's dtype."""
+        reference.fold(
+            weight, self._factors(place, weight.dtype), *self.sets(place), axis=self.shape.axis
+        )
+
+    def map_gradient(self, place: int, weight: Tensor, gradient: Tensor) -> MonarchFactors:
+        """Map one gradient in place by the reference, in the weight's dtype."""
+        return reference.map_gradient(
+            weight, gradient, self._factors(place, weight.dtype), *self.sets(place),
+            axis=self.shape.axis,
+        )  # fmt: skip
+
+    def sets(self, place: int) -> tuple[Tensor, Tensor]:
+        """P and N of one matrix."""
+        return self.advantageous[place], self.disadvantageous[place]
+
+    def _factors(self, place: int, dtype: torch.dtype) -> MonarchFactors:
+        return MonarchFactors(self.lefts[place].to(dtype), self.rights[place].to(dtype))
