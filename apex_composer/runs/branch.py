@@ -134,7 +134,7 @@ def _check_parent(parent: CheckpointFile, config: Any, yaml: Path) -> None:
 
 def _keeps_the_stage(parent: CheckpointFile, config: Any) -> bool:
     """Check the new settings and stages; tell whether the running operators fit them."""
-    from apex_composer.runs.configuration import lay_out_stages
+    from apex_composer.runs.training_yaml import lay_out_stages
 
     algorithm = _algorithm(config)
     settings = {name: getattr(algorithm, name) for name in _KEPT}

@@ -96,9 +96,9 @@ def plan(
             import warnings
 
             warnings.simplefilter("ignore")
-            from apex_composer.runs.configuration import load_configuration
             from apex_composer.runs.plan import make_plan
             from apex_composer.runs.plan_tables import make_plan_tables
+            from apex_composer.runs.training_yaml import load_configuration
 
             planned = make_plan(load_configuration(yaml, overrides or []), gpus)
             tables = make_plan_tables(planned, gpu, mfu)
@@ -129,8 +129,8 @@ def doctor(
 
     styles = {"ok": "green", "warning": "yellow", "failure": "red"}
     with status_of_errors(), console.status("looking"):
-        from apex_composer.runs.configuration import load_configuration
         from apex_composer.runs.doctor import examine
+        from apex_composer.runs.training_yaml import load_configuration
 
         config = None if yaml is None else load_configuration(yaml, overrides or [])
         findings = list(examine(config))

@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
-from apex_composer.runs.configuration import Settings, stream_folders
 from apex_composer.runs.disk import GIGABYTE, free_bytes
 from apex_composer.runs.shared_memory import find_stale
+from apex_composer.runs.training_yaml import Settings, stream_folders
 
 # The packages whose versions change what a run computes or how it starts.
 PACKAGES = (

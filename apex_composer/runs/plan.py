@@ -6,12 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apex_composer.runs.configuration import (
-    Settings,
-    check_names,
-    lay_out_stages,
-    stream_folders,
-)
 from apex_composer.runs.disk import (
     Clock,
     check_disk,
@@ -28,6 +22,12 @@ from apex_composer.runs.shapes import (
     count_parameters,
     describe_groups,
     estimate_cost,
+)
+from apex_composer.runs.training_yaml import (
+    Settings,
+    check_names,
+    lay_out_stages,
+    stream_folders,
 )
 
 # llm-foundry's own 1B model at this context reaches 0.40 on H100 and 0.59 on A100 (its README).

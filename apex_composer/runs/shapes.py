@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apex_composer.runs.configuration import Settings
+from apex_composer.runs.training_yaml import Settings
 
 # Weights, gradients and two Adam moments of the factors, and nothing else, are kept in fp32.
 _FACTOR_COPIES = 4

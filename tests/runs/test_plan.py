@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from apex_composer.cli import app
 from apex_composer.runs import disk
-from apex_composer.runs.configuration import load_configuration
 from apex_composer.runs.plan import make_plan
 from apex_composer.runs.plan_tables import peak_flops
+from apex_composer.runs.training_yaml import load_configuration
 
 YAMLS = Path(__file__).parents[2] / "yamls"
 APEX_YAML = YAMLS / "tinyllama_apex.yaml"

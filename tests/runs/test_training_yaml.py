@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from apex_composer.runs.configuration import (
+from apex_composer.runs.training_yaml import (
     check_names,
     lay_out_stages,
     load_configuration,
