@@ -13,6 +13,7 @@ import pytest
 import torch
 from sharded_loop import ODD, train_loop
 from shards_worker import EVEN
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from apex_composer.traffic import EXCHANGES, SUMS, SiteSize, step_traffic
 
@@ -228,6 +229,18 @@ def test_resuming_on_another_number_of_ranks(checkpoints, single):
         compare(four[name], uninterrupted[name][0])
         compare(one[name], uninterrupted[name][0])
         compare(uninterrupted[name], single)
+
+
+@pytest.mark.long
+def test_a_sharded_checkpoint_becomes_one_file(checkpoints, tmp_path):
+    folder, _ = checkpoints
+    for mode in ("fsdp1", "fsdp2"):
+        saved = torch.load(folder / f"{mode}-full" / "ep1-ba4-rank0.pt", weights_only=False)
+        dcp_to_torch_save(folder / f"{mode}-sharded" / "ep1-ba4", tmp_path / mode)
+        weights = torch.load(tmp_path / mode, weights_only=False)["state"]["model"]
+        assert weights.keys() == saved["state"]["model"].keys()
+        for name, weight in saved["state"]["model"].items():
+            assert torch.equal(weights[name], weight), name
 
 
 @pytest.mark.long
