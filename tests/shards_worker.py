@@ -30,7 +30,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.data import DataLoader
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from apex_composer import APEX, StagewiseScheduler, expander
+from apex_composer import APEX, StagewiseScheduler, selection
 from apex_composer.shards import find_shards
 
 torch.set_num_threads(1)
@@ -167,10 +167,10 @@ def train(run: dict[str, Any]) -> dict[str, Any]:
 
 def tampered(run: dict[str, Any]) -> dict[str, Any]:
     """Rank 1 selects other units than the others do."""
-    select = expander.select
+    select = selection.select
     flip = -1 if dist.get_global_rank() == 1 else 1
     trainer, _, _ = make_trainer(run)
-    with patch.object(expander, "select", lambda scores, count: select(flip * scores, count)):
+    with patch.object(selection, "select", lambda scores, count: select(flip * scores, count)):
         try:
             trainer.fit()
         except RuntimeError as error:
