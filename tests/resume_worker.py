@@ -7,6 +7,7 @@ Usage: resume_worker.py DATA FOLDER DEATH, where DEATH is one of
     assess-0    SIGKILL in the first assessment
     term-N      SIGTERM at the end of batch N; twice-N sends two that count as two
     group-N     SIGTERM to the whole process group, as a cluster does; one-N to the last rank only
+    lost-N      SIGKILL to the last rank only
 """
 
 import os
@@ -23,7 +24,7 @@ from composer.utils import dist
 from helpers import StreamedTokens, tiny_llama
 from streaming import StreamingDataLoader
 
-from apex_composer import APEX, StagewiseScheduler, algorithm
+from apex_composer import APEX, StagewiseScheduler, forward_passes
 from apex_composer.runs import preemption
 
 torch.set_num_threads(1)
@@ -51,17 +52,17 @@ class Die(Callback):
 class Preempt(Callback):
     """Acts as a cluster at the end of a batch."""
 
-    def __init__(self, everybody: bool, batch: int):
-        self.everybody, self.batch = everybody, batch
+    def __init__(self, everybody: bool, batch: int, number: int = signal.SIGTERM):
+        self.everybody, self.batch, self.number = everybody, batch, number
 
     def batch_end(self, state, logger):
         rank, ranks = dist.get_global_rank(), dist.get_world_size()
         if state.timestamp.batch.value != self.batch:
             return
         if self.everybody and rank == 0:
-            os.killpg(os.getpgrp(), signal.SIGTERM)
+            os.killpg(os.getpgrp(), self.number)
         elif not self.everybody and rank == ranks - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
 
 
 def die_while_saving(batch: int) -> None:
@@ -86,7 +87,7 @@ def die_while_assessing() -> None:
         if len(masks) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    algorithm.attention_mask = attention_mask
+    forward_passes.attention_mask = attention_mask
 
 
 def deaths(die: str) -> list[Callback]:
@@ -98,6 +99,8 @@ def deaths(die: str) -> list[Callback]:
         die_while_assessing()
     elif how == "twice":
         preemption.REPEAT_SECONDS = 0
+    elif how == "lost":
+        return [Preempt(False, int(batch), signal.SIGKILL)]
     elif how in ("group", "one"):
         return [Preempt(how == "group", int(batch))]
     return [Die(SIGNALS[how], int(batch))] if how in SIGNALS else []

@@ -194,14 +194,18 @@ def launch(data: Path, folder: Path, die: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.long
 def test_all_ranks_leave_together_under_the_launcher(tmp_path):
-    """SIGTERM to all processes, the launcher too (which hands it on), and to one rank alone."""
+    """SIGTERM to all processes, the launcher too (which hands it on), and to one rank alone; and
+    one rank that is lost."""
     write_shards(tmp_path / "data", samples=72)
     assert launch(tmp_path / "data", tmp_path / "whole", "none").returncode == 0
     expected = torch.load(tmp_path / "whole" / "end.pt")
-    for die in ("group-3", "one-3"):
+    for die in ("group-3", "one-3", "lost-6"):
         done = launch(tmp_path / "data", tmp_path / die, die)
-        assert done.returncode == 0, (die, done.stderr[-3000:])
-        assert "saved after batch 3" in done.stderr, die
+        if die.startswith("lost"):  # SIGKILL of one rank: nobody can save, the launcher ends all
+            assert done.returncode != 0 and not (tmp_path / die / "end.pt").exists()
+        else:
+            assert done.returncode == 0, (die, done.stderr[-3000:])
+            assert "saved after batch 3" in done.stderr, die
         assert launch(tmp_path / "data", tmp_path / die, "none").returncode == 0
         end = torch.load(tmp_path / die / "end.pt")
         for name, weight in expected["weights"].items():
