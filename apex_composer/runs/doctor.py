@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 # Docker gives containers 64 MB, with which data workers die of "Bus error".
 LEAST_SHARED_MEMORY = 1_000_000_000
 LEAST_DISK = 20 * GIGABYTE
+# Loading torch from a slow disk takes most of it.
+BACKEND_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -122,28 +126,28 @@ def check_gpu(config: Settings | None) -> Iterator[Finding]:
         yield Finding("flash-attn", "failure" if needed else "ok", text)
 
 
-def check_distributed() -> Iterator[Finding]:
-    """Start the backend that training will use, with this process alone."""
-    import torch
-    import torch.distributed as dist
+def check_distributed(seconds: float = BACKEND_SECONDS) -> Iterator[Finding]:
+    """Start the backend that training will use, in a process alone.
 
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if dist.is_initialized():
-        yield Finding("distributed", "ok", f"{dist.get_backend()} is running")
-        return
+    Args:
+        seconds: after which it counts as hanging.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", "apex_composer.runs.backend_probe"]
+    advice = (
+        "Name the network interface in NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME; NCCL_DEBUG=INFO "
+        "tells more"
+    )
     try:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        dist.all_reduce(torch.ones(1, device="cuda" if backend == "nccl" else "cpu"))
-        yield Finding("distributed", "ok", f"{backend} starts and reduces")
-    except Exception as error:  # any failure of a backend is the finding itself
-        advice = (
-            "Name the network interface in NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME; "
-            "NCCL_DEBUG=INFO tells more"
-        )
-        yield Finding("distributed", "failure", f"{backend}: {error}. {advice}")
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        if done.returncode == 0:
+            text = f"{done.stdout.strip()} starts and reduces"
+            yield Finding("distributed", "ok", text)
+        else:
+            last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+            yield Finding("distributed", "failure", f"{last}. {advice}")
+    except subprocess.TimeoutExpired:
+        text = f"no answer within {seconds:.0f} s. {advice}"
+        yield Finding("distributed", "failure", text)
     # Left over in a shell, they make a single process wait for others for ever.
     stray = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR") if name in os.environ]
     if stray:

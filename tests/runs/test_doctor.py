@@ -1,6 +1,7 @@
 """The findings on machines made up for the test, and the command on this one."""
 
 import shutil
+import subprocess
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -47,13 +48,28 @@ def test_flash_attention_is_needed_only_where_it_is_asked_for(monkeypatch):
     assert found(doctor.check_gpu(config))["flash-attn"][0] == "failure"
 
 
-def test_the_backend_is_started_and_stopped(monkeypatch):
+def test_the_backend_is_started(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    status, text = found(doctor.check_distributed())["distributed"]
-    assert status == "ok" and "starts and reduces" in text
-    assert not torch.distributed.is_initialized()
+    assert list(doctor.check_distributed()) == [
+        doctor.Finding("distributed", "ok", "gloo starts and reduces")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [("raise OSError('no interface')", "OSError: no interface"), ("while True: pass", "no answer")],
+)
+def test_a_backend_that_fails_or_hangs_is_reported(monkeypatch, program, told):
+    run = subprocess.run
+
+    def instead(command, **options):
+        return run([command[0], "-c", program], **options)
+
+    monkeypatch.setattr(doctor.subprocess, "run", instead)
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert "WORLD_SIZE are set in this shell" in list(doctor.check_distributed())[-1].text
+    finding, stray = doctor.check_distributed(seconds=2.0)
+    assert finding.status == "failure" and told in finding.text and "SOCKET_IFNAME" in finding.text
+    assert "WORLD_SIZE are set in this shell" in stray.text
 
 
 @pytest.mark.parametrize(("free", "status"), [(GIGABYTE // 16, "warning"), (16 * GIGABYTE, "ok")])
@@ -130,7 +146,10 @@ def test_stale_segments_are_removed_only_on_request(quick, monkeypatch, tmp_path
     assert segment.exists() is left
 
 
-def test_this_machine(tmp_path):
+def test_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        doctor, "check_distributed", lambda: [doctor.Finding("distributed", "ok", "gloo")]
+    )
     (tmp_path / "a.yaml").write_text("precision: fp32\nsave_folder: runs\n")
     result = CliRunner().invoke(app, ["doctor", str(tmp_path / "a.yaml")], catch_exceptions=False)
     for check in ("versions", "GPU", "distributed", "/dev/shm", "save_folder", "data"):
