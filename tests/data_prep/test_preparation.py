@@ -171,6 +171,18 @@ def test_a_begun_preparation_is_only_continued_with_the_same_options(tmp_path):
         run(corpus, tmp_path / "out", sequence_length=16)
 
 
+def test_a_begun_preparation_is_not_continued_with_another_end_of_documents(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", documents=80)
+    run(corpus, tmp_path / "out", shard=(1, 2))
+    other = shutil.copytree(tokenizer_folder(), tmp_path / "tokenizer")
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    settings["eos_token"] = settings["pad_token"]
+    (other / "tokenizer_config.json").write_text(json.dumps(settings))
+    (other / "special_tokens_map.json").unlink(missing_ok=True)
+    with pytest.raises(SettingsError, match="the tokenizer's eos was 1 and is now 2"):
+        prepare(corpus, tmp_path / "out", tokenizer=other, options=small_options(), workers=1)
+
+
 def test_input_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     corpus = write_corpus(tmp_path / "corpus", documents=80)
     whole = preparation.tokenise_pieces

@@ -161,6 +161,12 @@ def test_the_limit_is_exact_and_the_last_line_needs_no_end(tmp_path):
     assert reasons(path, line_limit=len(line)) == ["too long"]
 
 
+def test_a_plain_file_that_was_cut_short_says_so(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"text": "abc"}\n{"text": "ab')
+    assert reasons(path) == ["cut short at the end of the file"]
+
+
 def test_an_error_of_the_caller_is_not_blamed_on_the_file(tmp_path):
     path = write_jsonl(tmp_path / "x.jsonl", [b"bad"])
 
