@@ -8,7 +8,8 @@ from typing import Any
 from apex_composer.data_prep import split
 from apex_composer.data_prep.budgets import parts_for_limit
 from apex_composer.data_prep.estimate import estimate_domains, take_samples
-from apex_composer.data_prep.manifest import read_manifest
+from apex_composer.data_prep.files import read_json
+from apex_composer.data_prep.manifest import FORMAT, MANIFEST, is_of_any_version
 from apex_composer.data_prep.options import Options, SettingsError
 from apex_composer.data_prep.plan import describe_source, hash_limit, source_differences
 from apex_composer.data_prep.preparation import prepare
@@ -116,8 +117,8 @@ def is_prepared(data: Path | str, out: Path | str, **settings: Any) -> bool:
         out: folder of the earlier preparation.
         settings: those that are not left at their defaults.
     """
-    manifest = read_manifest(out)
-    if manifest is None:
+    manifest = read_json(Path(out) / MANIFEST)
+    if not is_of_any_version(manifest) or manifest["format"] != FORMAT:
         return False
     identity = make_options(DEFAULTS | settings).identity()
     if any(manifest["options"].get(name) != value for name, value in identity.items()):

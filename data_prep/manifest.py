@@ -178,15 +178,24 @@ def is_manifest(content: Any) -> bool:
     Raises:
         ValueError: it is one, of another version.
     """
-    name = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(name, str) or not name.startswith(FORMAT.rsplit(" ", 1)[0]):
+    if not is_of_any_version(content):
         return False
-    if name != FORMAT:
+    if content["format"] != FORMAT:
         raise ValueError(
-            f"manifest.json has the format {name!r}, this version reads {FORMAT!r}. Prepare the "
-            "data again (--overwrite), or use the version that wrote it."
+            f"manifest.json has the format {content['format']!r}, this version reads {FORMAT!r}. "
+            "Prepare the data again (--overwrite), or use the version that wrote it."
         )
     return True
+
+
+def is_of_any_version(content: Any) -> bool:
+    """Whether a file's content is a manifest of this command, perhaps of another version of it.
+
+    Args:
+        content: as JSON has it, None for no file.
+    """
+    name = content.get("format") if isinstance(content, dict) else None
+    return isinstance(name, str) and name.startswith(FORMAT.rsplit(" ", 1)[0])
 
 
 def check_manifest(

@@ -74,6 +74,11 @@ def prepare(
     out, options = Path(out), options or Options()
     workers = check_workers(workers)
     check_shard(shard)
+    if overwrite and shard is not None:
+        raise SettingsError(
+            f"overwrite=True with shard={shard[0]}/{shard[1]} would remove what other parts have "
+            "done. Remove the folder before the array job, and give --shard alone."
+        )
     check_apart(input, out)
     sources = find_sources(input, options.format)
     if options.shares is None:

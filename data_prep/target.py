@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from apex_composer.data_prep.files import read_json, write_json
-from apex_composer.data_prep.manifest import MANIFEST, is_manifest, read_manifest
+from apex_composer.data_prep.manifest import MANIFEST, is_of_any_version, read_manifest
 from apex_composer.data_prep.options import Options, OutputTakenError, SettingsError
 from apex_composer.data_prep.plan import PLAN, WORK, check_same, read_plan
 from apex_composer.data_prep.readers import Source
@@ -90,7 +90,9 @@ def check_ours(out: Path) -> None:
     Raises:
         OutputTakenError: it does.
     """
-    if not out.exists() or (out / WORK / LOCK).is_file() or is_manifest(read_json(out / MANIFEST)):
+    if not out.exists() or (out / WORK / LOCK).is_file():
+        return
+    if is_of_any_version(read_json(out / MANIFEST)):
         return
     if any(path.name != WORK for path in out.iterdir()) or any((out / WORK).glob("*")):
         raise OutputTakenError(
@@ -130,23 +132,24 @@ def locked(out: Path, shard: tuple[int, int] | None) -> Iterator[None]:
     (out / WORK).mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         whole = stack.enter_context((out / WORK / LOCK).open("w"))
-        alone = _lock(whole, fcntl.LOCK_EX)
-        if alone:
+        got = _lock(whole, fcntl.LOCK_EX)
+        if got:
             _remove_remains(out)
-            if read_plan(out) is None and read_manifest(out) is None:
+            if not (out / WORK / PLAN).exists() and not (out / MANIFEST).exists():
                 clear(out)  # what a killed --overwrite has left
         if shard is not None:
-            if not _lock(whole, fcntl.LOCK_SH):
+            if _lock(whole, fcntl.LOCK_SH) is False:
                 raise _taken(out)
-            _agree_on_parts(out, shard[1], alone)
+            _agree_on_parts(out, shard[1], bool(got))
             name = f"{LOCK}-{shard[0]}-of-{shard[1]}"
-            alone = _lock(stack.enter_context((out / WORK / name).open("w")), fcntl.LOCK_EX)
-        if not alone:
+            got = _lock(stack.enter_context((out / WORK / name).open("w")), fcntl.LOCK_EX)
+        if got is False:
             raise _taken(out)
         yield
 
 
-def _lock(file: IO[str], kind: int) -> bool:
+def _lock(file: IO[str], kind: int) -> bool | None:
+    """Whether the lock is ours; None where nobody can know, so that nothing may be removed."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -159,6 +162,7 @@ def _lock(file: IO[str], kind: int) -> bool:
             "Make sure that no two runs write the same part of this folder at a time",
             stacklevel=4,
         )
+        return None
     return True
 
 

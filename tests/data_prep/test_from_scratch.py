@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from corpus import write_corpus, write_jsonl
 from prepared import file_hashes
@@ -42,6 +44,11 @@ def test_finished_work_is_recognised(prepared, tmp_path):
     assert not is_prepared(corpus, out, **SETTINGS | {"vocabulary_size": 330})
     assert not is_prepared(corpus, tmp_path, **SETTINGS)
     assert not is_prepared(write_corpus(tmp_path / "other"), out, **SETTINGS)
+    manifest = json.loads((out / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(
+        json.dumps(manifest | {"format": "apex-composer data 0"})
+    )
+    assert not is_prepared(corpus, tmp_path, **SETTINGS)
 
 
 def test_a_text_limit_is_shared_among_the_domains(prepared, tmp_path):

@@ -301,8 +301,44 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(target.fcntl, "flock", no_locks)
+    corpus, out = write_corpus(tmp_path / "corpus", documents=80), tmp_path / "out"
     with pytest.warns(UserWarning, match="this file system has no locks"):
-        run(write_corpus(tmp_path / "corpus", documents=80), tmp_path / "out")
+        run(corpus, out, shard=(1, 2))
+        # Nobody knows whether the other part is at work here: nothing of it may be removed.
+        other = out / ".work" / "pieces" / "000001.partial-abc" / "tokens.bin"
+        other.parent.mkdir()
+        other.touch()
+        (out / ".work" / "plan.json").rename(tmp_path / "plan.json")
+        run(corpus, out, shard=(1, 2))
+    assert other.exists() and (out / ".work" / "pieces" / "000000").is_dir()
+    with pytest.warns(UserWarning):
+        run(corpus, out)
+    assert read_manifest(out) is not None
+
+
+def test_parts_of_an_array_job_do_not_start_over(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", documents=80)
+    arguments = {"tokenizer": tokenizer_folder(), "options": small_options(), "workers": 1}
+    with pytest.raises(SettingsError, match="would remove what other parts have done"):
+        prepare(corpus, tmp_path / "out", shard=(1, 2), overwrite=True, **arguments)
+
+
+@pytest.mark.parametrize("file", ["manifest.json", ".work/plan.json"])
+def test_the_work_of_another_version_is_refused_and_may_be_replaced(prepared, tmp_path, file):
+    folder, _ = prepared
+    arguments = {"tokenizer": tokenizer_folder(), "options": small_options(), "workers": 1}
+    out = tmp_path / "out"
+    if file == "manifest.json":
+        prepare(folder / "corpus", out, **arguments)
+    else:
+        prepare(folder / "corpus", out, shard=(1, 2), **arguments)
+    content = json.loads((out / file).read_text())
+    content["format"] = content["format"][:-1] + "0"
+    (out / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="0'.*--overwrite"):
+        prepare(folder / "corpus", out, **arguments)
+    prepare(folder / "corpus", out, overwrite=True, **arguments)
+    assert file_hashes(out) == file_hashes(folder / "out")
 
 
 def test_the_streams_may_be_named_anew_when_all_is_done(prepared, tmp_path):
