@@ -8,7 +8,7 @@ from typing import Any
 
 from corpus import sentences
 
-from apex_composer.data_prep import Options
+from apex_composer.data_prep import Options, prepare
 from apex_composer.data_prep.tokenizer import save_tokenizer, train_tokenizer
 
 LENGTH = 32
@@ -50,3 +50,11 @@ def stored_sequences(folder: Path) -> list[Any]:
 
     dataset = StreamingDataset(local=str(folder), batch_size=1)
     return [dataset[index]["tokens"] for index in range(len(dataset))]
+
+
+def run(
+    corpus: Path, out: Path, workers: int = 1, shard: tuple[int, int] | None = None, **changes: Any
+) -> dict[str, Any] | None:
+    """Prepare a corpus with `small_options`."""
+    arguments = {"workers": workers, "shard": shard, "tokenizer": tokenizer_folder()}
+    return prepare(corpus, out, options=small_options(**changes), **arguments)

@@ -1,12 +1,10 @@
-import errno
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from corpus import sentences, write_corpus, write_jsonl
-from prepared import LENGTH, file_hashes, small_options, stored_sequences, tokenizer_folder
+from prepared import LENGTH, file_hashes, run, small_options, stored_sequences, tokenizer_folder
 
 from apex_composer.data_prep import (
     check_manifest,
@@ -14,26 +12,10 @@ from apex_composer.data_prep import (
     preparation,
     prepare,
     read_manifest,
-    target,
     verify,
 )
-from apex_composer.data_prep.options import OutputTakenError, SettingsError
+from apex_composer.data_prep.options import SettingsError
 from apex_composer.data_prep.verify import check_counts
-
-
-def run(corpus, out, workers=1, shard=None, **changes):
-    arguments = {"workers": workers, "shard": shard, "tokenizer": tokenizer_folder()}
-    return prepare(corpus, out, options=small_options(**changes), **arguments)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prepared")
-    corpus = write_corpus(folder / "corpus", documents=80)
-    # Copies, within a domain and across, of which some fall into validation.
-    copies = [sentences(seed) for seed in range(240)]
-    write_jsonl(corpus / "copies" / "x.jsonl", copies + copies[:100])
-    return folder, run(corpus, folder / "out")
 
 
 def texts_of(folder, split, domain):
@@ -198,15 +180,6 @@ def test_input_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     assert read_manifest(tmp_path / "out") is None
 
 
-def test_only_its_own_output_is_replaced(prepared, tmp_path):
-    folder, _ = prepared
-    (tmp_path / "thesis.txt").write_text("mine")
-    arguments = {"tokenizer": tokenizer_folder(), "workers": 1, "overwrite": True}
-    with pytest.raises(FileExistsError, match="was not written by this command"):
-        prepare(folder / "corpus", tmp_path, options=small_options(), **arguments)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
 def test_too_many_bad_lines_are_listed_and_may_be_allowed_afterwards(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", documents=80)
     bad = write_jsonl(corpus / "book" / "z.jsonl", [b"{", b'{"text": null}'])
@@ -245,102 +218,6 @@ def test_a_budget_without_a_sequence_for_some_domain_is_found_before_the_work(tm
     run(corpus, out, val_tokens=4 * LENGTH, train_tokens=None, cpt_tokens=None)
 
 
-@pytest.mark.parametrize("gone", ["train", "tokenizer", "pieces"])
-def test_an_overwrite_that_was_killed_is_done_again(prepared, tmp_path, monkeypatch, gone):
-    folder, _ = prepared
-    out = tmp_path / "out"
-    arguments = {"tokenizer": tokenizer_folder(), "options": small_options(), "workers": 1}
-    prepare(folder / "corpus", out, keep_work=True, **arguments)
-
-    def killed(path, *arguments, **names):
-        if Path(path).name == gone:
-            raise KeyboardInterrupt
-        whole(path, *arguments, **names)
-
-    whole = shutil.rmtree
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(target.shutil, "rmtree", killed)
-        prepare(folder / "corpus", out, overwrite=True, **arguments)
-    assert read_manifest(out) is None
-    run(folder / "corpus", out)
-    assert file_hashes(out) == file_hashes(folder / "out")
-
-
-def test_a_finished_output_that_has_lost_a_shard_is_not_called_done(prepared, tmp_path):
-    folder, _ = prepared
-    out = shutil.copytree(folder / "out", tmp_path / "out")
-    (out / "train" / "book" / "shard.00000.mds").unlink()
-    with pytest.raises(ValueError, match="1 of its shards are gone or cut short"):
-        run(folder / "corpus", out)
-
-
-def test_an_output_in_the_input_is_refused(tmp_path):
-    corpus = write_corpus(tmp_path / "corpus")
-    for out in (corpus / "prepared", tmp_path, corpus):
-        with pytest.raises(SettingsError, match="lie one in the other"):
-            run(corpus, out)
-    (tmp_path / "file").touch()
-    with pytest.raises(SettingsError, match="is a file"):
-        run(corpus, tmp_path / "file")
-
-
-def test_one_writer_at_a_time_but_for_the_parts_of_a_job(tmp_path):
-    corpus, out = write_corpus(tmp_path / "corpus", documents=80), tmp_path / "out"
-    with target.locked(out, (1, 2)):
-        run(corpus, out, shard=(2, 2))
-        for shard in (None, (1, 2), (2, 3)):
-            with pytest.raises(OutputTakenError):
-                run(corpus, out, shard=shard)
-    with target.locked(out, None), pytest.raises(OutputTakenError, match="by another process"):
-        run(corpus, out, shard=(1, 2))
-    run(corpus, out)
-
-
-def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
-    def no_locks(*arguments):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(target.fcntl, "flock", no_locks)
-    corpus, out = write_corpus(tmp_path / "corpus", documents=80), tmp_path / "out"
-    with pytest.warns(UserWarning, match="this file system has no locks"):
-        run(corpus, out, shard=(1, 2))
-        # Nobody knows whether the other part is at work here: nothing of it may be removed.
-        other = out / ".work" / "pieces" / "000001.partial-abc" / "tokens.bin"
-        other.parent.mkdir()
-        other.touch()
-        (out / ".work" / "plan.json").rename(tmp_path / "plan.json")
-        run(corpus, out, shard=(1, 2))
-    assert other.exists() and (out / ".work" / "pieces" / "000000").is_dir()
-    with pytest.warns(UserWarning):
-        run(corpus, out)
-    assert read_manifest(out) is not None
-
-
-def test_parts_of_an_array_job_do_not_start_over(tmp_path):
-    corpus = write_corpus(tmp_path / "corpus", documents=80)
-    arguments = {"tokenizer": tokenizer_folder(), "options": small_options(), "workers": 1}
-    with pytest.raises(SettingsError, match="would remove what other parts have done"):
-        prepare(corpus, tmp_path / "out", shard=(1, 2), overwrite=True, **arguments)
-
-
-@pytest.mark.parametrize("file", ["manifest.json", ".work/plan.json"])
-def test_the_work_of_another_version_is_refused_and_may_be_replaced(prepared, tmp_path, file):
-    folder, _ = prepared
-    arguments = {"tokenizer": tokenizer_folder(), "options": small_options(), "workers": 1}
-    out = tmp_path / "out"
-    if file == "manifest.json":
-        prepare(folder / "corpus", out, **arguments)
-    else:
-        prepare(folder / "corpus", out, shard=(1, 2), **arguments)
-    content = json.loads((out / file).read_text())
-    content["format"] = content["format"][:-1] + "0"
-    (out / file).write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="0'.*--overwrite"):
-        prepare(folder / "corpus", out, **arguments)
-    prepare(folder / "corpus", out, overwrite=True, **arguments)
-    assert file_hashes(out) == file_hashes(folder / "out")
-
-
 def test_the_streams_may_be_named_anew_when_all_is_done(prepared, tmp_path):
     folder, _ = prepared
     out = shutil.copytree(folder / "out", tmp_path / "out")
@@ -353,57 +230,6 @@ def test_one_index_for_a_whole_split(prepared):
     folder, manifest = prepared
     expected = sum(n["sequences"] for n in manifest["splits"]["train"].values())
     assert len(stored_sequences(folder / "out" / "train")) == expected
-
-
-def test_verify_finds_a_flipped_byte_a_missing_and_a_strange_file(prepared, tmp_path):
-    folder, _ = prepared
-    out = shutil.copytree(folder / "out", tmp_path / "out")
-    shard = out / "cpt" / "book" / "shard.00000.mds"
-    content = bytearray(shard.read_bytes())
-    content[-7] ^= 1
-    shard.write_bytes(content)
-    (out / "train" / "book" / "shard.00000.mds").unlink()
-    (out / "train" / "book" / "notes").touch()
-    (out / "train" / "github" / "shard.00000.mds").write_bytes(b"cut")
-    assert [fault.split(":")[0] for fault in verify(out, workers=2)] == [
-        "cpt/book/shard.00000.mds",
-        "train/book/notes",
-        "train/book/shard.00000.mds",
-        "train/github/shard.00000.mds",
-    ]
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["train/book/index.json", "train/index.json", "rejects.jsonl", "tokenizer/tokenizer.json"],
-)
-def test_verify_finds_any_change_of_any_other_file(prepared, tmp_path, name):
-    folder, _ = prepared
-    out = shutil.copytree(folder / "out", tmp_path / "out")
-    (out / name).write_bytes((out / name).read_bytes() + b" ")
-    assert verify(out, workers=1) == [f"{name}: its bytes have changed (sha256)"]
-    (out / name).unlink()
-    assert verify(out, workers=1) == [f"{name}: cannot be read (No such file or directory)"]
-
-
-def test_verify_finds_any_change_of_the_manifest(prepared, tmp_path):
-    folder, manifest = prepared
-    out = shutil.copytree(folder / "out", tmp_path / "out")
-    for key in manifest:
-        changed = {name: value for name, value in manifest.items() if name != key}
-        (out / "manifest.json").write_text(json.dumps(changed))
-        if key == "format":
-            with pytest.raises(SettingsError, match="no finished preparation"):
-                verify(out, workers=1)
-        else:
-            assert verify(out, workers=1)[0].startswith("manifest.json: it was changed")
-
-
-def test_verify_bears_what_streaming_unpacks(prepared, tmp_path):
-    folder, _ = prepared
-    run(folder / "corpus", tmp_path / "out", compression="zstd")
-    assert stored_sequences(tmp_path / "out" / "train" / "book")
-    assert list((tmp_path / "out").rglob("*.mds")) and verify(tmp_path / "out", workers=1) == []
 
 
 def test_a_run_that_does_not_fit_the_data_is_refused(prepared, tmp_path):
