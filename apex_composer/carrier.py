@@ -11,6 +11,7 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from apex_composer.distributed import ShardRanks
 from apex_composer.exchange import Lane, Matrix, Route, Side, plan_exchange
@@ -21,14 +22,13 @@ class Parts:
     """What belongs to the entries of one set that this rank holds.
 
     Attributes:
-        blocks: [entries, unit], in the order of `Side.blocks`.
-        singles: [entries], in the order of `Side.singles`.
-        whole: by matrix, [whole rows, n] for the rows at axis 1 that never travel, else None.
+        rows: by matrix, of the rows that this rank holds whole: the selected ones [rows, columns]
+            at axis 0, the selected entries of all [rows, n] at axis 1.
+        singles: [entries] of cut rows and biases, in the order of `Side.singles`.
     """
 
-    blocks: Tensor
+    rows: list[Tensor]
     singles: Tensor
-    whole: list[Tensor | None]
 
 
 class Carrier:
@@ -55,11 +55,30 @@ class Carrier:
         self.families = [list(places) for _, places in alike]
         self._routes = {n: _on_device(route, device) for n, route in self.plan.routes.items()}
         self._sets = [{n: s.to(device) for n, s in m.sets.items()} for m in matrices]
+        self._places = {n: [self._arriving(n, f) for f in self.families] for n in self._routes}
+        self._packing = {
+            columns: maps and tuple(places.to(device) for places in maps)
+            for columns, maps in self.plan.packing.items()
+        }
 
     def _kind(self, place: int) -> tuple:
         matrix, rows = self._matrices[place], self.plan.rows[place]
-        cut = None if rows is None else rows.cut
+        cut = rows.cut and matrix.axis == 1
         return matrix.axis, matrix.single, len(matrix.sets["P"]), self.plan.widths[place], cut
+
+    def _arriving(self, name: str, family: Sequence[int]) -> Tensor | None:
+        """Where in a family's rows those belong that arrive, [m * n]; None: in order."""
+        side = self.plan.routes[name].workers
+        size = len(self._sets[family[0]][name])
+        places = torch.cat(
+            [
+                place * size + lane.local[i]
+                for lane in (side.blocks, side.singles)
+                for place, i in enumerate(family)
+            ]
+        )
+        in_order = bool((places.diff() > 0).all())
+        return None if in_order else places.to(self._sets[family[0]][name].device)
 
     def take(self, name: str, shards: Sequence[Tensor]) -> Parts:
         """The entries of a set that this rank holds.
@@ -68,14 +87,11 @@ class Carrier:
             name: of the set, P or N.
             shards: by matrix, flat.
         """
-        side, unit = self._routes[name].owners, self.plan.unit
-        whole = [
-            None if rows is None else self._whole(i, shards[i]).index_select(1, self._sets[i][name])
-            for i, rows in enumerate(self.plan.rows)
+        rows = [
+            self._whole(i, shard).index_select(matrix.axis, self._selected(name, i))
+            for i, (matrix, shard) in enumerate(zip(self._matrices, shards, strict=True))
         ]
-        return Parts(
-            _collect(side.blocks, shards, unit), _collect(side.singles, shards, 1).view(-1), whole
-        )
+        return Parts(rows, _collect(self._routes[name].owners.singles, shards))
 
     def add(self, name: str, parts: Parts, shards: Sequence[Tensor | None], sign: int = 1) -> None:
         """Add to the entries of a set that this rank holds, in place.
@@ -86,23 +102,19 @@ class Carrier:
             shards: by matrix, flat; None passes the matrix over.
             sign: +1 or -1.
         """
-        side, unit = self._routes[name].owners, self.plan.unit
-        _spread(side.blocks, parts.blocks, shards, unit, sign)
-        _spread(side.singles, parts.singles.view(-1, 1), shards, 1, sign)
-        for i, part in enumerate(parts.whole):
-            if part is not None and shards[i] is not None:
-                whole = self._whole(i, shards[i])
-                whole.index_add_(1, self._sets[i][name], part, alpha=sign)
+        _spread(self._routes[name].owners.singles, parts.singles, shards, sign)
+        for i, (part, shard) in enumerate(zip(parts.rows, shards, strict=True)):
+            if shard is not None:
+                whole, axis = self._whole(i, shard), self._matrices[i].axis
+                whole.index_add_(axis, self._selected(name, i), part, alpha=sign)
 
     def square_sums(self, name: str, parts: Parts) -> Tensor:
         """By matrix, the sum of squares of what belongs to it, a vector; this rank's part."""
-        side = self._routes[name].owners
-        blocks = parts.blocks.split(side.blocks.parts)
-        singles = parts.singles.split(side.singles.parts)
+        singles = parts.singles.split(self._routes[name].owners.singles.parts)
         return torch.stack(
             [
-                sum(part.square().sum() for part in found if part is not None)
-                for found in zip(blocks, singles, parts.whole, strict=True)
+                rows.square().sum() + single.square().sum()
+                for rows, single in zip(parts.rows, singles, strict=True)
             ]
         )
 
@@ -117,22 +129,29 @@ class Carrier:
             By family, [m, n, d]: W[P] or G[N], columns as rows at axis 1.
         """
         route, own = self._routes[name], self.take(name, shards)
-        buffer = self._send(route.owners, own.blocks, own.singles, route.workers)
+        buffer = self._send(route.owners, self._pack(own.rows), own.singles, route.workers)
         blocks, singles = self._read(route.workers, buffer)
-        blocks = iter(blocks.split(self._sizes(route.workers.blocks)))
-        singles = iter(singles.split(self._sizes(route.workers.singles)))
         families = []
-        for family in self.families:
-            i, block, single = family[0], next(blocks), next(singles)
+        for family, places, block, single in zip(
+            self.families,
+            self._places[name],
+            blocks.split(self._sizes(route.workers.blocks)),
+            singles.split(self._sizes(route.workers.singles)),
+            strict=True,
+        ):
+            i, width = family[0], self.plan.widths[family[0]]
             shape = (len(family), len(self._sets[i][name]), -1)
-            if self.plan.widths[i] == 0:
+            if width == 0:
                 families.append(block.new_empty(*shape[:2], 0))
-            elif self.plan.rows[i] is None:
-                families.append((single if self._matrices[i].single else block).view(shape))
-            else:
-                whole = torch.stack([own.whole[place].t() for place in family])
+            elif self._matrices[i].axis == 1:
+                whole = torch.stack([own.rows[place].t() for place in family])
                 cut = self.plan.rows[i].cut
                 families.append(torch.cat([whole, single.view(shape)], 2) if cut else whole)
+            else:
+                rows = torch.cat([block[:, :width], single.view(-1, width)])
+                if places is not None:
+                    rows = torch.empty_like(rows).index_copy_(0, places, rows)
+                families.append(rows.view(shape))
         return families
 
     def to_owners(self, name: str, families: Sequence[Tensor]) -> Parts:
@@ -142,22 +161,58 @@ class Carrier:
             name: of the set, P or N.
             families: as `to_workers` returns them.
         """
-        route = self._routes[name]
-        blocks, singles, whole = [], [], [None] * len(self._matrices)
-        for family, results in zip(self.families, families, strict=True):
-            rows = self.plan.rows[family[0]]
-            if rows is not None:
-                for place, result in zip(family, results, strict=True):
-                    whole[place] = result[:, : rows.whole].t()
-                singles.append(results[:, :, rows.whole :].reshape(-1))
-            else:
-                lane = singles if self._matrices[family[0]].single else blocks
-                lane.append(results.reshape(-1))
-        empty = families[0].new_empty(0)
-        packed = torch.cat([*blocks, empty]).view(-1, self.plan.unit)
-        buffer = self._send(route.workers, packed, torch.cat([*singles, empty]), route.owners)
+        route, unit = self._routes[name], self.plan.unit
+        blocks, singles, whole = [families[0].new_empty(0, unit)], [families[0].new_empty(0)], {}
+        for family, places, results in zip(
+            self.families, self._places[name], families, strict=True
+        ):
+            i, width = family[0], self.plan.widths[family[0]]
+            if self._matrices[i].axis == 1:
+                size = self.plan.rows[i].whole
+                whole |= {p: r[:, :size].t() for p, r in zip(family, results, strict=True)}
+                singles.append(results[:, :, size:].reshape(-1))
+            elif width:
+                rows = results.reshape(-1, width)
+                rows = rows if places is None else rows.index_select(0, places)
+                count = sum(route.workers.blocks.parts[place] for place in family)
+                blocks.append(pad(rows[:count], (0, unit - width)))
+                singles.append(rows[count:].reshape(-1))
+        buffer = self._send(route.workers, torch.cat(blocks), torch.cat(singles), route.owners)
         own_blocks, own_singles = self._read(route.owners, buffer)
-        return Parts(own_blocks, own_singles, whole)
+        rows = self._unpack(own_blocks, route.owners.blocks)
+        return Parts([whole.get(i, part) for i, part in enumerate(rows)], own_singles)
+
+    def _selected(self, name: str, place: int) -> Tensor:
+        """Of the rows that this rank holds whole, the selected ones; at axis 1, their columns."""
+        if self._matrices[place].axis == 1:
+            return self._sets[place][name]
+        return self._routes[name].owners.blocks.local[place]
+
+    def _pack(self, rows: Sequence[Tensor]) -> Tensor:
+        """The blocks [entries, unit] of selected rows, by matrix [rows, columns]."""
+        blocks = [rows[0].new_empty(0, self.plan.unit)]
+        for part, matrix in zip(rows, self._matrices, strict=True):
+            if not matrix.single:
+                maps = self._packing[matrix.shape[1]]
+                part = part if maps is None else part.index_select(1, maps[0])
+                blocks.append(part.view(-1, self.plan.unit))
+        return torch.cat(blocks)
+
+    def _unpack(self, blocks: Tensor, lane: Lane) -> list[Tensor]:
+        """By matrix, the selected rows [rows, columns] that blocks are made of."""
+        rows = []
+        for part, local, matrix in zip(
+            blocks.split(lane.parts), lane.local, self._matrices, strict=True
+        ):
+            maps = self._packing.get(matrix.shape[1])
+            if not len(local):
+                part = part.new_empty(0, matrix.shape[1])
+            elif maps is None:
+                part = part.reshape(len(local), -1)
+            else:
+                part = part.reshape(len(local), -1).index_select(1, maps[1])
+            rows.append(part)
+        return rows
 
     def _send(self, side: Side, blocks: Tensor, singles: Tensor, other: Side) -> Tensor:
         # Zeros: what pads a chunk travels too, and unwritten memory may hold anything.
@@ -183,32 +238,33 @@ class Carrier:
         return shard[begin : begin + rows.whole * columns].view(rows.whole, columns)
 
 
-def _collect(lane: Lane, shards: Sequence[Tensor], unit: int) -> Tensor:
-    """[entries, unit] out of the shards, matrix by matrix."""
+def _collect(lane: Lane, shards: Sequence[Tensor]) -> Tensor:
+    """The single entries [entries] out of the shards, matrix by matrix."""
     found = [
-        shard.view(-1, unit).index_select(0, local)
-        for shard, local, part in zip(shards, lane.local, lane.parts, strict=True)
-        if part
+        shard.index_select(0, local)
+        for shard, local in zip(shards, lane.local, strict=True)
+        if len(local)
     ]
-    return torch.cat([shards[0].new_empty(0, unit), *found])
+    return torch.cat([shards[0].new_empty(0), *found])
 
 
-def _spread(
-    lane: Lane, entries: Tensor, shards: Sequence[Tensor | None], unit: int, sign: int
-) -> None:
-    """Add [entries, unit] to the shards, matrix by matrix."""
+def _spread(lane: Lane, entries: Tensor, shards: Sequence[Tensor | None], sign: int) -> None:
+    """Add single entries [entries] to the shards, matrix by matrix."""
     for shard, local, part in zip(shards, lane.local, entries.split(lane.parts), strict=True):
         if shard is not None and len(part):
-            shard.view(-1, unit).index_add_(0, local, part, alpha=sign)
+            shard.index_add_(0, local, part, alpha=sign)
 
 
 def _on_device(route: Route, device: torch.device) -> Route:
     """The same route with its indices where the shards lie, so that no step waits for them."""
 
-    def lane(own: Lane) -> Lane:
-        return Lane(own.positions.to(device), own.parts, [t.to(device) for t in own.local])
+    def lane(own: Lane, local: list[Tensor]) -> Lane:
+        return Lane(own.positions.to(device), own.parts, [t.to(device) for t in local])
 
-    def side(own: Side) -> Side:
-        return replace(own, blocks=lane(own.blocks), singles=lane(own.singles))
+    def side(own: Side, owners: bool) -> Side:
+        blocks, singles = (
+            lane(each, each.local if owners else []) for each in (own.blocks, own.singles)
+        )
+        return replace(own, blocks=blocks, singles=singles)
 
-    return Route(side(route.owners), side(route.workers))
+    return Route(side(route.owners, True), side(route.workers, False))

@@ -10,8 +10,10 @@ rank that computes with its column, the *owner* the one that holds it.
 
 A route moves the entries of one set of indices (P or N) of all matrices in one buffer, cut into
 one chunk per peer. Both ends list a chunk's entries in the same order: matrix by matrix, then by
-index, then along the free axis. A chunk holds first blocks of `unit` consecutive entries (rows
-cut at column slices), then single entries (biases, cut rows) and padding to the next unit.
+index, then along the free axis. A chunk holds first blocks of `unit` numbers, each the slice of a
+row that one owner holds whole (and padding where the slice is shorter), then single entries
+(biases, rows that FSDP1 cut) and padding to the next unit. So the index of a route has a number
+for every slice of a row, and for every entry of the few rows that are cut.
 
 Shape legend
     n   indices of a set            S   ranks that share the shards
@@ -19,14 +21,13 @@ Shape legend
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import gcd
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-# More slices per rank than this even out what does not divide; fewer make longer blocks.
-_SLICES_PER_RANK = 8
+from apex_composer.column_slices import column_edges, filled_slices, packing
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,12 @@ class Matrix:
         """Whether its entries travel one by one: cut rows, and biases (one column)."""
         return self.axis == 1 or self.shape[1] == 1
 
+    def whole(self, indices: Tensor) -> Tensor:
+        """Which of the rows travel as blocks: one rank holds all of each, [n] bool."""
+        first = indices * self.shape[1]
+        same = self.owner(first) == self.owner(first + self.shape[1] - 1)
+        return same & (not self.single)
+
     def owner(self, positions: Tensor) -> Tensor:
         """The rank that holds each flat position, same shape."""
         held = sorted(
@@ -61,7 +68,9 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows that one rank works on at axis 1: `whole` ones from `first`, then perhaps a cut one.
+    """Rows that begin on one rank: `whole` ones from `first`, then perhaps a cut one.
+
+    At axis 1 these are the rows that the rank works on.
 
     Attributes:
         first: the first row that begins on this rank.
@@ -81,7 +90,9 @@ class Lane:
     Attributes:
         positions: [entries] int64, where each lies in the buffer, in the lane's unit.
         parts: how many of them belong to each matrix.
-        local: owners only: by matrix, where each entry lies in the shard, in the lane's unit.
+        local: by matrix, int64, what they belong to. Owners: of blocks the rows, counted from the
+            first whole one; of single entries the places in the shard. Workers: the places in the
+            set of the rows that they make up (axis 0).
     """
 
     positions: Tensor
@@ -111,32 +122,18 @@ class Plan:
     """One rank's part in all exchanges of a stage.
 
     Attributes:
-        unit: numbers in a block.
+        unit: numbers in a block: the longest slice of a row.
         routes: {"P": Route, "N": Route}.
         widths: by matrix, the length of the free axis that this rank works on.
-        rows: by matrix, the rows behind it at axis 1; None at axis 0.
+        rows: by matrix, those that begin on this rank.
+        packing: by columns of a matrix, how its rows become blocks, see `packing`.
     """
 
     unit: int
     routes: dict[str, Route]
     widths: list[int]
-    rows: list[Rows | None]
-
-
-def column_edges(columns: int, ranks: int, grain: int) -> list[int]:
-    """Where the columns are cut into one slice per rank: `ranks + 1` ascending numbers.
-
-    Args:
-        columns: of the matrix.
-        ranks: S.
-        grain: every shard ends at a multiple of it within its row; a divisor of `columns`.
-    """
-    if columns % ranks == 0:
-        unit = gcd(grain, columns // ranks)
-    else:
-        most = max(1, columns // (_SLICES_PER_RANK * ranks))
-        unit = next(u for u in range(min(most, grain), 0, -1) if grain % u == 0)
-    return [rank * (columns // unit) // ranks * unit for rank in range(ranks + 1)]
+    rows: list[Rows]
+    packing: dict[int, tuple[Tensor, Tensor] | None]
 
 
 def plan_exchange(matrices: Sequence[Matrix], rank: int, ranks: int) -> Plan:
@@ -147,26 +144,28 @@ def plan_exchange(matrices: Sequence[Matrix], rank: int, ranks: int) -> Plan:
         rank: in the group that shares the shards.
         ranks: S.
     """
-    edges = [column_edges(m.shape[1], ranks, _grain(m)) for m in matrices]
-    long = [place for place, matrix in enumerate(matrices) if not matrix.single]
-    unit = gcd(*(edge for i in long for edge in edges[i]), *(_grain(matrices[i]) for i in long))
-    rows = [_rows(m, rank) if m.axis == 1 else None for m in matrices]
+    edges = [column_edges(m.shape[1], ranks) for m in matrices]
+    long = {own[-1]: own for own, m in zip(edges, matrices, strict=True) if not m.single}
+    unit = max((b - a for own in long.values() for a, b in pairwise(own)), default=1)
+    packed = {columns: packing(own, unit) for columns, own in long.items()}
+    rows = [_rows(m, rank) for m in matrices]
     widths = [
-        own.whole + own.cut if own is not None else edge[rank + 1] - edge[rank]
-        for own, edge in zip(rows, edges, strict=True)
+        own.whole + own.cut if m.axis == 1 else edge[rank + 1] - edge[rank]
+        for m, own, edge in zip(matrices, rows, edges, strict=True)
     ]
-    planner = _Planner(matrices, edges, rank, ranks, unit or 1)
-    return Plan(unit or 1, {name: planner.route(name) for name in ("P", "N")}, widths, rows)
-
-
-def _grain(matrix: Matrix) -> int:
-    return gcd(matrix.shape[1], *(edge for interval in matrix.intervals for edge in interval))
+    planner = _Planner(matrices, edges, rank, ranks, unit)
+    return Plan(unit, {name: planner.route(name) for name in ("P", "N")}, widths, rows, packed)
 
 
 def _rows(matrix: Matrix, rank: int) -> Rows:
     (start, stop), columns = matrix.intervals[rank], matrix.shape[1]
     first, last = -(-start // columns), stop // columns
     return Rows(first, max(last - first, 0), last >= first and stop > last * columns)
+
+
+# Peers of entries [entries], and what they belong to, see `Lane.local`.
+_Entries = tuple[Tensor, Tensor]
+_NOTHING = (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 
 
 @dataclass
@@ -180,65 +179,74 @@ class _Planner:
     def route(self, name: str) -> Route:
         return Route(self._side(name, self._owned), self._side(name, self._worked_on))
 
-    def _side(self, name: str, entries: Callable[..., tuple[Tensor, Tensor]]) -> Side:
+    def _side(self, name: str, entries: Callable[..., tuple[_Entries, _Entries]]) -> Side:
         """Lay the entries of all matrices out in one buffer, chunk after chunk."""
-        lanes = []
-        for single, unit in ((False, self.unit), (True, 1)):
-            own = [
-                entries(m, m.sets[name], self.edges[i], unit)
-                if m.single == single
-                else (torch.zeros(0, dtype=torch.int64),) * 2
-                for i, m in enumerate(self.matrices)
-            ]
-            peers = torch.cat([peers for peers, _ in own])
-            lanes.append((peers, torch.bincount(peers, minlength=self.ranks), own))
-        (_, blocks, _), (_, singles, _) = lanes
+        own = [
+            entries(matrix, matrix.sets[name], edges)
+            for matrix, edges in zip(self.matrices, self.edges, strict=True)
+        ]
+        lanes = list(zip(*own, strict=True))
+        peers = [torch.cat([peers for peers, _ in lane]) for lane in lanes]
+        blocks, singles = (torch.bincount(of_lane, minlength=self.ranks) for of_lane in peers)
         sizes = (blocks + (singles + self.unit - 1) // self.unit) * self.unit
         begins = sizes.cumsum(0) - sizes
-        built = []
-        for (peers, counts, own), begin in zip(
-            lanes, (begins // self.unit, begins + blocks * self.unit), strict=True
-        ):
-            positions = begin[peers] + _places_within(peers, counts)
-            parts = [len(peers) for peers, _ in own]
-            built.append(Lane(positions, parts, [local for _, local in own]))
+        built = [
+            Lane(
+                begin[of_lane] + _places_within(of_lane, counts),
+                [len(peers) for peers, _ in lane],
+                [local for _, local in lane],
+            )
+            for lane, of_lane, counts, begin in (
+                (lanes[0], peers[0], blocks, begins // self.unit),
+                (lanes[1], peers[1], singles, begins + blocks * self.unit),
+            )
+        ]
         return Side(sizes.tolist(), *built)
 
     def _owned(
-        self, matrix: Matrix, indices: Tensor, edges: list[int], unit: int
-    ) -> tuple[Tensor, Tensor]:
-        """Entries that this rank holds: their workers, and where they lie in its shard."""
+        self, matrix: Matrix, indices: Tensor, edges: list[int]
+    ) -> tuple[_Entries, _Entries]:
+        """What this rank holds, as blocks and as single entries: workers, and where it lies."""
         start, stop = matrix.intervals[self.rank]
-        columns = matrix.shape[1]
+        columns, rows = matrix.shape[1], _rows(matrix, self.rank)
         if start == stop:
-            return (torch.zeros(0, dtype=torch.int64),) * 2
+            return _NOTHING, _NOTHING
         if matrix.axis == 1:
-            rows = _rows(matrix, self.rank)
             cut = [rows.first - 1] * (start % columns > 0) + [rows.first + rows.whole] * rows.cut
             first_entries = torch.tensor(cut, dtype=torch.int64).unsqueeze(1) * columns
             positions = first_entries + indices
-            workers = matrix.owner(first_entries).expand_as(positions)
+            workers, blocks = matrix.owner(first_entries), _NOTHING
         else:
-            near = (indices >= start // columns) & (indices <= (stop - 1) // columns)
-            along = torch.arange(0, columns, unit)
-            positions = indices[near].unsqueeze(1) * columns + along
+            near = indices[(indices >= start // columns) & (indices <= (stop - 1) // columns)]
+            whole = matrix.whole(near)
+            slices = torch.tensor(filled_slices(edges)).repeat(int(whole.sum()))
+            blocks = slices, near[whole] - rows.first
+            along = torch.arange(columns)
+            positions = near[~whole].unsqueeze(1) * columns + along
             workers = torch.searchsorted(torch.tensor(edges), along, right=True) - 1
-            workers = workers.expand_as(positions)
         held = (positions >= start) & (positions < stop)
-        return workers[held], (positions[held] - start) // unit
+        return blocks, (workers.expand_as(positions)[held], positions[held] - start)
 
     def _worked_on(
-        self, matrix: Matrix, indices: Tensor, edges: list[int], unit: int
-    ) -> tuple[Tensor, Tensor]:
-        """Entries that this rank computes with and that travel: their owners."""
+        self, matrix: Matrix, indices: Tensor, edges: list[int]
+    ) -> tuple[_Entries, _Entries]:
+        """What this rank computes with and what travels: owners, and which rows of the set."""
+        columns = matrix.shape[1]
         if matrix.axis == 1:
             rows = _rows(matrix, self.rank)
-            positions = indices + (rows.first + rows.whole) * matrix.shape[1]
+            positions = indices + (rows.first + rows.whole) * columns
             positions = positions if rows.cut else positions[:0]
-        else:
-            along = torch.arange(edges[self.rank], edges[self.rank + 1], unit)
-            positions = (indices.unsqueeze(1) * matrix.shape[1] + along).flatten()
-        return matrix.owner(positions), positions[:0]
+            return _NOTHING, (matrix.owner(positions), positions[:0])
+        along = torch.arange(edges[self.rank], edges[self.rank + 1])
+        if not len(along):
+            return _NOTHING, _NOTHING
+        whole = matrix.whole(indices)
+        places = torch.arange(len(indices))
+        positions = (indices[~whole].unsqueeze(1) * columns + along).flatten()
+        return (
+            (matrix.owner(indices[whole] * columns), places[whole]),
+            (matrix.owner(positions), places[~whole]),
+        )
 
 
 def _places_within(peers: Tensor, counts: Tensor) -> Tensor:
