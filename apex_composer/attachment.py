@@ -10,13 +10,23 @@ if TYPE_CHECKING:
     from apex_composer.expander import Expander
 
 
+_MOVED_TOO_EARLY = (
+    "the optimizer changed the weights before it called its closure, while they held W + T W[P]; "
+    "it will put back a copy from there, to which T W[P] would be added a second time. With a SAM "
+    "whose step() goes on from gradients that it is handed: attach to the optimizer inside it "
+    "(`base_optimizer`). Allowed: to call the closure first"
+)
+
+
 class Attachment:
     """Step hooks of an optimizer that call `before_step` and `after_step` at the right moments.
 
     Without a closure the gradients are ready when `step()` is called. With one, forward and
     backward run inside `step()` (Composer does this), where a pre-hook fires too early, with the
     gradients of the step before: so the closure is wrapped and the work is done behind it. That
-    is after gradient clipping and everything else which acts on gradients, in whatever order.
+    is after gradient clipping and everything else which acts on gradients, in whatever order. An
+    optimizer may call it several times (SAM, LBFGS): every call sees the effective weights of where
+    the optimizer has gone, and the operators step once, from the last call's gradients.
 
     Attributes:
         armed: False makes steps pass untouched. torch's checkpoint code calls phantom steps with
@@ -46,19 +56,33 @@ class Attachment:
                 # A GradScaler leaves the division by its scale to a fused optimizer.
                 self._expander.before_step(getattr(optimizer, "grad_scale", None))
             return None
-        return (args[0],), {**kwargs, "closure": self._wrap(closure)}
+        return (args[0],), {**kwargs, "closure": self._wrap(closure, optimizer)}
 
-    def _wrap(self, closure: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap(self, closure: Callable[..., Any], optimizer: Optimizer) -> Callable[..., Any]:
+        before, called = _versions(optimizer), False
+
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            self._expander.ensure_folded()  # an earlier step may have died half-way
+            nonlocal before, called
+            if before is not None and _versions(optimizer) != before:
+                raise RuntimeError(_MOVED_TOO_EARLY)
+            # A second call asks for the gradient where the optimizer has moved the weights to, on
+            # all ranks. A first one may follow a step that died half-way on this rank alone.
+            together, before, called = called, None, False
+            self._expander.ensure_folded(together)
             loss = closure(*args, **kwargs)
             self._expander.before_step()
+            called = True
             return loss
 
         return wrapped
 
     def _after(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         self._expander.after_step()
+
+
+def _versions(optimizer: Optimizer) -> list[int]:
+    """Counters that go up when a weight is changed in place."""
+    return [p._version for group in optimizer.param_groups for p in group["params"]]
 
 
 def _gradients_overflowed(optimizer: Optimizer) -> bool:

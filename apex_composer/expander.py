@@ -242,11 +242,16 @@ class Expander:
             for executor in self.executors:
                 executor.fold()
 
-    def ensure_folded(self) -> None:
-        """Write the effective weights if a step has left the base weights behind."""
+    def ensure_folded(self, together: bool = False) -> None:
+        """Write the effective weights if a step has left the base weights behind.
+
+        Args:
+            together: T W[P] is computed anew, for W[P] has changed; all ranks must come here.
+                Default False: this rank alone, after a step that failed.
+        """
         for executor in self.executors:
             if not executor.folded:
-                executor.restore()
+                executor.fold() if together else executor.restore()
 
     def relative_norms(self) -> dict[str, float]:
         """|T W[P]| / |W_eff[N]| by site (waits for the device; collective with sharded weights)."""
