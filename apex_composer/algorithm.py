@@ -82,7 +82,8 @@ class APEX(Algorithm):
             to assess before the first stage (default 1 % of the first stage, at least a batch);
             `interval`: collect scores in every k-th batch of a stage (default 1).
         expansion: False selects and reports without operators. Default True.
-        operator_lr_scale: the operators' learning rate over the weights'. Default 1.
+        operator_lr_scale: the operators' learning rate over the weights'. Default None: 1, with a
+            warning where the optimizer's learning rates are not of Adam's size.
         implementation: `torch`, `triton` (the kernels), or `auto`: the kernels where they run.
             Default `auto`.
         fused_swiglu: True computes the Llama family's SwiGLU in one kernel, `auto` where the
@@ -106,7 +107,7 @@ class APEX(Algorithm):
         kv_heads: str = "auto",
         assessment: Mapping[str, Any] | None = None,
         expansion: bool = True,
-        operator_lr_scale: float = 1.0,
+        operator_lr_scale: float | None = None,
         implementation: str = "auto",
         fused_swiglu: bool | str = "auto",
         seed: int | None = None,
@@ -118,7 +119,8 @@ class APEX(Algorithm):
         check_threshold(threshold)
         check_choice("kv_heads", kv_heads, KV_HEADS)
         check_flag("expansion", expansion)
-        check_positive("operator_lr_scale", operator_lr_scale, float)
+        if operator_lr_scale is not None:
+            check_positive("operator_lr_scale", operator_lr_scale, float)
         check_positive("log_interval", log_interval)
         check_choice("implementation", implementation, IMPLEMENTATIONS)
         check_choice("fused_swiglu", fused_swiglu, FUSED_SWIGLU)

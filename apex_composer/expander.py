@@ -1,5 +1,6 @@
 """All sites of a model through the stages of APEX. Plain torch: usable in any training loop."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -15,6 +16,7 @@ from apex_composer.distributed import check_same_on_all_ranks
 from apex_composer.executors import Executor, make_executors
 from apex_composer.expansion import ExpansionOperator
 from apex_composer.history import stage_record
+from apex_composer.main_optimizer import is_adam_like
 from apex_composer.monarch import MonarchFactors
 from apex_composer.operator_optimizer import (
     OperatorOptimizer,
@@ -71,7 +73,8 @@ class Expander:
             least one, `skip` leaves them alone. Default `auto`.
         method: `rank` (eq. 3), `average` (mean norm) or `random` (no assessment). Default `rank`.
         expansion: False selects and reports, without operators (the paper's ablation).
-        operator_lr_scale: the operators' learning rate over the weights', default 1.
+        operator_lr_scale: the operators' learning rate over the weights'. Default None: 1, with a
+            warning where the optimizer's learning rates are not of Adam's size (SGD, Lion).
         implementation: `torch`, `triton` (the kernels), or `auto`: the kernels where they run.
             Default `auto`.
 
@@ -89,14 +92,15 @@ class Expander:
         kv_heads: str = "auto",
         method: str = "rank",
         expansion: bool = True,
-        operator_lr_scale: float = 1.0,
+        operator_lr_scale: float | None = None,
         implementation: str = "auto",
     ):
         check_threshold(threshold)
         check_choice("kv_heads", kv_heads, KV_HEADS)
         check_choice("method", method, METHODS)
         check_flag("expansion", expansion)
-        check_positive("operator_lr_scale", operator_lr_scale, float)
+        if operator_lr_scale is not None:
+            check_positive("operator_lr_scale", operator_lr_scale, float)
         check_choice("implementation", implementation, IMPLEMENTATIONS)
         self.threshold, self.seed, self.kv_heads = threshold, seed, kv_heads
         self.method, self.expansion, self.operator_lr_scale = method, expansion, operator_lr_scale
@@ -182,15 +186,16 @@ class Expander:
         """Make every `optimizer.step()` train the operators too.
 
         Args:
-            optimizer: the user's, holding the sites' weights. Its lr, betas and eps are those
-                of the operators' AdamW as well.
+            optimizer: the user's, holding the sites' weights. Its lr, betas, eps and maximize
+                are those of the operators' AdamW as well.
 
         Returns:
             A handle whose `remove()` undoes it.
 
         Raises:
             RuntimeError: if it is attached already.
-            ValueError: if a site's weight is not in the optimizer.
+            ValueError: if a site's weight or bias is not trained by the optimizer, or if the
+                operators cannot follow it (settings that AdamW has not, weights of its own).
         """
         if self._attachment is not None and self._attachment.attached:
             raise RuntimeError(
@@ -199,7 +204,9 @@ class Expander:
             )
         if self.expansion:
             reshard(self.sites)
-            param_group_places(self.sites, optimizer)
+            places = param_group_places(self.sites, optimizer)
+            if self.operator_lr_scale is None and not is_adam_like(optimizer, places):
+                warnings.warn(_other_rates(optimizer), stacklevel=2)
         self._main = optimizer
         self._follow()
         self._attachment = Attachment(self, optimizer)
@@ -238,9 +245,11 @@ class Expander:
         if self.folded:
             return
         with self.stopwatch.block(self._device), torch.no_grad():
-            self._optimizer.step()
-            for executor in self.executors:
-                executor.fold()
+            try:
+                self._optimizer.step()
+            finally:  # an error must not leave the model with base weights
+                for executor in self.executors:
+                    executor.fold()
 
     def ensure_folded(self, together: bool = False) -> None:
         """Write the effective weights if a step has left the base weights behind.
@@ -340,7 +349,18 @@ class Expander:
     def _follow(self) -> None:
         """Build the operators' optimizer as soon as both it and the main one can be known."""
         if self._main is not None and self.operators:
-            self._optimizer = OperatorOptimizer(self.operators, self._main, self.operator_lr_scale)
+            self._optimizer = OperatorOptimizer(
+                self.operators, self._main, self.operator_lr_scale or 1.0
+            )
             if self._moments:
                 self._optimizer.load_state_dict(self._moments)
                 self._moments = {}
+
+
+def _other_rates(optimizer: Optimizer) -> str:
+    return (
+        f"operator_lr_scale: not given. The operators are trained by AdamW at the learning rate of "
+        f"{type(optimizer).__name__}, whose learning rates are not of Adam's size (Lion's are 3 to "
+        "10 times smaller, SGD's larger): set operator_lr_scale to the ratio of a good AdamW "
+        "learning rate to this one, or to 1.0 if that is meant"
+    )

@@ -13,17 +13,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from apex_composer.expansion import ExpansionOperator
+from apex_composer.main_optimizer import check_followable, followed
 from apex_composer.sites import Site
-
-# Where the main optimizer has no such setting (SGD, Lion's eps): AdamW's usual ones for LLMs.
-DEFAULT_BETAS = (0.9, 0.95)
-DEFAULT_EPS = 1e-8
 
 
 class OperatorOptimizer:
-    """AdamW without weight decay on L and R, with the main optimizer's lr, betas and eps.
+    """AdamW without weight decay on L and R, with the main optimizer's lr, betas, eps, maximize.
 
-    Every operator follows the param group that its site's weight is in, at every step.
+    Every operator follows the param group that its site's weight is in, at every step, also where
+    the bias that is expanded with the weight is in another group.
 
     Args:
         operators: whose factors are trained.
@@ -31,7 +29,7 @@ class OperatorOptimizer:
         lr_scale: the operators' learning rate over the main one, default 1.
 
     Raises:
-        ValueError: if a site's weight is not in the main optimizer.
+        ValueError: as `param_group_places`.
     """
 
     def __init__(
@@ -58,10 +56,7 @@ class OperatorOptimizer:
     def step(self) -> None:
         """One AdamW step on the factors from their `.grad`, then forget the gradients."""
         for group, place in zip(self._optimizer.param_groups, self._followed, strict=True):
-            followed = self._main.param_groups[place]
-            group["lr"] = followed["lr"] * self._lr_scale
-            group["betas"] = tuple(followed.get("betas", DEFAULT_BETAS))
-            group["eps"] = followed.get("eps", DEFAULT_EPS)
+            group.update(followed(self._main.param_groups[place], self._lr_scale))
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -91,7 +86,8 @@ def param_group_places(sites: Sequence[Site], optimizer: Optimizer) -> list[int]
     """For every site, which of the optimizer's param groups holds its weight.
 
     Raises:
-        ValueError: naming the first weight that the optimizer does not train.
+        ValueError: naming the first weight or bias that the optimizer does not train; and for
+            an optimizer that cannot be followed, see `check_followable`.
     """
     places = {
         id(parameter): place
@@ -99,13 +95,25 @@ def param_group_places(sites: Sequence[Site], optimizer: Optimizer) -> list[int]
         for parameter in group["params"]
     }
     for site in sites:
-        if id(site.weight) not in places or not site.weight.requires_grad:
-            raise ValueError(
-                f"{site.name} is not trained by the optimizer (frozen, or left out of it): APEX "
-                "expands weights that are trained. Unfreeze it, or leave its kind out with "
-                "`targets`"
-            )
-    return [places[id(site.weight)] for site in sites]
+        for parameter in site.parameters():
+            if id(parameter) not in places or not parameter.requires_grad:
+                raise ValueError(_untrained(site, bias=parameter is not site.weight))
+    found = [places[id(site.weight)] for site in sites]
+    check_followable(optimizer, found)
+    return found
+
+
+def _untrained(site: Site, bias: bool) -> str:
+    if not bias:
+        return (
+            f"{site.name} is not trained by the optimizer (frozen, or left out of it): APEX "
+            "expands weights that are trained. Unfreeze it, or leave its kind out with `targets`"
+        )
+    return (
+        f"the bias of {site.name} is not trained by the optimizer (frozen, or left out of it), "
+        "but its weight is: the bias of an expanded row is expanded with it, so a frozen one would "
+        "move. Unfreeze it and give it to the optimizer, or leave its kind out with `targets`"
+    )
 
 
 def _copy_to_cpu(value: Any) -> Any:

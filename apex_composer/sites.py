@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Literal, NamedTuple
 
 import torch
@@ -212,7 +213,7 @@ def _unknown_architecture(model: nn.Module) -> str:
 
 
 def check_sites(sites: Sequence[Site]) -> None:
-    """Refuse an empty list, a site that is named twice, and weights that cannot be expanded."""
+    """Refuse an empty list, a site named twice, tied weights, and those that cannot be expanded."""
     if not sites:
         raise ValueError("no sites to expand: the list is empty, see find_sites(model)")
     names = [site.name for site in sites]
@@ -220,6 +221,20 @@ def check_sites(sites: Sequence[Site]) -> None:
         raise ValueError("sites: the list names a site twice, see find_sites(model)")
     for site in sites:
         check_expandable(site)
+    for first, second in combinations(sites, 2):
+        if first.weight is second.weight and _overlap(first, second):
+            raise ValueError(
+                f"{first.name} and {second.name} are one tied weight, whose rows two operators "
+                "would change. Allowed: weights of their own. Untie them, or give the Expander "
+                "the sites of one of the two only"
+            )
+
+
+def _overlap(first: Site, second: Site) -> bool:
+    """Whether two operators on one weight meet: not so the parts of a fused projection."""
+    ends = [site.offset + site.group.units * site.group.unit_size for site in (first, second)]
+    apart = ends[0] <= second.offset or ends[1] <= first.offset
+    return first.axis != second.axis or not apart
 
 
 def check_expandable(site: Site) -> None:

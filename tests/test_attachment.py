@@ -17,7 +17,10 @@ class Run:
 
     def __init__(self, kind=AdamW, attached: bool = True, **options):
         self.model = tiny_llama(dtype=torch.float64)
-        self.expander = Expander(find_sites(self.model), threshold=0.25, method="random")
+        # A scale that is given is not warned about with SGD.
+        self.expander = Expander(
+            find_sites(self.model), threshold=0.25, method="random", operator_lr_scale=1.0
+        )
         self.optimizer = kind(self.model.parameters(), lr=LR, **options)
         self.expander.begin_stage()
         for operator in self.expander.operators:

@@ -54,7 +54,7 @@ class Small:
         ]
         self.shards = [[None] * len(site.parameters()) for site in self.sites]
         self.trials = trials
-        self.expander = Expander(self.sites, threshold=0.25, method="random")
+        self.expander = Expander(self.sites, threshold=0.25, method="random", operator_lr_scale=1.0)
         self.expander.begin_stage()
         for operator in self.expander.operators:
             operator.unfold()

@@ -110,7 +110,8 @@ def train_with_oracle(model, optimizer_name: str, clip, dataset, recorder: Recor
 def compare(model, optimizer_name, clip, clip_first, tolerance, threshold=0.25):
     """Train a model both ways and compare losses and all weights."""
     dataset, twin = TokenDataset(BATCHES * BATCH_SIZE), copy.deepcopy(model)
-    algorithms = [APEX(stages=2, threshold=threshold, kv_heads="expand")]
+    # 1.0 is what it is anyway; given, it is not warned about with Lion.
+    algorithms = [APEX(stages=2, threshold=threshold, kv_heads="expand", operator_lr_scale=1.0)]
     if clip is not None:
         clipping = GradientClipping("norm", clip)
         algorithms = [clipping, *algorithms] if clip_first else [*algorithms, clipping]

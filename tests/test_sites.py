@@ -15,7 +15,14 @@ from transformers import (
 )
 from transformers.models.mpt.configuration_mpt import MptAttentionConfig
 
-from apex_composer.sites import Group, Site, check_expandable, clean_name, find_sites
+from apex_composer.sites import (
+    Group,
+    Site,
+    check_expandable,
+    check_sites,
+    clean_name,
+    find_sites,
+)
 
 LLAMA_LAYER = [
     ("self_attn.q_proj.weight", 0, "self_attn.heads"),
@@ -364,3 +371,15 @@ def test_lower_precision_weights_are_refused(dtype):
     with pytest.raises(ValueError, match="master_weights_dtype: fp32") as error:
         check_expandable(site)
     assert f"model.layers.0.self_attn.o_proj.weight is held in {dtype}" in str(error.value)
+
+
+def test_a_tied_weight_is_refused():
+    """Two operators would fold into each other's rows; the parts of a fused one do not meet."""
+    model = tiny_llama()
+    first, second = (layer.mlp for layer in model.model.layers)
+    second.up_proj.weight = first.up_proj.weight
+    told = r"layers\.0\.mlp\.up_proj\.weight and .*layers\.1\.mlp\.up_proj\.weight are one tied"
+    with pytest.raises(ValueError, match=told):
+        check_sites(find_sites(model))
+    second.up_proj.weight = torch.nn.Parameter(first.up_proj.weight.detach().clone())
+    check_sites(find_sites(model))

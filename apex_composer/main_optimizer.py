@@ -1,0 +1,105 @@
+"""The user's optimizer: whether the operators' AdamW can follow it, and by which numbers."""
+
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+# Where the main optimizer has no such setting (SGD, Lion's eps): AdamW's usual ones for LLMs.
+DEFAULT_BETAS = (0.9, 0.95)
+DEFAULT_EPS = 1e-8
+
+# Parts of the names of optimizers that keep weights beside moments of gradients: slow ones
+# (Lookahead, Ranger), averages (ScheduleFree), those of the start (MADGRAD, Prodigy, D-Adaptation).
+_KEEP_WEIGHTS = ("schedulefree", "lookahead", "ranger", "madgrad", "prodigy", "dadapt")
+# Parts of the names of optimizers with betas whose learning rates are not of Adam's size.
+_OTHER_RATES = ("lion", "lamb", "novograd")
+
+
+def followed(group: Mapping[str, Any], lr_scale: float) -> dict[str, Any]:
+    """What the operators' AdamW takes over from a param group of the main optimizer.
+
+    Args:
+        group: that the expanded weight is in.
+        lr_scale: the operators' learning rate over the group's.
+    """
+    return {
+        "lr": group["lr"] * lr_scale,
+        "betas": tuple(group.get("betas", DEFAULT_BETAS)),
+        "eps": group.get("eps", DEFAULT_EPS),
+        "maximize": group.get("maximize", False),
+    }
+
+
+def check_followable(optimizer: Optimizer, places: Iterable[int]) -> None:
+    """Refuse an optimizer that would be followed wrongly, or only up to its first step.
+
+    Args:
+        optimizer: the user's.
+        places: of its param groups that hold expanded weights.
+
+    Raises:
+        ValueError: if it keeps weights of its own, or for a setting that AdamW cannot take over.
+    """
+    kind = type(optimizer).__name__
+    if _keeps_weights(optimizer):
+        raise ValueError(
+            f"the optimizer {kind} keeps weights of its own (as Lookahead and ScheduleFree do, and "
+            "wrappers may). APEX puts other weights in place around its steps and at the ends of "
+            "stages, which it would mix with those. Allowed: an optimizer that keeps moments of "
+            "gradients only. Use AdamW (llm-foundry: decoupled_adamw)"
+        )
+    for place in sorted(set(places)):
+        for setting, (good, allowed) in _CHECKS.items():
+            value = optimizer.param_groups[place].get(setting)
+            # None counts as missing, but for the learning rate, which has to be there.
+            if not good(value) and not (value is None and setting != "lr"):
+                raise ValueError(
+                    f"optimizer: {setting} of {kind} is {value!r}, allowed with apex: {allowed}. "
+                    "The operators' AdamW takes it over at every step. Use AdamW (llm-foundry: "
+                    "decoupled_adamw), or give this one such a value"
+                )
+
+
+def is_adam_like(optimizer: Optimizer, places: Iterable[int]) -> bool:
+    """Whether its learning rates are of a size that suits AdamW, which trains the operators."""
+    return not _named(optimizer, _OTHER_RATES) and all(
+        "betas" in optimizer.param_groups[place] for place in places
+    )
+
+
+def _keeps_weights(optimizer: Optimizer) -> bool:
+    """By name; by ScheduleFree's two modes; or because it wraps another one."""
+    modes = [callable(getattr(optimizer, mode, None)) for mode in ("train", "eval")]
+    wraps = isinstance(getattr(optimizer, "optimizer", None), Optimizer)
+    return _named(optimizer, _KEEP_WEIGHTS) or all(modes) or wraps
+
+
+def _named(optimizer: Optimizer, parts: Iterable[str]) -> bool:
+    names = [kind.__name__.lower() for kind in type(optimizer).__mro__]
+    return any(part in name for name in names for part in parts)
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and 0 <= value < math.inf
+
+
+def _is_rate(value: Any) -> bool:
+    return _is_number(value.item() if isinstance(value, Tensor) and value.numel() == 1 else value)
+
+
+def _are_betas(value: Any) -> bool:
+    pair = isinstance(value, list | tuple) and len(value) == 2
+    return pair and all(_is_number(beta) and beta < 1 for beta in value)
+
+
+_CHECKS = {
+    "lr": (_is_rate, "a finite number of 0 or more"),
+    "betas": (_are_betas, "two numbers from 0 to below 1"),
+    "eps": (_is_number, "a finite number of 0 or more"),
+    "maximize": (lambda value: isinstance(value, bool), "true, false"),
+}
