@@ -115,7 +115,8 @@ class Assessment:
         dtype = torch.promote_types(activation.dtype, torch.float32)
         buffer = cohort.square_sums
         if buffer is None or buffer.shape != shape or buffer.dtype != dtype:
-            cohort.square_sums = torch.empty(shape, dtype=dtype, device=activation.device)
+            with torch.inference_mode(False):  # training will write into it too
+                cohort.square_sums = torch.empty(shape, dtype=dtype, device=activation.device)
         cohort.filled.add(place)
         return cohort.square_sums[place]
 
@@ -170,6 +171,7 @@ class Assessment:
         finally:
             self.discard()
 
+    @torch.inference_mode(False)  # its counts are added to in training, where that is off
     @torch.no_grad()
     def _rank(self) -> None:
         valid = None if self._mask is None or self._full else self._mask.any(dim=1)

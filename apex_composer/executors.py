@@ -98,21 +98,27 @@ class KernelExecutor:
         self.folded = True
         self._operators = operators
         self._parameters = list(zip(*(o.site.parameters() for o in operators), strict=True))
+        # The parameter itself: its memory may be replaced, and is looked up at every call. A bias
+        # is seen as a matrix, see `_look_up`.
+        self._matrices = [
+            [p if p.dim() == 2 else as_matrix(p) for p in parameters]
+            for parameters in self._parameters
+        ]
         self._batches = [
             monarch_kernels()(
-                # The parameter itself: its memory may be replaced, and is looked up at every call.
-                [p if p.dim() == 2 else as_matrix(p) for p in parameters],
+                matrices,
                 [o.factors.left for o in operators],
                 [o.factors.right for o in operators],
                 [o.advantageous for o in operators],
                 [o.disadvantageous for o in operators],
                 axis=operators[0].site.axis,
             )
-            for parameters in self._parameters
+            for matrices in self._matrices
         ]
 
     def fold(self) -> None:
         """W[N] <- W[N] + T W[P] for every weight, and bias."""
+        self._look_up()
         for batch in self._batches:
             batch.fold(+1)
         self.folded = True
@@ -121,6 +127,7 @@ class KernelExecutor:
 
     def unfold(self) -> None:
         """W[N] <- W[N] - T W[P] for every weight, and bias."""
+        self._look_up()
         for batch in self._batches:
             batch.fold(-1)
         self.folded = False
@@ -130,6 +137,7 @@ class KernelExecutor:
         for operator in self._operators:
             for factor in operator.factors:
                 factor.grad = None
+        self._look_up()
         for batch, parameters in zip(self._batches, self._parameters, strict=True):
             gradients = [p.grad if p.grad is None else as_matrix(p.grad) for p in parameters]
             for factors, *found in zip(
@@ -140,6 +148,13 @@ class KernelExecutor:
                 for factor, part in zip(factors, found, strict=True):
                     if part is not None:
                         factor.grad = part if factor.grad is None else factor.grad + part
+
+    def _look_up(self) -> None:
+        """Let the matrices that biases are seen as follow them to where they lie now."""
+        for parameters, matrices in zip(self._parameters, self._matrices, strict=True):
+            for parameter, matrix in zip(parameters, matrices, strict=True):
+                if matrix.data_ptr() != parameter.data_ptr():
+                    matrix.data = as_matrix(parameter)
 
     def relative_norms(self) -> dict[str, float]:
         """As `ExpansionOperator.relative_norms`, of all sites."""

@@ -116,6 +116,21 @@ def ragged(samples: int, length: int = 8):
     return ids, mask
 
 
+def test_scores_of_inference_mode_are_those_without_gradients_and_training_adds_to_them():
+    """Its tensors cannot be written outside of it, and the buffers are."""
+    totals = []
+    for mode in (torch.inference_mode, torch.no_grad):
+        model = tiny_llama()
+        assessment = make_assessment(model)
+        with mode(), assessment.assessing():
+            model(tokens(4))
+        for seed in (1, 2):
+            with assessment.assessing():
+                model(tokens(4, seed=seed), labels=tokens(4, seed=seed)).loss.backward()
+        totals.append(assessment.totals())
+    assert_same(*totals)
+
+
 def test_padded_tokens_do_not_count():
     model = tiny_llama()
     ids, mask = ragged(8)

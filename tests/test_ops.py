@@ -68,6 +68,24 @@ def test_weights_without_a_gradient_leave_their_factors_alone():
     assert present == [expander.sites[0].name]
 
 
+def test_memory_of_weights_and_biases_may_be_replaced():
+    """As loading a checkpoint by `parameter.data = ...` does, in the middle of a stage."""
+    found = []
+    for moved in (False, True):
+        model, expander = trained(tiny_qwen, "triton", steps=1)
+        for parameter in model.parameters():
+            if moved:
+                parameter.data = parameter.data.clone()
+        for executor in expander.executors:
+            executor.unfold()
+        base = {name: weight.clone() for name, weight in model.state_dict().items()}
+        for executor in expander.executors:
+            executor.fold()
+        found.append(base | {f"{n} folded": w.clone() for n, w in model.state_dict().items()})
+    for name, weight in found[0].items():
+        assert torch.equal(weight, found[1][name]), name
+
+
 def test_scores_of_kernels_are_those_of_torch():
     model = tiny_llama(heads=4, channels=24)
     mask = torch.ones(3, 12, dtype=torch.bool)
