@@ -16,6 +16,7 @@ from apex_composer.first_assessment import (
     AssessmentGoal,
     assess_training_data,
     attention_mask,
+    sequence_ids,
 )
 from apex_composer.forward_passes import forward_microbatches, unwrapped
 from apex_composer.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
@@ -138,7 +139,7 @@ class APEX(Algorithm):
         self._swiglu: FusedSwiGLU | None = None
         self._plan: StagePlan | None = None
         self._loaded: dict[str, Any] | None = None
-        self._padded = True
+        self._padded, self._packed = True, False
         self._events = {
             Event.INIT: self._check_run,
             Event.FIT_START: self._start,
@@ -281,13 +282,15 @@ class APEX(Algorithm):
         mask = attention_mask(state.batch)
         # A mask on the GPU cannot be looked at without waiting for it, so it counts as padded.
         self._padded = mask is not None and (mask.is_cuda or not bool(mask.all()))
+        self._packed = sequence_ids(state.batch) is not None
 
     def _open(self, state: State, logger: Logger) -> None:
         # Counted from the stage's start, so that every stage has scores whatever the interval.
         start = self._expander.history[-1]["start_batch"]
         if (state.timestamp.batch.value - start) % self.interval == 0:
             mask = attention_mask(state.batch)
-            self._expander.assessment.open(mask, full=not self._padded)
+            ids = state.batch["sequence_id"] if self._packed else None
+            self._expander.assessment.open(mask, ids, full=not self._padded)
 
     def _close(self, state: State, logger: Logger) -> None:
         self._expander.assessment.close()

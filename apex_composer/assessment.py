@@ -1,36 +1,34 @@
 """Scores of units from the activations of ordinary forward passes (paper eq. 3-6).
 
 Shape legend
-    B  samples of one microbatch        U  units of a group
+    B  samples of one microbatch: rows, or the sequences of packed rows    U  units of a group
     A cohort is the list of a model's groups of one kind and size: their norms are ranked together.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from apex_composer.counts import Counts, GroupTotals, count_samples
 from apex_composer.distributed import global_rank, sum_over_ranks
 from apex_composer.ops import unit_square_sums
-from apex_composer.ranking import rank_counts
+from apex_composer.packed_samples import PackedSamples, find_samples
+from apex_composer.reference import packed_square_sums
 from apex_composer.sites import Group
 from apex_composer.stopwatch import Stopwatch
 
+log = logging.getLogger(__name__)
 
-@dataclass
-class _Counts:
-    """What one cohort has collected: over its groups and units, and the samples behind it."""
 
-    scores: Tensor  # [groups, U] int64
-    norm_sums: Tensor  # [groups, U] float64, sum over samples of a_i(x)
-    samples: Tensor  # [] int64
-
-    def add(self, other: "_Counts") -> None:
-        self.scores += other.scores
-        self.norm_sums += other.norm_sums
-        self.samples += other.samples
+@lru_cache
+def _say_packed(implementation: str) -> None:
+    if implementation != "torch":
+        log.info("apex: norms of packed rows by torch, because there is no kernel for them")
 
 
 @dataclass
@@ -40,8 +38,8 @@ class _Cohort:
     square_sums: Tensor | None = None  # [groups, B, U], one buffer for all forward passes
     filled: set[int] = field(default_factory=set)  # places of groups that it holds
     ahead: set[int] = field(default_factory=set)  # filled by a kernel before the hook is called
-    pending: _Counts | None = None
-    committed: _Counts | None = None
+    pending: Counts | None = None
+    committed: Counts | None = None
 
 
 class Assessment:
@@ -68,6 +66,7 @@ class Assessment:
         self._cohorts: dict[tuple, _Cohort] = {}
         self._places: dict[str, tuple[_Cohort, int]] = {}
         self._mask: Tensor | None = None
+        self._packed: PackedSamples | None = None
         self._open = self._full = False
         for group, count in groups:
             key = (group.unit, group.units, group.unit_size, count)
@@ -89,6 +88,9 @@ class Assessment:
             if not self._counts_now():
                 return
             activation = inputs[0].detach()
+            if self._packed is not None:
+                self._collect_packed(cohort, place, activation)
+                return
             # Without a sample axis even a full mask is needed, to tell the samples apart.
             mask = None if self._full and activation.dim() == 3 else self._mask
             samples = activation.shape[0] if activation.dim() == 3 or mask is None else len(mask)
@@ -102,6 +104,11 @@ class Assessment:
                 )
 
         return collect
+
+    def _collect_packed(self, cohort: _Cohort, place: int, activation: Tensor) -> None:
+        with self._stopwatch.block(activation.device):
+            out = self._place(cohort, place, len(self._packed.lengths), activation)
+            out.copy_(packed_square_sums(activation, cohort.groups[place].unit_size, self._packed))
 
     def _counts_now(self) -> bool:
         # -1: not inside a backward pass, so not a recomputation. The only way torch offers.
@@ -129,9 +136,10 @@ class Assessment:
 
         Returns:
             [samples, U] to be filled and the mask (None: all tokens count), or None where this
-            forward pass does not count.
+            forward pass does not count, or its rows are packed.
         """
-        if not self._counts_now() or activation.dim() != 3 or group not in self._places:
+        fits = activation.dim() == 3 and self._packed is None and group in self._places
+        if not self._counts_now() or not fits:
             return None
         cohort, place = self._places[group]
         out = self._place(cohort, place, activation.shape[0], activation)
@@ -144,26 +152,39 @@ class Assessment:
             handle.remove()
         self._handles = []
 
-    def open(self, attention_mask: Tensor | None = None, *, full: bool = False) -> None:
+    def open(
+        self,
+        attention_mask: Tensor | None = None,
+        sequence_id: Tensor | None = None,
+        *,
+        full: bool = False,
+    ) -> None:
         """Count the forward passes from here on.
 
         Args:
             attention_mask: [B, tokens], true (1) for tokens that count; None counts all.
+            sequence_id: [B, tokens], where rows are packed: each sequence counts as a sample, see
+                `packed_samples.find_samples`. None: a row is a sample.
             full: the mask is known to be true everywhere, so that it need not be applied.
         """
-        self._mask, self._full, self._open = attention_mask, full, True
+        self._mask, self._full, self._open, self._packed = attention_mask, full, True, None
+        if sequence_id is not None:
+            self._packed = find_samples(sequence_id, attention_mask)
+            _say_packed(self._implementation)
 
     def close(self) -> None:
         """Rank what the last forward pass left, and stop counting."""
         device = next(iter(self._cohorts.values())).groups[0].probe.weight.device
         with self._stopwatch.block(device):
             self._rank()
-        self._mask, self._open = None, False
+        self._mask, self._packed, self._open = None, None, False
 
     @contextmanager
-    def assessing(self, attention_mask: Tensor | None = None) -> Iterator[None]:
+    def assessing(
+        self, attention_mask: Tensor | None = None, sequence_id: Tensor | None = None
+    ) -> Iterator[None]:
         """Count and commit the forward passes inside the block; forget them if it raises."""
-        self.open(attention_mask)
+        self.open(attention_mask, sequence_id)
         try:
             yield
             self.close()
@@ -175,6 +196,7 @@ class Assessment:
     @torch.no_grad()
     def _rank(self) -> None:
         valid = None if self._mask is None or self._full else self._mask.any(dim=1)
+        valid = valid if self._packed is None else self._packed.valid
         for cohort in self._cohorts.values():
             if not cohort.filled:
                 continue
@@ -182,7 +204,7 @@ class Assessment:
                 missing = [g.name for i, g in enumerate(cohort.groups) if i not in cohort.filled]
                 raise RuntimeError(f"this forward pass did not reach {', '.join(missing)}")
             cohort.filled = set()
-            counts = _count(cohort.square_sums, cohort.count, valid)
+            counts = count_samples(cohort.square_sums, cohort.count, valid)
             if cohort.pending is None:
                 cohort.pending = counts
             else:
@@ -199,7 +221,7 @@ class Assessment:
 
     def discard(self) -> None:
         """Forget the counts since the last commit (a batch that is tried again)."""
-        self._mask, self._open = None, False
+        self._mask, self._packed, self._open = None, None, False
         for cohort in self._cohorts.values():
             cohort.filled, cohort.ahead, cohort.pending = set(), set(), None
 
@@ -209,7 +231,7 @@ class Assessment:
         for cohort in self._cohorts.values():
             cohort.committed = None
 
-    def totals(self) -> "dict[str, GroupTotals]":
+    def totals(self) -> dict[str, GroupTotals]:
         """Scores, mean norms and samples of every group, summed over all ranks (collective).
 
         Returns:
@@ -226,7 +248,7 @@ class Assessment:
                 totals[group.name] = GroupTotals(scores, norm_sums, int(summed.samples))
         return totals
 
-    def load_totals(self, totals: "dict[str, GroupTotals]") -> None:
+    def load_totals(self, totals: dict[str, GroupTotals]) -> None:
         """Go on from saved totals. In a distributed run rank 0 takes them over for all."""
         self.reset()
         if not totals or global_rank() != 0:
@@ -234,46 +256,19 @@ class Assessment:
         for cohort in self._cohorts.values():
             own = [totals[group.name] for group in cohort.groups]
             device = cohort.groups[0].probe.weight.device
-            cohort.committed = _Counts(
+            cohort.committed = Counts(
                 torch.stack([t.scores for t in own]).to(device),
                 torch.stack([t.norm_sums for t in own]).to(device),
                 torch.tensor(own[0].samples, device=device),
             )
 
 
-@dataclass(frozen=True)
-class GroupTotals:
-    """A group's scores [U] int64, sums of norms [U] float64, and the samples they come from."""
-
-    scores: Tensor
-    norm_sums: Tensor
-    samples: int
-
-    def mean_norms(self) -> Tensor:
-        """Mean over samples of a_i(x), [U], float64."""
-        return self.norm_sums / max(self.samples, 1)
-
-    def ranked_by(self, method: str) -> Tensor:
-        """What units are selected by: scores (`rank`) or mean norms, [U]."""
-        return self.scores if method == "rank" else self.mean_norms()
-
-
-def _count(square_sums: Tensor, count: int, valid: Tensor | None) -> _Counts:
-    """Counts of one microbatch from [groups, B, U]; ranks need no square root, sums do."""
-    norms = square_sums.sqrt().to(torch.float64)
-    # full() writes on the device; tensor() would copy from the host and wait.
-    samples = torch.full((), norms.shape[1], dtype=torch.int64, device=norms.device)
-    if valid is not None:
-        norms, samples = norms * valid.unsqueeze(-1), valid.sum()
-    return _Counts(rank_counts(square_sums, count, valid), norms.sum(dim=1), samples)
-
-
-def _sum_over_ranks(cohort: _Cohort) -> _Counts | None:
+def _sum_over_ranks(cohort: _Cohort) -> Counts | None:
     """A copy of a cohort's committed counts, added up over the ranks."""
     own = cohort.committed
     group = cohort.groups[0]
     shape, device = (len(cohort.groups), group.units), group.probe.weight.device
-    summed = _Counts(
+    summed = Counts(
         torch.zeros(shape, dtype=torch.int64, device=device),
         torch.zeros(shape, dtype=torch.float64, device=device),
         torch.zeros((), dtype=torch.int64, device=device),

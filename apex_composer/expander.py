@@ -1,35 +1,24 @@
 """All sites of a model through the stages of APEX. Plain torch: usable in any training loop."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from apex_composer.assessment import Assessment, GroupTotals
+from apex_composer.assessment import Assessment
 from apex_composer.attachment import Attachment
-from apex_composer.distributed import check_same_on_all_ranks
-from apex_composer.executors import Executor, make_executors
+from apex_composer.counts import GroupTotals
+from apex_composer.executors import Executor
+from apex_composer.expander_state import check_state, pack_state
 from apex_composer.expansion import ExpansionOperator
 from apex_composer.history import stage_record
-from apex_composer.main_optimizer import is_adam_like
+from apex_composer.main_optimizer import warn_of_other_rates
 from apex_composer.monarch import MonarchFactors
-from apex_composer.operator_optimizer import (
-    OperatorOptimizer,
-    divide_gradients,
-    param_group_places,
-    to_cpu,
-)
-from apex_composer.selection import (
-    Selection,
-    count_by_group,
-    count_selected,
-    select_groups,
-)
+from apex_composer.operator_optimizer import param_group_places
+from apex_composer.selection import Selection, count_by_group, count_selected, select_alike
 from apex_composer.settings import (
     IMPLEMENTATIONS,
     KV_HEADS,
@@ -37,15 +26,12 @@ from apex_composer.settings import (
     check_choice,
     check_flag,
     check_positive,
-    check_same,
-    check_same_members,
     check_threshold,
 )
 from apex_composer.shards import find_shards, reshard
 from apex_composer.sites import Site, check_sites
+from apex_composer.stage_operators import StageOperators
 from apex_composer.stopwatch import Stopwatch
-
-STATE_VERSION = 1
 
 
 class Expander:
@@ -53,7 +39,9 @@ class Expander:
 
     The weights always hold the effective values W_eff[N] = W[N] + T W[P], except inside an
     optimizer step, where they hold the base weight W so that the optimizer acts on W and T
-    exactly as if T were a module of the model.
+    exactly as if T were a module of the model. Its moments carry over a fuse (our choice, the paper
+    is silent): those of W[N] are of dLoss/dW_eff[N] all along; those of W[P] hold what came through
+    T of the stage before until it has faded.
 
     Example::
 
@@ -112,8 +100,6 @@ class Expander:
         self.groups = list({site.group.name: site.group for site in self.sites}.values())
         self.stage = -1
         self.selections: dict[str, Selection] = {}
-        self.operators: list[ExpansionOperator] = []
-        self.executors: list[Executor] = []
         self.history: list[dict[str, Any]] = []
         self.stopwatch = Stopwatch()
         assessed = {(g.assessed_by or g).name: g.assessed_by or g for g in self.groups}
@@ -122,20 +108,23 @@ class Expander:
             self.stopwatch,
             implementation,
         )
-        self._main: Optimizer | None = None
         self._attachment: Attachment | None = None
-        self._optimizer: OperatorOptimizer | None = None
-        self._moments: dict[str, dict[str, Any]] = {}
+        self._running = StageOperators(implementation, operator_lr_scale or 1.0, self.stopwatch)
 
     @contextmanager
-    def assessing(self, attention_mask: Tensor | None = None) -> Iterator[None]:
+    def assessing(
+        self, attention_mask: Tensor | None = None, sequence_id: Tensor | None = None
+    ) -> Iterator[None]:
         """Count the forward passes inside the block towards the scores.
 
         Args:
             attention_mask: [samples, tokens], 1 for tokens that count; default all. One block
                 per mask: it holds for every forward pass inside.
+            sequence_id: [samples, tokens], for packed rows: equal for the tokens of one sequence,
+                negative for padding. Each sequence counts as a sample then. Default none: each
+                row does.
         """
-        with self.assessment.assessing(attention_mask):
+        with self.assessment.assessing(attention_mask, sequence_id):
             yield
 
     def place_ahead(self, mlp: str, gate: Tensor) -> tuple[Tensor, Tensor | None] | None:
@@ -170,17 +159,18 @@ class Expander:
         self.fuse()
         self.stage += 1
         before = self.selections
-        self.selections = self._select(totals)
+        values = {name: total.ranked_by(self.method) for name, total in totals.items()}
+        chosen = None if self.method == "random" else values
+        self.selections = select_alike(self.groups, self.counts, chosen, self.seed, self.stage)
         self.history.append(stage_record(self.stage, expansion, before, self.selections, totals))
         self.assessment.reset()
         if expansion:
-            self._set_operators([self._operator(site) for site in self.sites])
+            self._begin({}, {})
 
     def fuse(self) -> None:
         """End the stage: the weights already hold W + T, so the operators are dropped."""
         self.ensure_folded()
-        self.operators, self.executors = [], []
-        self._optimizer, self._moments = None, {}
+        self._running.end()
 
     def attach(self, optimizer: Optimizer) -> Attachment:
         """Make every `optimizer.step()` train the operators too.
@@ -205,10 +195,9 @@ class Expander:
         if self.expansion:
             reshard(self.sites)
             places = param_group_places(self.sites, optimizer)
-            if self.operator_lr_scale is None and not is_adam_like(optimizer, places):
-                warnings.warn(_other_rates(optimizer), stacklevel=2)
-        self._main = optimizer
-        self._follow()
+            if self.operator_lr_scale is None:
+                warn_of_other_rates(optimizer, places)
+        self._running.follow(optimizer)
         self._attachment = Attachment(self, optimizer)
         return self._attachment
 
@@ -222,34 +211,11 @@ class Expander:
         Raises:
             RuntimeError: without an attached optimizer, or if the last step was left half-way.
         """
-        if not self.operators:
-            return
-        if self._optimizer is None:
-            raise RuntimeError("no optimizer to train operators with: call attach(optimizer) first")
-        if not self.folded:
-            raise RuntimeError(
-                "a step begins while the parameters hold base weights: the step before it failed "
-                "(call ensure_folded() before the next forward pass), or the optimizer's step() "
-                "calls its base class's"
-            )
-        with self.stopwatch.block(self._device), torch.no_grad():
-            for executor in self.executors:
-                executor.map_gradient()
-            if grad_scale is not None:
-                divide_gradients(self.operators, grad_scale)
-            for executor in self.executors:
-                executor.unfold()
+        self._running.before_step(grad_scale)
 
     def after_step(self) -> None:
         """The optimizer has stepped on W: step on the factors, write the effective weights."""
-        if self.folded:
-            return
-        with self.stopwatch.block(self._device), torch.no_grad():
-            try:
-                self._optimizer.step()
-            finally:  # an error must not leave the model with base weights
-                for executor in self.executors:
-                    executor.fold()
+        self._running.after_step()
 
     def ensure_folded(self, together: bool = False) -> None:
         """Write the effective weights if a step has left the base weights behind.
@@ -258,9 +224,7 @@ class Expander:
             together: T W[P] is computed anew, for W[P] has changed; all ranks must come here.
                 Default False: this rank alone, after a step that failed.
         """
-        for executor in self.executors:
-            if not executor.folded:
-                executor.fold() if together else executor.restore()
+        self._running.ensure_folded(together)
 
     def relative_norms(self) -> dict[str, float]:
         """|T W[P]| / |W_eff[N]| by site (waits for the device; collective with sharded weights)."""
@@ -272,21 +236,7 @@ class Expander:
         Collective in a distributed run: scores are summed over the ranks.
         """
         self.ensure_folded()
-        moments = self._moments if self._optimizer is None else self._optimizer.state_dict()
-        return {
-            "version": STATE_VERSION,
-            "settings": self.settings(),
-            "sites": [site.name for site in self.sites],
-            "stage": self.stage,
-            "selections": {name: to_cpu(sets) for name, sets in self.selections.items()},
-            "factors": {o.site.name: to_cpu(o.factors) for o in self.operators},
-            "moments": moments,
-            "scores": {
-                name: [*to_cpu([t.scores, t.norm_sums]), t.samples]
-                for name, t in self.assessment.totals().items()
-            },
-            "history": deepcopy(self.history),
-        }
+        return pack_state(self, self._running.moments())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; the weights must be those saved with it.
@@ -294,19 +244,14 @@ class Expander:
         Raises:
             ValueError: if the settings differ from the saved ones, naming both values.
         """
-        check_same("apex state version", state["version"], STATE_VERSION)
-        for setting, now in self.settings().items():
-            check_same(setting, state["settings"].get(setting), now)
-        check_same_members("sites", state["sites"], [site.name for site in self.sites])
+        check_state(self, state)
         self.fuse()
         self.stage, self.history = state["stage"], deepcopy(state["history"])
         self.selections = {name: Selection(*sets) for name, sets in state["selections"].items()}
         self.assessment.load_totals({n: GroupTotals(*t) for n, t in state["scores"].items()})
         if state["factors"]:
-            self._moments = state["moments"]
-            self._set_operators(
-                [self._operator(s, MonarchFactors(*state["factors"][s.name])) for s in self.sites]
-            )
+            factors = {name: MonarchFactors(*pair) for name, pair in state["factors"].items()}
+            self._begin(factors, state["moments"])
 
     def settings(self) -> dict[str, Any]:
         """The settings that a checkpoint keeps: a resumed run must have the same."""
@@ -321,46 +266,28 @@ class Expander:
     @property
     def folded(self) -> bool:
         """Whether the parameters hold the effective weights, as they do outside of steps."""
-        return all(executor.folded for executor in self.executors)
+        return self._running.folded
 
     @property
-    def _device(self) -> torch.device:
-        return self.sites[0].weight.device
+    def operators(self) -> list[ExpansionOperator]:
+        """Of the running stage; none between stages, and in a plain one."""
+        return self._running.operators
 
-    def _select(self, totals: dict[str, GroupTotals]) -> dict[str, Selection]:
-        values = {name: total.ranked_by(self.method) for name, total in totals.items()}
-        chosen = None if self.method == "random" else values
-        selections = select_groups(self.groups, self.counts, chosen, self.seed, self.stage)
-        selected = {name: [t.tolist() for t in sets] for name, sets in selections.items()}
-        check_same_on_all_ranks(
-            f"the selection of stage {self.stage}", [self.seed, self.stage, selected]
-        )
-        return selections
+    @property
+    def executors(self) -> list[Executor]:
+        """Who do the operators' work."""
+        return self._running.executors
 
-    def _operator(self, site: Site, factors: MonarchFactors | None = None) -> ExpansionOperator:
-        selection = self.selections[site.group.name]
-        return ExpansionOperator(site, selection, factors, seed=self.seed, stage=self.stage)
-
-    def _set_operators(self, operators: list[ExpansionOperator]) -> None:
-        self.operators = operators
-        self.executors = make_executors(operators, self.implementation)
-        self._follow()
-
-    def _follow(self) -> None:
-        """Build the operators' optimizer as soon as both it and the main one can be known."""
-        if self._main is not None and self.operators:
-            self._optimizer = OperatorOptimizer(
-                self.operators, self._main, self.operator_lr_scale or 1.0
+    def _begin(self, factors: dict[str, MonarchFactors], moments: dict[str, Any]) -> None:
+        """Operators of a stage: fresh ones, or with saved factors and moments."""
+        operators = [
+            ExpansionOperator(
+                site,
+                self.selections[site.group.name],
+                factors.get(site.name),
+                seed=self.seed,
+                stage=self.stage,
             )
-            if self._moments:
-                self._optimizer.load_state_dict(self._moments)
-                self._moments = {}
-
-
-def _other_rates(optimizer: Optimizer) -> str:
-    return (
-        f"operator_lr_scale: not given. The operators are trained by AdamW at the learning rate of "
-        f"{type(optimizer).__name__}, whose learning rates are not of Adam's size (Lion's are 3 to "
-        "10 times smaller, SGD's larger): set operator_lr_scale to the ratio of a good AdamW "
-        "learning rate to this one, or to 1.0 if that is meant"
-    )
+            for site in self.sites
+        ]
+        self._running.begin(operators, moments)

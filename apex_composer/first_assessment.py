@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from apex_composer.distributed import global_rank, sum_over_ranks
+from apex_composer.packed_samples import is_packed
 from apex_composer.undisturbed import undisturbed
 
 
@@ -48,6 +49,15 @@ def attention_mask(batch: Any) -> Tensor | None:
     """A batch's mask of real tokens, [samples, tokens] bool, or None where it has none."""
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     return mask.bool() if mask is not None else None
+
+
+def sequence_ids(batch: Any) -> Tensor | None:
+    """Which sequence each token of a packed batch belongs to, or None where no row is packed.
+
+    Ids on a GPU cannot be looked at without waiting for it, so they count as packed.
+    """
+    ids = batch.get("sequence_id") if isinstance(batch, Mapping) else None
+    return ids if ids is not None and (ids.is_cuda or is_packed(ids)) else None
 
 
 def count_tokens(batch: Mapping[str, Any]) -> int:

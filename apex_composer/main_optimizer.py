@@ -1,6 +1,7 @@
 """The user's optimizer: whether the operators' AdamW can follow it, and by which numbers."""
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
@@ -64,11 +65,22 @@ def check_followable(optimizer: Optimizer, places: Iterable[int]) -> None:
                 )
 
 
-def is_adam_like(optimizer: Optimizer, places: Iterable[int]) -> bool:
-    """Whether its learning rates are of a size that suits AdamW, which trains the operators."""
-    return not _named(optimizer, _OTHER_RATES) and all(
-        "betas" in optimizer.param_groups[place] for place in places
-    )
+def warn_of_other_rates(optimizer: Optimizer, places: Iterable[int]) -> None:
+    """Warn where the learning rates are not of a size that suits AdamW, which trains operators.
+
+    Args:
+        optimizer: the user's.
+        places: of its param groups that hold expanded weights.
+    """
+    has_betas = all("betas" in optimizer.param_groups[place] for place in places)
+    if _named(optimizer, _OTHER_RATES) or not has_betas:
+        warnings.warn(
+            "operator_lr_scale: not given. AdamW trains the operators, at the learning rate of "
+            f"{type(optimizer).__name__}, which is not of AdamW's size (Lion's is 3 to 10 times "
+            "smaller, SGD's larger): give the ratio of a good AdamW learning rate to this one, or "
+            "1.0 if that is meant",
+            stacklevel=3,
+        )
 
 
 def _keeps_weights(optimizer: Optimizer) -> bool:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from apex_composer.monarch import MonarchFactors, multiply, multiply_right
+from apex_composer.packed_samples import PackedSamples
 
 _TOKENS_AT_ONCE = 32
+_COLUMNS_AT_ONCE = 1024
 
 
 def take(matrix: Tensor, indices: Tensor, axis: int) -> Tensor:
@@ -154,6 +156,45 @@ def unit_square_sums(activation: Tensor, unit_size: int, mask: Tensor | None = N
             )
         activation = activation.masked_fill(~mask.bool().unsqueeze(-1), 0)
     return _sum_units(_sum_tokens(activation, dtype), unit_size)
+
+
+@torch.no_grad()
+def packed_square_sums(activation: Tensor, unit_size: int, samples: PackedSamples) -> Tensor:
+    """As `unit_square_sums`, where a row holds several samples.
+
+    The order of the sums is fixed, on GPUs too (index_add_'s is not).
+
+    Args:
+        activation: [rows, tokens, units * unit_size], any floating dtype; or, where a model drops
+            padding before the projection, [kept tokens, units * unit_size].
+        unit_size: head_dim for heads, 1 for channels.
+        samples: of the same rows and tokens.
+
+    Returns:
+        [runs, units] in float32 (float64 for float64 activations), 0 for runs of padding.
+
+    Raises:
+        ValueError: for an activation of other tokens.
+    """
+    dtype = torch.promote_types(activation.dtype, torch.float32)
+    unpadded = activation.dim() == 2
+    tokens = (samples.tokens,) if unpadded else tuple(samples.counted.shape)
+    if activation.shape[:-1] != tokens:
+        raise ValueError(
+            f"the sequence ids are for {tokens} tokens, the activation has "
+            f"{tuple(activation.shape[:-1])}: give each forward pass its own ids"
+        )
+    full = unpadded or samples.tokens == samples.counted.numel()
+    skipped = None if full else ~samples.counted.view(-1, 1)
+    lengths = samples.kept if unpadded else samples.lengths
+    sums = []
+    # Some columns at a time: their squares are written out before they are summed.
+    for columns in activation.reshape(-1, activation.shape[-1]).split(_COLUMNS_AT_ONCE, dim=1):
+        columns = columns.to(dtype) if full else columns.to(dtype).masked_fill(skipped, 0)
+        sums.append(
+            torch.segment_reduce(columns.square(), "sum", lengths=lengths, unsafe=True, initial=0)
+        )
+    return _sum_units(torch.cat(sums, dim=1), unit_size)
 
 
 def _sum_tokens(activation: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from apex_composer.distributed import check_same_on_all_ranks
 from apex_composer.monarch import has_factor_pair
 from apex_composer.sites import Group, Site
 
@@ -125,4 +126,22 @@ def select_groups(
             continue
         own = values[(group.assessed_by or group).name].view(group.units, -1).sum(1)
         selections[group.name] = Selection(*(t.cpu() for t in select(own, count)))
+    return selections
+
+
+def select_alike(
+    groups: Sequence[Group],
+    counts: Mapping[str, int],
+    values: Mapping[str, Tensor] | None,
+    seed: int,
+    stage: int,
+) -> dict[str, Selection]:
+    """As `select_groups`, and compared between the ranks (collective).
+
+    Raises:
+        RuntimeError: where the ranks differ.
+    """
+    selections = select_groups(groups, counts, values, seed, stage)
+    selected = {name: [t.tolist() for t in sets] for name, sets in selections.items()}
+    check_same_on_all_ranks(f"the selection of stage {stage}", [seed, stage, selected])
     return selections

@@ -72,7 +72,7 @@ class Small:
             for name, shard in zip(("weight", "bias"), self.shards[i], strict=False):
                 setattr(site.module, name, shard.parameter)
         operators = self.expander.operators
-        self.expander.executors = [ShardedExecutor(operators, self.shards, ranks)]
+        self.expander.executors[:] = [ShardedExecutor(operators, self.shards, ranks)]
         return self
 
     def train(self, steps: int = 3) -> "Small":

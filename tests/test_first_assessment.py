@@ -13,6 +13,7 @@ from apex_composer.first_assessment import (
     assess_training_data,
     attention_mask,
     count_tokens,
+    sequence_ids,
 )
 
 CPU = torch.device("cpu")
@@ -29,6 +30,20 @@ def test_a_batchs_mask_is_boolean(dtype):
 @pytest.mark.parametrize("batch", [{"input_ids": IDS}, {"attention_mask": None}, IDS, [IDS, MASK]])
 def test_a_batch_may_have_no_mask(batch):
     assert attention_mask(batch) is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "packed"),
+    [
+        ({"input_ids": IDS, "sequence_id": torch.tensor([[0, 0, 1, -1]] * 3)}, True),
+        ({"input_ids": IDS, "sequence_id": MASK - 1}, False),  # every finetuning batch has that
+        ({"input_ids": IDS}, False),
+        ([IDS, MASK], False),
+    ],
+)
+def test_ids_of_sequences_are_of_use_where_a_row_has_several(batch, packed):
+    found = sequence_ids(batch)
+    assert found is (batch["sequence_id"] if packed else None)
 
 
 def test_padding_is_not_counted_as_tokens():

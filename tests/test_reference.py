@@ -4,7 +4,9 @@ import pytest
 import torch
 from oracle import dense_operator
 
+from apex_composer import reference
 from apex_composer.monarch import MonarchFactors
+from apex_composer.packed_samples import find_samples
 from apex_composer.reference import fold, map_gradient, take, unit_square_sums
 
 NAN = float("nan")
@@ -238,3 +240,33 @@ def test_values_at_padded_places_do_not_matter(unit_size):
     expected = unit_square_sums(activation, unit_size, RAGGED)
     activation[~RAGGED] = float("inf")
     assert torch.equal(unit_square_sums(activation, unit_size, RAGGED), expected)
+
+
+@pytest.mark.parametrize("unit_size", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("unpadded", [False, True])
+def test_packed_sums_are_those_of_every_sequence_by_itself(unpadded, dtype, unit_size, monkeypatch):
+    monkeypatch.setattr(reference, "_COLUMNS_AT_ONCE", 8)  # two blocks of columns
+    ids = torch.tensor([[0, 0, 0, 1, 1, 2], [0, 0, 1, 1, -1, -1], [-1] * 6, [0, 0, 0, 1, 1, 1]])
+    mask = torch.ones_like(ids)
+    mask[3, 4] = 0
+    values = torch.randn(4, 6, 12, dtype=torch.float64).to(dtype)
+    values[1, 5] = NAN  # padding is not looked at
+    samples = find_samples(ids, mask)
+    given = values[samples.counted] if unpadded else values
+    found = reference.packed_square_sums(given, unit_size, samples)
+    expected = [
+        reference.unit_square_sums(values[row][own].unsqueeze(0), unit_size)[0]
+        for row, sequence in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (3, 0), (3, 1))
+        for own in [(ids[row] == sequence) & (mask[row] == 1)]
+    ]
+    torch.testing.assert_close(found[samples.valid], torch.stack(expected))
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    assert found[~samples.valid].count_nonzero() == 0
+
+
+def test_ids_of_other_tokens_are_refused():
+    samples = find_samples(torch.tensor([[0, 1, 1, -1]]))
+    for shape in ((2, 2, 3), (4, 3)):
+        with pytest.raises(ValueError, match="the sequence ids are for .* the activation has"):
+            reference.packed_square_sums(torch.ones(shape), 1, samples)

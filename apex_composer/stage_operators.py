@@ -1,0 +1,119 @@
+"""The operators of the running stage around an optimizer's step: who acts, and what trains them."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from apex_composer.executors import Executor, make_executors
+from apex_composer.expansion import ExpansionOperator
+from apex_composer.operator_optimizer import OperatorOptimizer, divide_gradients
+from apex_composer.stopwatch import Stopwatch
+
+
+class StageOperators:
+    """All operators together; none between stages, and in a stage without expansion.
+
+    Args:
+        implementation: `auto`, `torch` or `triton`, see `make_executors`.
+        lr_scale: the operators' learning rate over the main optimizer's.
+        stopwatch: counts the time that steps take.
+
+    Attributes:
+        operators: of the running stage.
+        executors: who do their work.
+    """
+
+    def __init__(self, implementation: str, lr_scale: float, stopwatch: Stopwatch):
+        self.operators: list[ExpansionOperator] = []
+        self.executors: list[Executor] = []
+        self._implementation, self._lr_scale = implementation, lr_scale
+        self._stopwatch = stopwatch
+        self._main: Optimizer | None = None
+        self._optimizer: OperatorOptimizer | None = None
+        self._moments: Mapping[str, dict[str, Any]] = {}
+
+    def begin(
+        self, operators: Sequence[ExpansionOperator], moments: Mapping[str, dict[str, Any]]
+    ) -> None:
+        """Start a stage, or go on in one.
+
+        Args:
+            operators: in the same order on all ranks.
+            moments: of their optimizer, as `moments()` returned them; empty in a new stage.
+        """
+        self.operators, self._moments = list(operators), moments
+        self.executors = make_executors(self.operators, self._implementation)
+        self._train()
+
+    def end(self) -> None:
+        """Drop the operators; they are part of the weights."""
+        self.operators, self.executors = [], []
+        self._optimizer, self._moments = None, {}
+
+    def follow(self, main: Optimizer) -> None:
+        """Train these and later operators as the main optimizer trains the weights."""
+        self._main = main
+        self._train()
+
+    def _train(self) -> None:
+        """Build the operators' optimizer as soon as both they and the main one are known."""
+        if self._main is not None and self.operators:
+            self._optimizer = OperatorOptimizer(self.operators, self._main, self._lr_scale)
+            if self._moments:
+                self._optimizer.load_state_dict(self._moments)
+                self._moments = {}
+
+    @property
+    def folded(self) -> bool:
+        """Whether the parameters hold the effective weights, as they do outside of steps."""
+        return all(executor.folded for executor in self.executors)
+
+    @torch.no_grad()
+    def before_step(self, grad_scale: Tensor | None) -> None:
+        """See `Expander.before_step`."""
+        if not self.operators:
+            return
+        if self._optimizer is None:
+            raise RuntimeError("no optimizer to train operators with: call attach(optimizer) first")
+        if not self.folded:
+            raise RuntimeError(
+                "a step begins while the parameters hold base weights: the step before it failed "
+                "(call ensure_folded() before the next forward pass), or the optimizer's step() "
+                "calls its base class's"
+            )
+        with self._timed():
+            for executor in self.executors:
+                executor.map_gradient()
+            if grad_scale is not None:
+                divide_gradients(self.operators, grad_scale)
+            for executor in self.executors:
+                executor.unfold()
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """See `Expander.after_step`."""
+        if self.folded:
+            return
+        with self._timed():
+            try:
+                self._optimizer.step()
+            finally:  # an error must not leave the model with base weights
+                for executor in self.executors:
+                    executor.fold()
+
+    def _timed(self) -> AbstractContextManager[None]:
+        return self._stopwatch.block(self.operators[0].site.weight.device)
+
+    def ensure_folded(self, together: bool) -> None:
+        """See `Expander.ensure_folded`."""
+        for executor in self.executors:
+            if not executor.folded:
+                executor.fold() if together else executor.restore()
+
+    def moments(self) -> Mapping[str, dict[str, Any]]:
+        """Of the operators' optimizer, by factor, on the CPU."""
+        return self._moments if self._optimizer is None else self._optimizer.state_dict()
