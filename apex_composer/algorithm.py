@@ -38,6 +38,7 @@ from apex_composer.settings import (
     check_choice,
     check_flag,
     check_keys,
+    check_not_negative,
     check_positive,
     check_same,
     check_targets,
@@ -87,7 +88,7 @@ class APEX(Algorithm):
             Default `auto`.
         fused_swiglu: True computes the Llama family's SwiGLU in one kernel, `auto` where the
             kernel runs, see `FusedSwiGLU`. Default `auto`.
-        seed: of operators and random selections; default the run's seed.
+        seed: of operators and random selections, an integer of 0 or more; default the run's seed.
         log_interval: batches between logged operator norms and step times. Default 10.
         branch: which checkpoint this run goes on from with other settings; written by
             `apex-composer branch`. Default: none.
@@ -115,15 +116,15 @@ class APEX(Algorithm):
         **unknown: Any,
     ):
         check_keys("apex", unknown, SETTINGS)
-        check_threshold(threshold)
+        self.threshold = check_threshold(threshold)
         check_choice("kv_heads", kv_heads, KV_HEADS)
         check_flag("expansion", expansion)
-        check_positive("operator_lr_scale", operator_lr_scale, float)
-        check_positive("log_interval", log_interval)
+        self.operator_lr_scale = check_positive("operator_lr_scale", operator_lr_scale, float)
+        self.seed = None if seed is None else check_not_negative("seed", seed)
+        self.log_interval = check_positive("log_interval", log_interval)
         check_choice("implementation", implementation, IMPLEMENTATIONS)
         check_choice("fused_swiglu", fused_swiglu, FUSED_SWIGLU)
-        self.threshold, self.kv_heads, self.expansion = threshold, kv_heads, expansion
-        self.operator_lr_scale, self.seed, self.log_interval = operator_lr_scale, seed, log_interval
+        self.kv_heads, self.expansion = kv_heads, expansion
         self.implementation, self.fused_swiglu = implementation, fused_swiglu
         self.stages = parse_stages(stages)
         self.targets = check_targets(targets)

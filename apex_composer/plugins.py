@@ -117,9 +117,18 @@ class FusedSwiGLUCallback(Callback):
 
     Args:
         setting: True, False, or `auto` for only where the kernel runs. Default True.
+
+    Raises:
+        ValueError: for another setting.
+        TypeError: for unknown settings.
     """
 
-    def __init__(self, setting: bool | str = True):
+    def __init__(self, setting: bool | str = True, **unknown: Any):
+        from apex_composer.fused_swiglu import FUSED_SWIGLU
+        from apex_composer.settings import check_choice, check_keys
+
+        check_keys("fused_swiglu", unknown, ("setting",))
+        check_choice("fused_swiglu: setting", setting, FUSED_SWIGLU)
         self.setting = setting
         self._fused: Any = None
 

@@ -1,9 +1,9 @@
 """What a run may change of the one whose checkpoint it goes on from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from apex_composer.settings import check_keys
+from apex_composer.settings import check_keys, check_not_negative
 
 BRANCH_KEYS = ("parent", "sha256", "batch", "stage", "changed")
 # The scores and operators of a running stage belong to these. The other settings act on later
@@ -38,7 +38,7 @@ def check_branch(branch: Any) -> dict[str, Any] | None:
 
     Raises:
         TypeError: for unknown keys.
-        ValueError: for anything but a complete mapping.
+        ValueError: for anything but a complete mapping of what belongs there.
     """
     if branch is None:
         return None
@@ -49,7 +49,15 @@ def check_branch(branch: Any) -> dict[str, Any] | None:
             f"branch: got {branch!r}, allowed: a mapping of {', '.join(BRANCH_KEYS)}, as "
             "`apex-composer branch` writes it into a YAML"
         )
-    return {**branch, "changed": {key: list(pair) for key, pair in branch["changed"].items()}}
+    for key in ("batch", "stage"):
+        check_not_negative(f"branch: {key}", branch[key])
+    pairs = branch["changed"]
+    if not isinstance(pairs, Mapping) or any(
+        isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2
+        for pair in pairs.values()
+    ):
+        raise ValueError(f"branch: changed: got {pairs!r}, allowed: {{setting: [before, after]}}")
+    return {**branch, "changed": {key: list(pair) for key, pair in pairs.items()}}
 
 
 def trace(

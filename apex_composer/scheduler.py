@@ -4,17 +4,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from numbers import Integral
 from typing import Any
 
 from composer.core import State, Time, Timestamp, TimeUnit
 from composer.optim import ComposerScheduler
 
-from apex_composer.settings import check_flag, check_keys, check_positive
+from apex_composer.settings import check_finite, check_flag, check_keys, check_positive
 from apex_composer.stage_rates import StageRates
 
 # The paper's learning rates 1e-4, 4e-5, 1e-5 over the first.
 PAPER_MULTIPLIERS = (1.0, 0.4, 0.1)
 _UNITS = (TimeUnit.BATCH, TimeUnit.TOKEN, TimeUnit.SAMPLE, TimeUnit.EPOCH, TimeUnit.DURATION)
+# Thirds are written as 0.33dur.
+_SHARES_TOLERANCE = 0.0100001
 _EXAMPLES = "for example 3, [10000ba, 10000ba] or [0.5dur, {duration: 0.5dur, expansion: false}]"
 
 
@@ -68,14 +71,29 @@ def parse_stages(stages: Any) -> int | tuple[Stage, ...]:
     Raises:
         ValueError: for anything else.
     """
-    if isinstance(stages, int) and not isinstance(stages, bool):
-        check_positive("stages", stages)
-        return stages
+    if isinstance(stages, Integral) and not isinstance(stages, bool):
+        return check_positive("stages", stages)
     if isinstance(stages, str | Mapping) or not isinstance(stages, Sequence) or not len(stages):
         raise ValueError(
             f"stages: got {stages!r}, allowed: a number or a list of durations, {_EXAMPLES}"
         )
-    return tuple(_parse_stage(stage) for stage in stages)
+    parsed = tuple(_parse_stage(stage) for stage in stages)
+    _check_shares(parsed)
+    return parsed
+
+
+def _check_shares(stages: tuple[Stage, ...]) -> None:
+    """Refuse shares of training that cannot be meant to add up to the whole.
+
+    To the last unit of time it is checked when the run's length is known (`_check_plan`).
+    """
+    shares = [s.duration.value for s in stages if s.duration.unit == TimeUnit.DURATION]
+    total, complete = sum(shares), len(shares) == len(stages)
+    if total > 1 + _SHARES_TOLERANCE or (complete and total < 1 - _SHARES_TOLERANCE):
+        raise ValueError(
+            f"stages: the shares of training add up to {total:g}dur, allowed: 1dur together with "
+            f"the other stages, {_EXAMPLES}"
+        )
 
 
 def _parse_stage(stage: Any) -> Stage:
@@ -100,8 +118,9 @@ def parse_duration(setting: str, value: Any, *, zero: bool = False) -> Time:
     """
     try:
         time = value if isinstance(value, Time) else Time.from_timestring(value)
-        good = time.unit in _UNITS and (time.value > 0 or (zero and time.value == 0))
-    except (ValueError, TypeError):
+        good = time.unit in _UNITS and math.isfinite(time.value)
+        good = good and (time.value > 0 or (zero and time.value == 0))
+    except (ValueError, TypeError, OverflowError):
         good = False
     if not good:
         units = ", ".join(unit.value for unit in _UNITS)
@@ -291,7 +310,4 @@ def _one_each(setting: str, values: Any) -> list[Any]:
 
 
 def _multiplier(value: Any) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value < math.inf:
-        raise ValueError(f"lr_multipliers: got {value!r}, allowed: numbers of 0 or more")
-    return float(value)
+    return check_finite("lr_multipliers", value, "numbers of 0 or more", lowest=0.0)

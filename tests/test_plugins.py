@@ -260,3 +260,13 @@ def test_a_run_without_apex_may_have_the_same_swiglu():
     assert any(not torch.equal(weights[name], weight) for name, weight in expected.items())
     assert callback._fused.modules == {}  # given back when the trainer closed
     run(callbacks=(FusedSwiGLUCallback("auto"),))
+
+
+def test_settings_of_the_swiglu_callback_are_checked_at_once():
+    from apex_composer.plugins import FusedSwiGLUCallback
+
+    for wrong in (0, 1, "yes", None):
+        with pytest.raises(ValueError, match="fused_swiglu: setting: got .*True, False, auto"):
+            FusedSwiGLUCallback(wrong)
+    with pytest.raises(TypeError, match="Did you mean 'setting'"):
+        FusedSwiGLUCallback(settings=True)

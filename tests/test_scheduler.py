@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from composer import Callback, ComposerModel, Trainer
@@ -35,9 +36,9 @@ def plan_of(stages, max_duration: str, dataloader_len: int | None = None):
     return plan_stages(parse_stages(stages), state_of(max_duration, dataloader_len))
 
 
-@pytest.mark.parametrize("stages", [1, 3])
+@pytest.mark.parametrize("stages", [1, 3, numpy.int64(3)])
 def test_a_number_of_stages(stages):
-    assert parse_stages(stages) == stages
+    assert parse_stages(stages) == stages and type(parse_stages(stages)) is int
 
 
 def test_a_list_of_stages():
@@ -63,7 +64,9 @@ def test_what_is_neither_a_number_nor_a_list_is_refused(stages):
 
 
 @pytest.mark.parametrize(
-    "duration", ["10", "10 batches", "-1ba", "0ba", "1.5ba", "10sec", "2iter", 10, None, ""]
+    "duration",
+    ["10", "10 batches", "-1ba", "0ba", "1.5ba", "10sec", "2iter", 10, True, None, ""]
+    + ["infba", "nanba", "infdur", "nandur"],
 )
 def test_what_is_no_duration_is_refused(duration):
     told = "^stages: got .*, allowed: a Composer time string in ba, tok, sp, ep, dur"
@@ -71,6 +74,27 @@ def test_what_is_no_duration_is_refused(duration):
         parse_stages([duration])
     with pytest.raises(ValueError, match=told):
         parse_stages([{"duration": duration}])
+
+
+@pytest.mark.parametrize(
+    ("stages", "total"),
+    [
+        (["0.5dur", "0.6dur"], "1.1"),
+        (["0.5dur", "0.4dur"], "0.9"),
+        (["2dur"], "2"),
+        (["4ba", "0.7dur", {"duration": "0.7dur", "expansion": False}], "1.4"),
+    ],
+)
+def test_shares_that_are_no_whole_are_refused_at_once(stages, total):
+    with pytest.raises(ValueError, match=f"^stages: the shares of training add up to {total}dur"):
+        parse_stages(stages)
+
+
+@pytest.mark.parametrize(
+    "stages", [["0.33dur"] * 3, ["0.333dur"] * 3, ["0.1dur"] * 10, ["4ba", "0.5dur"]]
+)
+def test_rounded_shares_pass(stages):
+    assert len(parse_stages(stages)) == len(stages)
 
 
 def test_zero_is_a_duration_only_where_it_is_allowed():
@@ -127,7 +151,7 @@ def test_plain_stages_are_kept_and_described():
     [
         (["4ba", "3ba"], "6ba", r"\['4ba', '7ba'\], which is longer than .* 6ba = 6ba"),
         (["4ba", PLAIN], "9ba", r"\['4ba', '6ba \(plain\)'\], which is shorter than"),
-        (["0.5dur", "0.6dur"], "10ba", r"\['5ba', '11ba'\], which is longer than"),
+        (["0.5dur", "6ba"], "10ba", r"\['5ba', '11ba'\], which is longer than"),
         (["1ep", "1ep"], "3ep", r"\['6ba', '12ba'\], which is shorter than .* 3ep = 18ba"),
         (4, "3ba", r"\['0ba', '1ba', '2ba', '3ba'\] has an empty stage"),
         (["0.01dur", "0.99dur"], "10ba", r"has an empty stage, max_duration is 10ba"),
@@ -235,6 +259,10 @@ def test_a_warmup_in_another_unit_is_refused():
         ({"lr_multipliers": 0.5}, r"^lr_multipliers: got 0\.5"),
         ({"lr_multipliers": [1, "x", 2]}, r"^lr_multipliers: got .*x"),
         ({"t_warmup": 0}, r"^t_warmup: got 0"),
+        ({"t_warmup": "infdur"}, r"^t_warmup: got 'infdur'"),
+        ({"lr_multipliers": [1, float("nan"), 2]}, r"^lr_multipliers: got nan"),
+        ({"lr_multipliers": [1, float("inf"), 2]}, r"^lr_multipliers: got inf"),
+        ({"lr_multipliers": [True, 1, 2]}, r"^lr_multipliers: got True"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, told):
