@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from composer.core import Algorithm, Callback, Event, State
+from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from torch import Tensor
 
 from apex_composer.attachment import Attachment
+from apex_composer.closing import Closing, check_owner
 from apex_composer.expander import Expander
 from apex_composer.first_assessment import (
     AssessmentGoal,
@@ -135,6 +136,7 @@ class APEX(Algorithm):
         self._expander: Expander | None = None
         self._attachment: Attachment | None = None
         self._swiglu: FusedSwiGLU | None = None
+        self._closing: Closing | None = None
         self._plan: StagePlan | None = None
         self._loaded: dict[str, Any] | None = None
         self._padded = True
@@ -167,6 +169,8 @@ class APEX(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Do the event's part."""
+        if event is not Event.INIT:
+            check_owner(self._closing, state)
         self._events[event](state, logger)
 
     def state_dict(self) -> dict[str, Any]:
@@ -193,11 +197,14 @@ class APEX(Algorithm):
         device = torch.device("cuda" if state.device.name == "gpu" else state.device.name)
         resolve(self.implementation, device)
         self._build(state, seed=0).remove()
+        if self._closing is not None:
+            self._closing.hand_over()  # an earlier trainer's run
+        self._expander = self._attachment = self._plan = self._loaded = None
         self._swiglu = FusedSwiGLU(
             state.model, self.fused_swiglu, device=device, collector=self._place_ahead
         )
-        self._expander = self._attachment = self._plan = None  # of an earlier trainer
-        state.callbacks.append(_Detach(self))
+        self._closing = Closing(self._swiglu)
+        state.callbacks.append(self._closing)
 
     def _build(self, state: State, seed: int) -> Expander:
         return Expander(
@@ -227,8 +234,10 @@ class APEX(Algorithm):
         self._plan = plan
         seed = state.rank_zero_seed if self.seed is None else self.seed
         self._expander = self._build(state, seed)
+        self._closing.hold(self._expander)
         self._attachment = self._expander.attach(state.optimizers[0])
         self._attachment.armed = False
+        self._closing.hold(self._attachment)
         loaded, self._loaded = self._loaded, None
         batch = state.timestamp.batch.value
         self.lineage, self.branching = trace(self._branch, loaded, batch)
@@ -314,20 +323,3 @@ class APEX(Algorithm):
         model, device = unwrapped(state.model), next(state.model.parameters()).device
         forward = forward_microbatches(model, state, self._expander.assessing)
         assess_training_data(model, state.train_dataloader, forward, goal, device)
-
-
-class _Detach(Callback):
-    """Leaves the model folded and free of hooks when the trainer closes, also after an error."""
-
-    def __init__(self, algorithm: APEX):
-        self._algorithm = algorithm
-
-    def close(self, state: State, logger: Logger) -> None:
-        """Fold, and remove all hooks."""
-        expander, attachment = self._algorithm._expander, self._algorithm._attachment
-        if expander is not None:
-            expander.remove()
-        if attachment is not None:
-            attachment.remove()
-        if self._algorithm._swiglu is not None:
-            self._algorithm._swiglu.remove()

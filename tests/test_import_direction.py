@@ -14,6 +14,7 @@ PACKAGE = ROOT / "apex_composer"
 CORE = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem not in ("cli", "__main__")}
 KNOW_COMPOSER = {
     "algorithm",
+    "closing",
     "forward_passes",
     "plugins",
     "run_checks",
@@ -77,7 +78,7 @@ def test_the_plugin_module_is_light():
     # It is imported by every llm-foundry training of an environment, also by those without APEX;
     # Composer is loaded there already. Manifest and kernels are the callbacks' only.
     assert not top_level(CORE["plugins"]) & {"llmfoundry", "torch", "transformers"}
-    assert own_modules(CORE["plugins"]) == {"data_prep", "fused_swiglu"}
+    assert own_modules(CORE["plugins"]) == {"data_prep", "fused_swiglu", "settings"}
 
 
 def test_only_ops_imports_kernels():
