@@ -1,8 +1,8 @@
 """APEX as a Composer Algorithm: from events to the Expander."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -24,12 +24,12 @@ from apex_composer.metrics import final_metrics, stage_metrics, step_metrics
 from apex_composer.ops import resolve
 from apex_composer.resuming import (
     check_branch,
-    check_stages,
-    keeps_the_stage,
+    check_further,
+    restore,
     trace,
-    trained_records,
+    warn_of_a_new_beginning,
 )
-from apex_composer.run_checks import check_run
+from apex_composer.run_checks import check_fit, check_run
 from apex_composer.scheduler import StagePlan, parse_stages, plan_stages
 from apex_composer.settings import (
     IMPLEMENTATIONS,
@@ -41,26 +41,11 @@ from apex_composer.settings import (
     check_keys,
     check_not_negative,
     check_positive,
-    check_same,
     check_targets,
     check_threshold,
 )
 from apex_composer.sites import find_sites
 
-SETTINGS = (
-    "threshold",
-    "stages",
-    "targets",
-    "kv_heads",
-    "assessment",
-    "expansion",
-    "operator_lr_scale",
-    "implementation",
-    "fused_swiglu",
-    "seed",
-    "log_interval",
-    "branch",
-)
 # The paper assesses on 30 M tokens before stages of about 3 B.
 DEFAULT_ASSESSED_SHARE = 0.01
 
@@ -72,6 +57,12 @@ class APEX(Algorithm):
     training collect scores, committed at BATCH_END; around the optimizer's step gradients are
     mapped and operators trained (`attachment.py`); at the end of a stage, at BATCH_END, the
     operators are fused and the next stage's units selected.
+
+    A fit whose clock stands at 0 begins the run anew, with a warning if there was one before:
+    `fit(reset_time=True)`, or a checkpoint with `load_ignore_keys: [state/timestamp]`. What was
+    trained stays part of the weights; the first assessment, stage 0 and an empty history follow.
+
+    An object belongs to one Trainer: given to a second one, it leaves the first.
 
     Args:
         threshold: share of units selected on each side, in (0, 0.5]. Default 0.125.
@@ -116,7 +107,7 @@ class APEX(Algorithm):
         branch: Mapping[str, Any] | None = None,
         **unknown: Any,
     ):
-        check_keys("apex", unknown, SETTINGS)
+        check_keys("apex", unknown, [*signature(APEX).parameters][:-1])  # all but `unknown`
         self.threshold = check_threshold(threshold)
         check_choice("kv_heads", kv_heads, KV_HEADS)
         check_flag("expansion", expansion)
@@ -196,7 +187,7 @@ class APEX(Algorithm):
         check_run(state)
         device = torch.device("cuda" if state.device.name == "gpu" else state.device.name)
         resolve(self.implementation, device)
-        self._build(state, seed=0).remove()
+        self._build(state).remove()
         if self._closing is not None:
             self._closing.hand_over()  # an earlier trainer's run
         self._expander = self._attachment = self._plan = self._loaded = None
@@ -206,11 +197,11 @@ class APEX(Algorithm):
         self._closing = Closing(self._swiglu)
         state.callbacks.append(self._closing)
 
-    def _build(self, state: State, seed: int) -> Expander:
+    def _build(self, state: State) -> Expander:
         return Expander(
             find_sites(state.model, self.targets),
             threshold=self.threshold,
-            seed=seed,
+            seed=state.rank_zero_seed if self.seed is None else self.seed,
             kv_heads=self.kv_heads,
             method=self.method,
             expansion=self.expansion,
@@ -222,55 +213,39 @@ class APEX(Algorithm):
         return None if self._expander is None else self._expander.place_ahead(mlp, gate)
 
     def _start(self, state: State, logger: Logger) -> None:
-        """FIT_START of a fresh, a resumed or a further fit."""
-        plan = self.stage_plan(state)
-        if self._expander is not None:
-            if self._plan != plan:
-                raise ValueError(
-                    f"stages: this run was laid out as {self._plan.describe()}, the further fit() "
-                    f"makes it {plan.describe()}: keep max_duration, or start a new Trainer"
-                )
+        """FIT_START of a fresh, a resumed or a further fit; with the clock at 0, a run's start."""
+        plan, batch = self.stage_plan(state), state.timestamp.batch.value
+        running = self._expander is not None and self._expander.stage >= 0
+        if running and batch > 0:
+            check_further(self._plan.describe(), plan.describe(), self.history, batch)
             return
+        if self._expander is None:
+            self.lineage, self.branching = trace(self._branch, self._loaded, batch)
+        if batch == 0 and (running or self._loaded is not None):
+            warn_of_a_new_beginning()
+            self._loaded, self.branching = None, False
+        self._closing.end_stages()
         self._plan = plan
-        seed = state.rank_zero_seed if self.seed is None else self.seed
-        self._expander = self._build(state, seed)
+        self._expander = self._build(state)
         self._closing.hold(self._expander)
         self._attachment = self._expander.attach(state.optimizers[0])
         self._attachment.armed = False
         self._closing.hold(self._attachment)
-        loaded, self._loaded = self._loaded, None
-        batch = state.timestamp.batch.value
-        self.lineage, self.branching = trace(self._branch, loaded, batch)
-        if loaded is not None and self._resume(loaded, state, logger):
-            return
-        if loaded is None and batch > 0:
-            warnings.warn(
-                f"the checkpoint at batch {batch} was loaded without the "
-                "state of apex. Its weights are usable as they are (operators are part of "
-                "them); the current stage starts anew with a new assessment and new operators",
-                stacklevel=2,
-            )
-        if self.method != "random":
-            self._assess(state)
-        self._begin_stage(plan.ended(state.timestamp), state, logger)
-
-    def _resume(self, loaded: dict[str, Any], state: State, logger: Logger) -> bool:
-        """Go on from a checkpoint; False where a branch has to start its stage anew."""
-        stages, targets, batch = self._plan.describe(), list(self.targets), state.timestamp.batch
-        settings = self._expander.settings()
-        if self.branching and not keeps_the_stage(loaded, settings, targets, stages):
-            self._expander.history = trained_records(loaded["history"], batch.value)
-            return False
-        if self.branching:
-            loaded = {**loaded, "settings": settings}
-        check_stages(loaded["stages"], stages, loaded["stage"] + 1)
-        check_same("targets", loaded["targets"], targets)
-        self._expander.load_state_dict(loaded)
-        ended = self._plan.ended(state.timestamp)
+        if not restore(
+            self._expander, self._loaded, plan.describe(), self.targets, batch, self.branching
+        ):
+            check_fit(state)
+            if self.method != "random":
+                self._assess(state)
+            self._begin_stage(plan.ended(state.timestamp), state, logger)
         # The checkpoint of a finished run: its last stage is over, this run's next one begins.
+        self._pass_boundary(state, logger)
+        self._loaded = None
+
+    def _pass_boundary(self, state: State, logger: Logger) -> None:
+        ended = self._plan.ended(state.timestamp)
         if self._expander.stage < ended < len(self._plan.ends):
             self._begin_stage(ended, state, logger)
-        return True
 
     def _begin_stage(self, stage: int, state: State, logger: Logger) -> None:
         self._expander.stage = stage - 1
@@ -310,8 +285,7 @@ class APEX(Algorithm):
         if ended == stages > self._plan.ended(state.previous_timestamp):
             logger.log_metrics(final_metrics(self._expander))
             self._expander.fuse()
-        elif self._expander.stage < ended < stages:
-            self._begin_stage(ended, state, logger)
+        self._pass_boundary(state, logger)
 
     def _assess(self, state: State) -> None:
         """Scores for the first stage from forward passes over training data."""

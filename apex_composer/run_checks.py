@@ -1,4 +1,4 @@
-"""What a run must be like for APEX, checked at INIT: before data and weights are loaded."""
+"""What a run must be like for APEX, checked before data are read and weights moved."""
 
 from composer.core import Precision, State
 
@@ -20,6 +20,21 @@ def check_run(state: State) -> None:
     if len(state.optimizers) != 1:
         raise ValueError(f"apex needs exactly one optimizer, got {len(state.optimizers)}")
     _check_sharding(state)
+
+
+def check_fit(state: State) -> None:
+    """Let this package's callbacks refuse a fit before the first assessment reads data.
+
+    Composer runs algorithms before callbacks at FIT_START. Until then it is not known whether a
+    checkpoint's clock counts (`fit(reset_time=True)`), nor what data and duration `fit()` brings.
+
+    Args:
+        state: of the trainer, at FIT_START.
+    """
+    for callback in state.callbacks:
+        check = getattr(callback, "check_fit", None)
+        if check is not None:
+            check(state)
 
 
 def _check_sharding(state: State) -> None:

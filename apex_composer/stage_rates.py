@@ -45,7 +45,18 @@ class StageRates(Callback):
             scheduler.base_lrs = list(self._lrs)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Compare the stages that have begun with those of the checkpoint.
+        """Check; where the clock was set back to 0, the first batch gets the first stage's rate.
+
+        Composer's schedulers act after a batch, so it would have the last one's of the run before.
+        """
+        self.check_fit(state)
+        stepped = any(scheduler.last_epoch > 0 for scheduler in state.schedulers)
+        if state.timestamp.batch == 0 and stepped:
+            for group, lr in zip(state.optimizers[0].param_groups, self._lrs, strict=True):
+                group["lr"] = lr * self._scheduler(state)
+
+    def check_fit(self, state: State) -> None:
+        """Compare the stages that have begun with those of the checkpoint, once.
 
         Raises:
             ValueError: a stage that has begun would get another end, rate or warm-up.
