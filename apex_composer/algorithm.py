@@ -30,7 +30,6 @@ from apex_composer.resuming import (
     warn_of_a_new_beginning,
 )
 from apex_composer.run_checks import check_fit, check_run
-from apex_composer.scheduler import StagePlan, parse_stages, plan_stages
 from apex_composer.settings import (
     IMPLEMENTATIONS,
     KV_HEADS,
@@ -45,6 +44,7 @@ from apex_composer.settings import (
     check_threshold,
 )
 from apex_composer.sites import find_sites
+from apex_composer.stages import StagePlan, parse_stages, plan_stages
 
 # The paper assesses on 30 M tokens before stages of about 3 B.
 DEFAULT_ASSESSED_SHARE = 0.01

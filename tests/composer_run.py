@@ -1,7 +1,10 @@
 """A short Composer run on a tiny Llama, as several tests need it."""
 
+from types import SimpleNamespace
+
 import torch
 from composer import Algorithm, Callback, Trainer
+from composer.core import Time, Timestamp, TimeUnit
 from composer.loggers import InMemoryLogger
 from composer.models import HuggingFaceModel
 from helpers import TokenDataset, tiny_llama
@@ -62,3 +65,13 @@ def run(*algorithms: Algorithm, **options) -> tuple[APEX | None, dict, InMemoryL
     trainer.close()
     apex = next((a for a in algorithms if isinstance(a, APEX)), None)
     return apex, weights, log
+
+
+def state_of(max_duration: str, dataloader_len: int | None = None, algorithms=(), **time):
+    """As much of Composer's State as stages look at."""
+    return SimpleNamespace(
+        max_duration=Time.from_timestring(max_duration),
+        dataloader_len=None if dataloader_len is None else Time(dataloader_len, TimeUnit.BATCH),
+        algorithms=list(algorithms),
+        timestamp=Timestamp(**time),
+    )

@@ -20,6 +20,7 @@ KNOW_COMPOSER = {
     "run_checks",
     "scheduler",
     "stage_rates",
+    "stages",
 }
 TRAINERS = {"composer", "llmfoundry"}
 RUNS = {path.stem: path for path in (PACKAGE / "runs").glob("*.py")}
