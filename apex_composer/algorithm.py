@@ -29,7 +29,7 @@ from apex_composer.resuming import (
     trace,
     warn_of_a_new_beginning,
 )
-from apex_composer.run_checks import check_fit, check_run
+from apex_composer.run_checks import check_fit, check_run, check_trained
 from apex_composer.settings import (
     IMPLEMENTATIONS,
     KV_HEADS,
@@ -133,6 +133,8 @@ class APEX(Algorithm):
         self._padded = True
         self._events = {
             Event.INIT: self._check_run,
+            Event.BEFORE_LOAD: self._check_stages,
+            Event.AFTER_LOAD: self._trace,
             Event.FIT_START: self._start,
             Event.BATCH_START: self._arm,
             Event.BEFORE_TRAIN_BATCH: self._begin_batch,
@@ -187,7 +189,10 @@ class APEX(Algorithm):
         check_run(state)
         device = torch.device("cuda" if state.device.name == "gpu" else state.device.name)
         resolve(self.implementation, device)
-        self._build(state).remove()
+        expander = self._build(state)
+        expander.remove()
+        if self.expansion:
+            check_trained(state, expander.sites)
         if self._closing is not None:
             self._closing.hand_over()  # an earlier trainer's run
         self._expander = self._attachment = self._plan = self._loaded = None
@@ -196,6 +201,16 @@ class APEX(Algorithm):
         )
         self._closing = Closing(self._swiglu)
         state.callbacks.append(self._closing)
+
+    def _check_stages(self, state: State, logger: Logger) -> None:
+        """Refuse stages that do not fill the run as soon as its length can be known."""
+        if state.max_duration is not None and state.train_dataloader is not None:
+            self.stage_plan(state)
+
+    def _trace(self, state: State, logger: Logger) -> None:
+        """AFTER_LOAD: where the run comes from."""
+        batch = state.timestamp.batch.value
+        self.lineage, self.branching = trace(self._branch, self._loaded, batch)
 
     def _build(self, state: State) -> Expander:
         return Expander(
@@ -219,8 +234,6 @@ class APEX(Algorithm):
         if running and batch > 0:
             check_further(self._plan.describe(), plan.describe(), self.history, batch)
             return
-        if self._expander is None:
-            self.lineage, self.branching = trace(self._branch, self._loaded, batch)
         if batch == 0 and (running or self._loaded is not None):
             warn_of_a_new_beginning()
             self._loaded, self.branching = None, False

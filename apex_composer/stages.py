@@ -137,6 +137,11 @@ def plan_stages(stages: int | tuple[Stage, ...], state: State) -> StagePlan:
     Raises:
         ValueError: if the stages do not fill the run exactly.
     """
+    if state.max_duration is None:
+        raise ValueError(
+            "max_duration: not given, but stages are laid over it: give it when the trainer is "
+            "built, not to fit() only"
+        )
     total = convert(state.max_duration, state)
     if total.unit not in _UNITS:
         raise ValueError(
