@@ -1,6 +1,5 @@
 """APEX as a Composer Algorithm: from events to the Expander."""
 
-import math
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
@@ -13,12 +12,8 @@ from torch import Tensor
 from apex_composer.attachment import Attachment
 from apex_composer.closing import Closing, check_owner
 from apex_composer.expander import Expander
-from apex_composer.first_assessment import (
-    AssessmentGoal,
-    assess_training_data,
-    attention_mask,
-)
-from apex_composer.forward_passes import forward_microbatches, unwrapped
+from apex_composer.first_assessment import attention_mask, first_goal
+from apex_composer.forward_passes import assess_first_stage
 from apex_composer.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
 from apex_composer.metrics import final_metrics, stage_metrics, step_metrics
 from apex_composer.ops import resolve
@@ -45,9 +40,6 @@ from apex_composer.settings import (
 )
 from apex_composer.sites import find_sites
 from apex_composer.stages import StagePlan, parse_stages, plan_stages
-
-# The paper assesses on 30 M tokens before stages of about 3 B.
-DEFAULT_ASSESSED_SHARE = 0.01
 
 
 class APEX(Algorithm):
@@ -249,7 +241,8 @@ class APEX(Algorithm):
         ):
             check_fit(state)
             if self.method != "random":
-                self._assess(state)
+                goal = first_goal(self.tokens, plan.unit.value, plan.ends[0])
+                assess_first_stage(state, self._expander.assessment, goal)
             self._begin_stage(plan.ended(state.timestamp), state, logger)
         # The checkpoint of a finished run: its last stage is over, this run's next one begins.
         self._pass_boundary(state, logger)
@@ -299,14 +292,3 @@ class APEX(Algorithm):
             logger.log_metrics(final_metrics(self._expander))
             self._expander.fuse()
         self._pass_boundary(state, logger)
-
-    def _assess(self, state: State) -> None:
-        """Scores for the first stage from forward passes over training data."""
-        if self.tokens is not None:
-            goal = AssessmentGoal("tok", self.tokens)
-        else:
-            share = math.ceil(DEFAULT_ASSESSED_SHARE * self._plan.ends[0])
-            goal = AssessmentGoal(self._plan.unit.value, share)
-        model, device = unwrapped(state.model), next(state.model.parameters()).device
-        forward = forward_microbatches(model, state, self._expander.assessing)
-        assess_training_data(model, state.train_dataloader, forward, goal, device)

@@ -16,6 +16,7 @@ KNOW_COMPOSER = {
     "algorithm",
     "closing",
     "forward_passes",
+    "out_of_memory",
     "plugins",
     "run_checks",
     "scheduler",
