@@ -17,6 +17,7 @@ from apex_composer.forward_passes import assess_first_stage
 from apex_composer.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
 from apex_composer.metrics import final_metrics, stage_metrics, step_metrics
 from apex_composer.ops import resolve
+from apex_composer.optimizer_settings import put_back, read_settings
 from apex_composer.resuming import (
     check_branch,
     check_further,
@@ -39,6 +40,7 @@ from apex_composer.settings import (
     check_threshold,
 )
 from apex_composer.sites import find_sites
+from apex_composer.stage_rates import StageRates
 from apex_composer.stages import StagePlan, parse_stages, plan_stages
 
 
@@ -122,11 +124,12 @@ class APEX(Algorithm):
         self._closing: Closing | None = None
         self._plan: StagePlan | None = None
         self._loaded: dict[str, Any] | None = None
+        self._optimizer: list[dict[str, Any]] = []  # the settings' hyper-parameters
         self._padded = True
         self._events = {
             Event.INIT: self._check_run,
             Event.BEFORE_LOAD: self._check_stages,
-            Event.AFTER_LOAD: self._trace,
+            Event.AFTER_LOAD: self._after_load,
             Event.FIT_START: self._start,
             Event.BATCH_START: self._arm,
             Event.BEFORE_TRAIN_BATCH: self._begin_batch,
@@ -159,18 +162,17 @@ class APEX(Algorithm):
         self._events[event](state, logger)
 
     def state_dict(self) -> dict[str, Any]:
-        """The Expander's state and the stages, plain data only."""
+        """The Expander's state, the stages and the optimizer's settings, plain data only."""
         own: dict[str, Any] = super().state_dict()
-        if self._loaded is not None:
-            own["apex"] = self._loaded
-        elif self._expander is not None:
-            own["apex"] = {
+        apex = self._loaded
+        if apex is None and self._expander is not None:
+            apex = {
                 **self._expander.state_dict(),
                 "stages": self._plan.describe(),
                 "targets": list(self.targets),
                 "lineage": self.lineage,
             }
-        return own
+        return own if apex is None else {**own, "apex": {**apex, "optimizer": self._optimizer}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep a checkpoint's state until FIT_START, when the run's clock is restored too."""
@@ -191,6 +193,7 @@ class APEX(Algorithm):
         self._swiglu = FusedSwiGLU(
             state.model, self.fused_swiglu, device=device, collector=self._place_ahead
         )
+        self._optimizer = read_settings(state.optimizers[0])
         self._closing = Closing(self._swiglu)
         state.callbacks.append(self._closing)
 
@@ -199,21 +202,21 @@ class APEX(Algorithm):
         if state.max_duration is not None and state.train_dataloader is not None:
             self.stage_plan(state)
 
-    def _trace(self, state: State, logger: Logger) -> None:
-        """AFTER_LOAD: where the run comes from."""
+    def _after_load(self, state: State, logger: Logger) -> None:
+        """See where the run comes from, and put changed settings of the optimizer back."""
         batch = state.timestamp.batch.value
         self.lineage, self.branching = trace(self._branch, self._loaded, batch)
+        if not any(isinstance(callback, StageRates) for callback in state.callbacks):
+            trained = (self._loaded or {}).get("optimizer")
+            put_back(state.optimizers[0], self._optimizer, trained, state.schedulers)
 
     def _build(self, state: State) -> Expander:
+        names = ("threshold", "kv_heads", "method", "expansion", "operator_lr_scale")
         return Expander(
             find_sites(state.model, self.targets),
-            threshold=self.threshold,
             seed=state.rank_zero_seed if self.seed is None else self.seed,
-            kv_heads=self.kv_heads,
-            method=self.method,
-            expansion=self.expansion,
-            operator_lr_scale=self.operator_lr_scale,
             implementation=self.implementation,
+            **{name: getattr(self, name) for name in names},
         )
 
     def _place_ahead(self, mlp: str, gate: Tensor) -> tuple[Tensor, Tensor | None] | None:
@@ -222,9 +225,9 @@ class APEX(Algorithm):
     def _start(self, state: State, logger: Logger) -> None:
         """FIT_START of a fresh, a resumed or a further fit; with the clock at 0, a run's start."""
         plan, batch = self.stage_plan(state), state.timestamp.batch.value
-        running = self._expander is not None and self._expander.stage >= 0
+        running, stages = self._expander is not None and self._expander.stage >= 0, plan.describe()
         if running and batch > 0:
-            check_further(self._plan.describe(), plan.describe(), self.history, batch)
+            check_further(self._plan.describe(), stages, self.history, batch)
             return
         if batch == 0 and (running or self._loaded is not None):
             warn_of_a_new_beginning()
@@ -236,9 +239,7 @@ class APEX(Algorithm):
         self._attachment = self._expander.attach(state.optimizers[0])
         self._attachment.armed = False
         self._closing.hold(self._attachment)
-        if not restore(
-            self._expander, self._loaded, plan.describe(), self.targets, batch, self.branching
-        ):
+        if not restore(self._expander, self._loaded, stages, self.targets, batch, self.branching):
             check_fit(state)
             if self.method != "random":
                 goal = first_goal(self.tokens, plan.unit.value, plan.ends[0])

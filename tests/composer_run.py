@@ -34,9 +34,11 @@ def make_trainer(
     max_duration: str = "6ba",
     seed: int = 17,
     lr: float = 1e-2,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
+    settings: dict | None = None,
     **options,
 ) -> Trainer:
-    """A trainer with AdamW over 8 batches of random tokens."""
+    """A trainer with AdamW, or another optimizer of other settings, over 8 batches of tokens."""
     model = tiny_llama() if model is None else model
     wrapped = HuggingFaceModel(model, tokenizer=None, use_logits=True)
     if loader is None:
@@ -44,7 +46,7 @@ def make_trainer(
     return Trainer(
         model=wrapped,
         train_dataloader=loader,
-        optimizers=torch.optim.AdamW(wrapped.parameters(), lr, weight_decay=0.1),
+        optimizers=optimizer(wrapped.parameters(), **(settings or {"lr": lr, "weight_decay": 0.1})),
         max_duration=max_duration,
         algorithms=list(algorithms),
         callbacks=list(callbacks),
