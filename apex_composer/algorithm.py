@@ -9,6 +9,7 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from torch import Tensor
 
+from apex_composer import settings
 from apex_composer.attachment import Attachment
 from apex_composer.closing import Closing, check_owner
 from apex_composer.expander import Expander
@@ -18,27 +19,8 @@ from apex_composer.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
 from apex_composer.metrics import final_metrics, stage_metrics, step_metrics
 from apex_composer.ops import resolve
 from apex_composer.optimizer_settings import put_back, read_settings
-from apex_composer.resuming import (
-    check_branch,
-    check_further,
-    restore,
-    trace,
-    warn_of_a_new_beginning,
-)
+from apex_composer.resuming import check_branch, check_further, restore, trace, warn_anew
 from apex_composer.run_checks import check_fit, check_run, check_trained
-from apex_composer.settings import (
-    IMPLEMENTATIONS,
-    KV_HEADS,
-    TARGETS,
-    check_assessment,
-    check_choice,
-    check_flag,
-    check_keys,
-    check_not_negative,
-    check_positive,
-    check_targets,
-    check_threshold,
-)
 from apex_composer.sites import find_sites
 from apex_composer.stage_rates import StageRates
 from apex_composer.stages import StagePlan, parse_stages, plan_stages
@@ -89,7 +71,7 @@ class APEX(Algorithm):
         *,
         threshold: float = 0.125,
         stages: Any = 3,
-        targets: Sequence[str] = TARGETS,
+        targets: Sequence[str] = settings.TARGETS,
         kv_heads: str = "auto",
         assessment: Mapping[str, Any] | None = None,
         expansion: bool = True,
@@ -101,20 +83,22 @@ class APEX(Algorithm):
         branch: Mapping[str, Any] | None = None,
         **unknown: Any,
     ):
-        check_keys("apex", unknown, [*signature(APEX).parameters][:-1])  # all but `unknown`
-        self.threshold = check_threshold(threshold)
-        check_choice("kv_heads", kv_heads, KV_HEADS)
-        check_flag("expansion", expansion)
-        self.operator_lr_scale = check_positive("operator_lr_scale", operator_lr_scale, float)
-        self.seed = None if seed is None else check_not_negative("seed", seed)
-        self.log_interval = check_positive("log_interval", log_interval)
-        check_choice("implementation", implementation, IMPLEMENTATIONS)
-        check_choice("fused_swiglu", fused_swiglu, FUSED_SWIGLU)
-        self.kv_heads, self.expansion = kv_heads, expansion
+        known = [*signature(APEX).parameters][:-1]  # all but `unknown`
+        settings.check_keys("apex", unknown, known)
+        self.threshold = settings.check_threshold(threshold)
+        settings.check_choice("kv_heads", kv_heads, settings.KV_HEADS)
+        settings.check_flag("expansion", expansion)
+        scale = settings.check_positive("operator_lr_scale", operator_lr_scale, float)
+        self.seed = None if seed is None else settings.check_not_negative("seed", seed)
+        self.log_interval = settings.check_positive("log_interval", log_interval)
+        settings.check_choice("implementation", implementation, settings.IMPLEMENTATIONS)
+        settings.check_choice("fused_swiglu", fused_swiglu, FUSED_SWIGLU)
+        self.kv_heads, self.expansion, self.operator_lr_scale = kv_heads, expansion, scale
         self.implementation, self.fused_swiglu = implementation, fused_swiglu
         self.stages = parse_stages(stages)
-        self.targets = check_targets(targets)
-        self.method, self.tokens, self.interval = check_assessment(assessment or {})
+        self.targets = settings.check_targets(targets)
+        assessment = {} if assessment is None else assessment
+        self.method, self.tokens, self.interval = settings.check_assessment(assessment)
         self.lineage: list[dict[str, Any]] = []
         self.branching = False  # this start leaves its checkpoint's settings
         self._branch = check_branch(branch)
@@ -139,8 +123,8 @@ class APEX(Algorithm):
         }
 
     def __repr__(self) -> str:
-        settings = ("threshold", "stages", "targets", "kv_heads", "method", "expansion")
-        return f"APEX({', '.join(f'{name}={getattr(self, name)!r}' for name in settings)})"
+        names = ("threshold", "stages", "targets", "kv_heads", "method", "expansion")
+        return f"APEX({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -230,7 +214,7 @@ class APEX(Algorithm):
             check_further(self._plan.describe(), stages, self.history, batch)
             return
         if batch == 0 and (running or self._loaded is not None):
-            warn_of_a_new_beginning()
+            warn_anew()
             self._loaded, self.branching = None, False
         self._closing.end_stages()
         self._plan = plan

@@ -200,7 +200,7 @@ def restore(
     return True
 
 
-def warn_of_a_new_beginning() -> None:
+def warn_anew() -> None:
     """Say that the clock of a run that has trained was set back to 0."""
     warnings.warn(
         "the run's clock stands at 0 although apex has trained before (reset_time, or a "

@@ -245,6 +245,7 @@ def test_settings_are_checked_at_construction():
         ({"assessment": {"method": "ranks"}}, "Did you mean 'rank'"),
         ({"assessment": {"tokens": 0}}, "tokens: got 0"),
         ({"assessment": 3}, "assessment: got 3"),
+        ({"assessment": False}, "assessment: got False"),
         ({"expansion": "no"}, "expansion: got 'no'"),
         ({"operator_lr_scale": 0}, "operator_lr_scale"),
         ({"operator_lr_scale": float("inf")}, "operator_lr_scale: got inf"),
