@@ -1,67 +1,29 @@
 """APEX as a Composer Algorithm: from events to the Expander."""
 
-import math
-import warnings
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
-from composer.core import Algorithm, Callback, Event, State
+from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from torch import Tensor
 
+from apex_composer import settings
 from apex_composer.attachment import Attachment
+from apex_composer.closing import Closing, check_owner
 from apex_composer.expander import Expander
-from apex_composer.first_assessment import (
-    AssessmentGoal,
-    assess_training_data,
-    attention_mask,
-    sequence_ids,
-)
-from apex_composer.forward_passes import forward_microbatches, unwrapped
+from apex_composer.first_assessment import attention_mask, first_goal, sequence_ids
+from apex_composer.forward_passes import assess_first_stage
 from apex_composer.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
 from apex_composer.metrics import final_metrics, stage_metrics, step_metrics
 from apex_composer.ops import resolve
-from apex_composer.resuming import (
-    check_branch,
-    check_stages,
-    keeps_the_stage,
-    trace,
-    trained_records,
-)
-from apex_composer.run_checks import check_run
-from apex_composer.scheduler import StagePlan, parse_stages, plan_stages
-from apex_composer.settings import (
-    IMPLEMENTATIONS,
-    KV_HEADS,
-    TARGETS,
-    check_assessment,
-    check_choice,
-    check_flag,
-    check_keys,
-    check_positive,
-    check_same,
-    check_targets,
-    check_threshold,
-)
+from apex_composer.optimizer_settings import put_back, read_settings
+from apex_composer.resuming import check_branch, check_further, restore, trace, warn_anew
+from apex_composer.run_checks import check_fit, check_run, check_trained
 from apex_composer.sites import find_sites
-
-SETTINGS = (
-    "threshold",
-    "stages",
-    "targets",
-    "kv_heads",
-    "assessment",
-    "expansion",
-    "operator_lr_scale",
-    "implementation",
-    "fused_swiglu",
-    "seed",
-    "log_interval",
-    "branch",
-)
-# The paper assesses on 30 M tokens before stages of about 3 B.
-DEFAULT_ASSESSED_SHARE = 0.01
+from apex_composer.stage_rates import StageRates
+from apex_composer.stages import StagePlan, parse_stages, plan_stages
 
 
 class APEX(Algorithm):
@@ -71,6 +33,12 @@ class APEX(Algorithm):
     training collect scores, committed at BATCH_END; around the optimizer's step gradients are
     mapped and operators trained (`attachment.py`); at the end of a stage, at BATCH_END, the
     operators are fused and the next stage's units selected.
+
+    A fit whose clock stands at 0 begins the run anew, with a warning if there was one before:
+    `fit(reset_time=True)`, or a checkpoint with `load_ignore_keys: [state/timestamp]`. What was
+    trained stays part of the weights; the first assessment, stage 0 and an empty history follow.
+
+    An object belongs to one Trainer: given to a second one, it leaves the first.
 
     Args:
         threshold: share of units selected on each side, in (0, 0.5]. Default 0.125.
@@ -89,7 +57,7 @@ class APEX(Algorithm):
             Default `auto`.
         fused_swiglu: True computes the Llama family's SwiGLU in one kernel, `auto` where the
             kernel runs, see `FusedSwiGLU`. Default `auto`.
-        seed: of operators and random selections; default the run's seed.
+        seed: of operators and random selections, an integer of 0 or more; default the run's seed.
         log_interval: batches between logged operator norms and step times. Default 10.
         branch: which checkpoint this run goes on from with other settings; written by
             `apex-composer branch`. Default: none.
@@ -104,7 +72,7 @@ class APEX(Algorithm):
         *,
         threshold: float = 0.125,
         stages: Any = 3,
-        targets: Sequence[str] = TARGETS,
+        targets: Sequence[str] = settings.TARGETS,
         kv_heads: str = "auto",
         assessment: Mapping[str, Any] | None = None,
         expansion: bool = True,
@@ -116,32 +84,39 @@ class APEX(Algorithm):
         branch: Mapping[str, Any] | None = None,
         **unknown: Any,
     ):
-        check_keys("apex", unknown, SETTINGS)
-        check_threshold(threshold)
-        check_choice("kv_heads", kv_heads, KV_HEADS)
-        check_flag("expansion", expansion)
-        if operator_lr_scale is not None:
-            check_positive("operator_lr_scale", operator_lr_scale, float)
-        check_positive("log_interval", log_interval)
-        check_choice("implementation", implementation, IMPLEMENTATIONS)
-        check_choice("fused_swiglu", fused_swiglu, FUSED_SWIGLU)
-        self.threshold, self.kv_heads, self.expansion = threshold, kv_heads, expansion
-        self.operator_lr_scale, self.seed, self.log_interval = operator_lr_scale, seed, log_interval
+        known = [*signature(APEX).parameters][:-1]  # all but `unknown`
+        settings.check_keys("apex", unknown, known)
+        self.threshold = settings.check_threshold(threshold)
+        settings.check_choice("kv_heads", kv_heads, settings.KV_HEADS)
+        settings.check_flag("expansion", expansion)
+        scale = operator_lr_scale
+        if scale is not None:
+            scale = settings.check_positive("operator_lr_scale", scale, float)
+        self.seed = None if seed is None else settings.check_not_negative("seed", seed)
+        self.log_interval = settings.check_positive("log_interval", log_interval)
+        settings.check_choice("implementation", implementation, settings.IMPLEMENTATIONS)
+        settings.check_choice("fused_swiglu", fused_swiglu, FUSED_SWIGLU)
+        self.kv_heads, self.expansion, self.operator_lr_scale = kv_heads, expansion, scale
         self.implementation, self.fused_swiglu = implementation, fused_swiglu
         self.stages = parse_stages(stages)
-        self.targets = check_targets(targets)
-        self.method, self.tokens, self.interval = check_assessment(assessment or {})
+        self.targets = settings.check_targets(targets)
+        assessment = {} if assessment is None else assessment
+        self.method, self.tokens, self.interval = settings.check_assessment(assessment)
         self.lineage: list[dict[str, Any]] = []
         self.branching = False  # this start leaves its checkpoint's settings
         self._branch = check_branch(branch)
         self._expander: Expander | None = None
         self._attachment: Attachment | None = None
         self._swiglu: FusedSwiGLU | None = None
+        self._closing: Closing | None = None
         self._plan: StagePlan | None = None
         self._loaded: dict[str, Any] | None = None
+        self._optimizer: list[dict[str, Any]] = []  # the settings' hyper-parameters
         self._padded, self._packed = True, False
         self._events = {
             Event.INIT: self._check_run,
+            Event.BEFORE_LOAD: self._check_stages,
+            Event.AFTER_LOAD: self._after_load,
             Event.FIT_START: self._start,
             Event.BATCH_START: self._arm,
             Event.BEFORE_TRAIN_BATCH: self._begin_batch,
@@ -151,8 +126,8 @@ class APEX(Algorithm):
         }
 
     def __repr__(self) -> str:
-        settings = ("threshold", "stages", "targets", "kv_heads", "method", "expansion")
-        return f"APEX({', '.join(f'{name}={getattr(self, name)!r}' for name in settings)})"
+        names = ("threshold", "stages", "targets", "kv_heads", "method", "expansion")
+        return f"APEX({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -169,21 +144,22 @@ class APEX(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Do the event's part."""
+        if event is not Event.INIT:
+            check_owner(self._closing, state)
         self._events[event](state, logger)
 
     def state_dict(self) -> dict[str, Any]:
-        """The Expander's state and the stages, plain data only."""
+        """The Expander's state, the stages and the optimizer's settings, plain data only."""
         own: dict[str, Any] = super().state_dict()
-        if self._loaded is not None:
-            own["apex"] = self._loaded
-        elif self._expander is not None:
-            own["apex"] = {
+        apex = self._loaded
+        if apex is None and self._expander is not None:
+            apex = {
                 **self._expander.state_dict(),
                 "stages": self._plan.describe(),
                 "targets": list(self.targets),
                 "lineage": self.lineage,
             }
-        return own
+        return own if apex is None else {**own, "apex": {**apex, "optimizer": self._optimizer}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep a checkpoint's state until FIT_START, when the run's clock is restored too."""
@@ -194,76 +170,76 @@ class APEX(Algorithm):
         check_run(state)
         device = torch.device("cuda" if state.device.name == "gpu" else state.device.name)
         resolve(self.implementation, device)
-        self._build(state, seed=0).remove()
+        expander = self._build(state)
+        expander.remove()
+        if self.expansion:
+            check_trained(state, expander.sites)
+        if self._closing is not None:
+            self._closing.hand_over()  # an earlier trainer's run
+        self._expander = self._attachment = self._plan = self._loaded = None
         self._swiglu = FusedSwiGLU(
             state.model, self.fused_swiglu, device=device, collector=self._place_ahead
         )
-        self._expander = self._attachment = self._plan = None  # of an earlier trainer
-        state.callbacks.append(_Detach(self))
+        self._optimizer = read_settings(state.optimizers[0])
+        self._closing = Closing(self._swiglu)
+        state.callbacks.append(self._closing)
 
-    def _build(self, state: State, seed: int) -> Expander:
+    def _check_stages(self, state: State, logger: Logger) -> None:
+        """Refuse stages that do not fill the run as soon as its length can be known."""
+        if state.max_duration is not None and state.train_dataloader is not None:
+            self.stage_plan(state)
+
+    def _after_load(self, state: State, logger: Logger) -> None:
+        """See where the run comes from, and put changed settings of the optimizer back."""
+        batch = state.timestamp.batch.value
+        self.lineage, self.branching = trace(self._branch, self._loaded, batch)
+        if not any(isinstance(callback, StageRates) for callback in state.callbacks):
+            trained = (self._loaded or {}).get("optimizer")
+            put_back(state.optimizers[0], self._optimizer, trained, state.schedulers)
+
+    def _build(self, state: State) -> Expander:
+        names = ("threshold", "kv_heads", "method", "expansion", "operator_lr_scale")
         return Expander(
             find_sites(state.model, self.targets),
-            threshold=self.threshold,
-            seed=seed,
-            kv_heads=self.kv_heads,
-            method=self.method,
-            expansion=self.expansion,
-            operator_lr_scale=self.operator_lr_scale,
+            seed=state.rank_zero_seed if self.seed is None else self.seed,
             implementation=self.implementation,
+            **{name: getattr(self, name) for name in names},
         )
 
     def _place_ahead(self, mlp: str, gate: Tensor) -> tuple[Tensor, Tensor | None] | None:
         return None if self._expander is None else self._expander.place_ahead(mlp, gate)
 
     def _start(self, state: State, logger: Logger) -> None:
-        """FIT_START of a fresh, a resumed or a further fit."""
-        plan = self.stage_plan(state)
-        if self._expander is not None:
-            if self._plan != plan:
-                raise ValueError(
-                    f"stages: this run was laid out as {self._plan.describe()}, the further fit() "
-                    f"makes it {plan.describe()}: keep max_duration, or start a new Trainer"
-                )
+        """FIT_START of a fresh, a resumed or a further fit; with the clock at 0, a run's start."""
+        plan, batch = self.stage_plan(state), state.timestamp.batch.value
+        running, stages = self._expander is not None and self._expander.stage >= 0, plan.describe()
+        if running and batch > 0:
+            check_further(self._plan.describe(), stages, self.history, batch)
             return
+        if batch == 0 and (running or self._loaded is not None):
+            warn_anew()
+            self._loaded, self.branching = None, False
+        self._closing.end_stages()
         self._plan = plan
-        seed = state.rank_zero_seed if self.seed is None else self.seed
-        self._expander = self._build(state, seed)
+        self._expander = self._build(state)
+        self._closing.hold(self._expander)
         self._attachment = self._expander.attach(state.optimizers[0])
         self._attachment.armed = False
-        loaded, self._loaded = self._loaded, None
-        batch = state.timestamp.batch.value
-        self.lineage, self.branching = trace(self._branch, loaded, batch)
-        if loaded is not None and self._resume(loaded, state, logger):
-            return
-        if loaded is None and batch > 0:
-            warnings.warn(
-                f"the checkpoint at batch {batch} was loaded without the "
-                "state of apex. Its weights are usable as they are (operators are part of "
-                "them); the current stage starts anew with a new assessment and new operators",
-                stacklevel=2,
-            )
-        if self.method != "random":
-            self._assess(state)
-        self._begin_stage(plan.ended(state.timestamp), state, logger)
-
-    def _resume(self, loaded: dict[str, Any], state: State, logger: Logger) -> bool:
-        """Go on from a checkpoint; False where a branch has to start its stage anew."""
-        stages, targets, batch = self._plan.describe(), list(self.targets), state.timestamp.batch
-        settings = self._expander.settings()
-        if self.branching and not keeps_the_stage(loaded, settings, targets, stages):
-            self._expander.history = trained_records(loaded["history"], batch.value)
-            return False
-        if self.branching:
-            loaded = {**loaded, "settings": settings}
-        check_stages(loaded["stages"], stages, loaded["stage"] + 1)
-        check_same("targets", loaded["targets"], targets)
-        self._expander.load_state_dict(loaded)
-        ended = self._plan.ended(state.timestamp)
+        self._closing.hold(self._attachment)
+        if not restore(self._expander, self._loaded, stages, self.targets, batch, self.branching):
+            check_fit(state)
+            if self.method != "random":
+                goal = first_goal(self.tokens, plan.unit.value, plan.ends[0])
+                assess_first_stage(state, self._expander.assessment, goal)
+            self._begin_stage(plan.ended(state.timestamp), state, logger)
         # The checkpoint of a finished run: its last stage is over, this run's next one begins.
+        self._pass_boundary(state, logger)
+        self._loaded = None
+
+    def _pass_boundary(self, state: State, logger: Logger) -> None:
+        ended = self._plan.ended(state.timestamp)
         if self._expander.stage < ended < len(self._plan.ends):
             self._begin_stage(ended, state, logger)
-        return True
 
     def _begin_stage(self, stage: int, state: State, logger: Logger) -> None:
         self._expander.stage = stage - 1
@@ -305,33 +281,4 @@ class APEX(Algorithm):
         if ended == stages > self._plan.ended(state.previous_timestamp):
             logger.log_metrics(final_metrics(self._expander))
             self._expander.fuse()
-        elif self._expander.stage < ended < stages:
-            self._begin_stage(ended, state, logger)
-
-    def _assess(self, state: State) -> None:
-        """Scores for the first stage from forward passes over training data."""
-        if self.tokens is not None:
-            goal = AssessmentGoal("tok", self.tokens)
-        else:
-            share = math.ceil(DEFAULT_ASSESSED_SHARE * self._plan.ends[0])
-            goal = AssessmentGoal(self._plan.unit.value, share)
-        model, device = unwrapped(state.model), next(state.model.parameters()).device
-        forward = forward_microbatches(model, state, self._expander.assessing)
-        assess_training_data(model, state.train_dataloader, forward, goal, device)
-
-
-class _Detach(Callback):
-    """Leaves the model folded and free of hooks when the trainer closes, also after an error."""
-
-    def __init__(self, algorithm: APEX):
-        self._algorithm = algorithm
-
-    def close(self, state: State, logger: Logger) -> None:
-        """Fold, and remove all hooks."""
-        expander, attachment = self._algorithm._expander, self._algorithm._attachment
-        if expander is not None:
-            expander.remove()
-        if attachment is not None:
-            attachment.remove()
-        if self._algorithm._swiglu is not None:
-            self._algorithm._swiglu.remove()
+        self._pass_boundary(state, logger)

@@ -25,6 +25,7 @@ from apex_composer.settings import (
     METHODS,
     check_choice,
     check_flag,
+    check_not_negative,
     check_positive,
     check_threshold,
 )
@@ -56,7 +57,7 @@ class Expander:
     Args:
         sites: of `find_sites(model)`, or some of them.
         threshold: share of units selected on each side, default 0.125.
-        seed: of R and of random selections, default 17.
+        seed: of R and of random selections, an integer of 0 or more. Default 17.
         kv_heads: `auto` expands KV heads where threshold * KV heads >= 1, `expand` forces at
             least one, `skip` leaves them alone. Default `auto`.
         method: `rank` (eq. 3), `average` (mean norm) or `random` (no assessment). Default `rank`.
@@ -83,15 +84,16 @@ class Expander:
         operator_lr_scale: float | None = None,
         implementation: str = "auto",
     ):
-        check_threshold(threshold)
+        self.threshold = threshold = check_threshold(threshold)
         check_choice("kv_heads", kv_heads, KV_HEADS)
         check_choice("method", method, METHODS)
         check_flag("expansion", expansion)
         if operator_lr_scale is not None:
-            check_positive("operator_lr_scale", operator_lr_scale, float)
+            operator_lr_scale = check_positive("operator_lr_scale", operator_lr_scale, float)
+        self.operator_lr_scale = operator_lr_scale
         check_choice("implementation", implementation, IMPLEMENTATIONS)
-        self.threshold, self.seed, self.kv_heads = threshold, seed, kv_heads
-        self.method, self.expansion, self.operator_lr_scale = method, expansion, operator_lr_scale
+        self.seed, self.kv_heads = check_not_negative("seed", seed), kv_heads
+        self.method, self.expansion = method, expansion
         self.implementation = implementation
         self.counts = count_by_group(sites, threshold, kv_heads)
         self.sites = [site for site in sites if site.group.name in self.counts]

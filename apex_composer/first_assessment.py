@@ -1,5 +1,6 @@
 """The first stage's scores: forward passes over training data before training."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ from tqdm.auto import tqdm
 from apex_composer.distributed import global_rank, sum_over_ranks
 from apex_composer.packed_samples import is_packed
 from apex_composer.undisturbed import undisturbed
+
+# The paper assesses on 30 M tokens before stages of about 3 B.
+DEFAULT_ASSESSED_SHARE = 0.01
 
 
 @dataclass
@@ -43,6 +47,19 @@ class AssessmentGoal:
             size = int(sum_over_ranks(torch.tensor(own, device=device)))
         self.done += size
         return size
+
+
+def first_goal(tokens: int | None, unit: str, first_stage: int) -> AssessmentGoal:
+    """What the first assessment reads.
+
+    Args:
+        tokens: the setting, or None for a share of the first stage.
+        unit: of the stages: `ba`, `sp` or `tok`.
+        first_stage: its length in this unit.
+    """
+    if tokens is not None:
+        return AssessmentGoal("tok", tokens)
+    return AssessmentGoal(unit, math.ceil(DEFAULT_ASSESSED_SHARE * first_stage))
 
 
 def attention_mask(batch: Any) -> Tensor | None:

@@ -77,17 +77,28 @@ def _refuse_settings_beside_the_name(entry: Mapping[str, Any]) -> None:
 class PreparedData(Callback):
     """Refuses data that was prepared for another tokenizer, vocabulary or sequence length.
 
-    llm-foundry's callback `prepared_data`. Before the first batch it compares the manifest that
-    `apex-composer prep` leaves beside its shards, here or in the remote store, with the run:
-    training and evaluation data. Shards without a manifest pass.
+    llm-foundry's callback `prepared_data`. It compares the manifest that `apex-composer prep`
+    leaves beside its shards, here or in the remote store, with the run: training and evaluation
+    data. Shards without a manifest pass. What the trainer is built with is compared before a
+    checkpoint is loaded, what comes with `fit()` before the first batch.
+
+    Raises:
+        ValueError: something does not fit; the message names all of it.
     """
 
-    def fit_start(self, state: State, logger: Logger) -> None:
-        """Compare every stream's manifest with the run's tokenizer and model.
+    def __init__(self) -> None:
+        self._checked: list[Any] = []
 
-        Raises:
-            ValueError: something does not fit; the message names all of it.
-        """
+    def before_load(self, state: State, logger: Logger) -> None:
+        """Compare what the trainer was built with."""
+        self.check_fit(state)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Compare what came with `fit()`."""
+        self.check_fit(state)
+
+    def check_fit(self, state: State) -> None:
+        """Compare every stream's manifest that was not yet with the run's tokenizer and model."""
         from apex_composer.data_prep.manifest import check_manifest
         from apex_composer.data_prep.tokenizer import hash_backend
 
@@ -99,6 +110,8 @@ class PreparedData(Callback):
             return
         known_hash = hash_backend(tokenizer.to_str())
         for dataset in datasets:
+            if any(dataset is checked for checked in self._checked):
+                continue
             for stream in getattr(dataset, "streams", ()):
                 check_manifest(
                     stream.local,
@@ -107,6 +120,7 @@ class PreparedData(Callback):
                     dataset.max_seq_len,
                     remote=stream.remote,
                 )
+            self._checked.append(dataset)
 
 
 class FusedSwiGLUCallback(Callback):
@@ -117,9 +131,18 @@ class FusedSwiGLUCallback(Callback):
 
     Args:
         setting: True, False, or `auto` for only where the kernel runs. Default True.
+
+    Raises:
+        ValueError: for another setting.
+        TypeError: for unknown settings.
     """
 
-    def __init__(self, setting: bool | str = True):
+    def __init__(self, setting: bool | str = True, **unknown: Any):
+        from apex_composer.fused_swiglu import FUSED_SWIGLU
+        from apex_composer.settings import check_choice, check_keys
+
+        check_keys("fused_swiglu", unknown, ("setting",))
+        check_choice("fused_swiglu: setting", setting, FUSED_SWIGLU)
         self.setting = setting
         self._fused: Any = None
 

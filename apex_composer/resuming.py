@@ -1,9 +1,13 @@
 """What a run may change of the one whose checkpoint it goes on from."""
 
-from collections.abc import Mapping
-from typing import Any
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from apex_composer.settings import check_keys
+from apex_composer.settings import check_keys, check_not_negative, check_same
+
+if TYPE_CHECKING:
+    from apex_composer.expander import Expander
 
 BRANCH_KEYS = ("parent", "sha256", "batch", "stage", "changed")
 # The scores and operators of a running stage belong to these. The other settings act on later
@@ -33,12 +37,51 @@ def check_stages(saved: list[str], given: list[str], begun: int) -> None:
         )
 
 
+def check_clock(history: list[State], batch: int) -> None:
+    """Refuse to go on with a stage that begins later than the run stands.
+
+    Args:
+        history: of the stages so far.
+        batch: where the run stands.
+
+    Raises:
+        ValueError: naming both batches.
+    """
+    begin = history[-1].get("start_batch", 0)
+    if batch < begin:
+        raise ValueError(
+            f"timestamp: the run stands at batch {batch}, but its stage {history[-1]['stage']} "
+            f"began at batch {begin}: load the checkpoint with its timestamp, or begin anew from "
+            "batch 0 with fit(reset_time=True)"
+        )
+
+
+def check_further(begun: list[str], given: list[str], history: list[State], batch: int) -> None:
+    """Refuse a further fit of the same trainer that cannot go on with the running stage.
+
+    Args:
+        begun: `StagePlan.describe()` of the fit before.
+        given: of this fit.
+        history: of the stages so far.
+        batch: where the run stands.
+
+    Raises:
+        ValueError: for other stages, or a clock behind the stage's start.
+    """
+    if begun != given:
+        raise ValueError(
+            f"stages: this run was laid out as {begun}, the further fit() makes it {given}: keep "
+            "max_duration, start a new Trainer, or begin anew with fit(reset_time=True)"
+        )
+    check_clock(history, batch)
+
+
 def check_branch(branch: Any) -> dict[str, Any] | None:
     """The `branch` setting, which `apex-composer branch` writes, or None.
 
     Raises:
         TypeError: for unknown keys.
-        ValueError: for anything but a complete mapping.
+        ValueError: for anything but a complete mapping of what belongs there.
     """
     if branch is None:
         return None
@@ -49,7 +92,15 @@ def check_branch(branch: Any) -> dict[str, Any] | None:
             f"branch: got {branch!r}, allowed: a mapping of {', '.join(BRANCH_KEYS)}, as "
             "`apex-composer branch` writes it into a YAML"
         )
-    return {**branch, "changed": {key: list(pair) for key, pair in branch["changed"].items()}}
+    for key in ("batch", "stage"):
+        check_not_negative(f"branch: {key}", branch[key])
+    pairs = branch["changed"]
+    if not isinstance(pairs, Mapping) or any(
+        isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2
+        for pair in pairs.values()
+    ):
+        raise ValueError(f"branch: changed: got {pairs!r}, allowed: {{setting: [before, after]}}")
+    return {**branch, "changed": {key: list(pair) for key, pair in pairs.items()}}
 
 
 def trace(
@@ -101,3 +152,59 @@ def keeps_the_stage(loaded: State, settings: State, targets: list[str], plan: li
 def trained_records(history: list[State], batch: int) -> list[State]:
     """The stages that were trained for at least a batch before the given one."""
     return [record for record in history if record["start_batch"] < batch]
+
+
+def restore(
+    expander: "Expander",
+    loaded: State | None,
+    plan: list[str],
+    targets: Sequence[str],
+    batch: int,
+    branching: bool,
+) -> bool:
+    """Go on from a checkpoint, where there is one with a stage to go on with.
+
+    Args:
+        expander: of the run, new.
+        loaded: the algorithm's state in the checkpoint, or None.
+        plan: `StagePlan.describe()` of the run.
+        targets: of the run.
+        batch: where the run stands.
+        branching: whether the run leaves its checkpoint's settings just now.
+
+    Returns:
+        Whether the expander is in the middle of its stage, which otherwise has to begin.
+
+    Raises:
+        ValueError: for what may not differ from the checkpoint.
+    """
+    if loaded is None:
+        if batch > 0:
+            warnings.warn(
+                f"the checkpoint at batch {batch} was loaded without the state of apex. Its "
+                "weights are usable as they are (operators are part of them); the current stage "
+                "starts anew with a new assessment and new operators",
+                stacklevel=2,
+            )
+        return False
+    settings, targets = expander.settings(), list(targets)
+    if branching and not keeps_the_stage(loaded, settings, targets, plan):
+        expander.history = trained_records(loaded["history"], batch)
+        return False
+    if branching:
+        loaded = {**loaded, "settings": settings}
+    check_stages(loaded["stages"], plan, loaded["stage"] + 1)
+    check_clock(loaded["history"], batch)
+    check_same("targets", loaded["targets"], targets)
+    expander.load_state_dict(loaded)
+    return True
+
+
+def warn_anew() -> None:
+    """Say that the clock of a run that has trained was set back to 0."""
+    warnings.warn(
+        "the run's clock stands at 0 although apex has trained before (reset_time, or a "
+        "checkpoint without its timestamp): the run begins anew, with a first assessment and "
+        "stage 0. What was trained is part of the weights",
+        stacklevel=2,
+    )

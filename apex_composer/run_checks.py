@@ -1,6 +1,12 @@
-"""What a run must be like for APEX, checked at INIT: before data and weights are loaded."""
+"""What a run must be like for APEX, checked before data are read and weights moved."""
 
+from collections.abc import Sequence
+
+from composer.algorithms import LayerFreezing
 from composer.core import Precision, State
+
+from apex_composer.operator_optimizer import param_group_places
+from apex_composer.sites import Site, clean_name
 
 
 def check_run(state: State) -> None:
@@ -20,6 +26,50 @@ def check_run(state: State) -> None:
     if len(state.optimizers) != 1:
         raise ValueError(f"apex needs exactly one optimizer, got {len(state.optimizers)}")
     _check_sharding(state)
+
+
+def check_trained(state: State, sites: Sequence[Site]) -> None:
+    """Refuse weights that are not trained to the end, before wrapping.
+
+    Args:
+        state: of the trainer.
+        sites: that are expanded.
+
+    Raises:
+        ValueError: for a weight that the optimizer does not train, or that will be frozen.
+    """
+    param_group_places(sites, state.optimizers[0])
+    if any(isinstance(algorithm, LayerFreezing) for algorithm in state.algorithms):
+        raise ValueError(
+            "algorithms: got layer_freezing, which takes weights out of the optimizer that apex "
+            "expands. Remove one of the two (expansion: false selects and reports only)"
+        )
+    # llm-foundry's callback of the same name freezes weights by name at FIT_START, after apex.
+    freezing = [c for c in state.callbacks if type(c).__name__ == LayerFreezing.__name__]
+    names = {clean_name(name) for callback in freezing for name in callback.layer_names}
+    frozen = {id(p): n for n, p in state.model.named_parameters() if clean_name(n) in names}
+    for site in sites:
+        for parameter in site.parameters():
+            if id(parameter) in frozen:
+                raise ValueError(
+                    f"callbacks: layer_freezing freezes {frozen[id(parameter)]}, which apex "
+                    "expands: remove it from `layer_names`, or leave its kind out with `targets`"
+                )
+
+
+def check_fit(state: State) -> None:
+    """Let this package's callbacks refuse a fit before the first assessment reads data.
+
+    Composer runs algorithms before callbacks at FIT_START. Until then it is not known whether a
+    checkpoint's clock counts (`fit(reset_time=True)`), nor what data and duration `fit()` brings.
+
+    Args:
+        state: of the trainer, at FIT_START.
+    """
+    for callback in state.callbacks:
+        check = getattr(callback, "check_fit", None)
+        if check is not None:
+            check(state)
 
 
 def _check_sharding(state: State) -> None:

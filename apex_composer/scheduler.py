@@ -1,198 +1,17 @@
-"""Stages as spans of Composer time, and the learning rate that goes with them."""
+"""The learning rate that goes with the stages."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Sequence
 from typing import Any
 
-from composer.core import State, Time, Timestamp, TimeUnit
+from composer.core import State
 from composer.optim import ComposerScheduler
 
-from apex_composer.settings import check_flag, check_keys, check_positive
+from apex_composer.settings import check_finite, check_keys
 from apex_composer.stage_rates import StageRates
+from apex_composer.stages import StagePlan, convert, parse_duration, parse_stages, plan_stages
 
 # The paper's learning rates 1e-4, 4e-5, 1e-5 over the first.
 PAPER_MULTIPLIERS = (1.0, 0.4, 0.1)
-_UNITS = (TimeUnit.BATCH, TimeUnit.TOKEN, TimeUnit.SAMPLE, TimeUnit.EPOCH, TimeUnit.DURATION)
-_EXAMPLES = "for example 3, [10000ba, 10000ba] or [0.5dur, {duration: 0.5dur, expansion: false}]"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage as the settings give it: how long, and whether it trains operators."""
-
-    duration: Time
-    expansion: bool = True
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """Where the stages of a run end, in one unit of time.
-
-    Attributes:
-        unit: batches, tokens or samples.
-        ends: of every stage, counted from the start of training, ascending.
-        expansion: whether the stage trains operators.
-    """
-
-    unit: TimeUnit
-    ends: tuple[int, ...]
-    expansion: tuple[bool, ...]
-
-    def ended(self, timestamp: Timestamp) -> int:
-        """How many stages are over; the index of the current one unless all are."""
-        now = timestamp.get(self.unit).value
-        return sum(now >= end for end in self.ends)
-
-    def starts(self) -> tuple[int, ...]:
-        """Where the stages begin."""
-        return (0, *self.ends[:-1])
-
-    def describe(self) -> list[str]:
-        """The stages' ends as Composer time strings, plain ones marked."""
-        plain = ("", " (plain)")
-        return [
-            f"{end}{self.unit.value}{plain[not expansion]}"
-            for end, expansion in zip(self.ends, self.expansion, strict=True)
-        ]
-
-
-def parse_stages(stages: Any) -> int | tuple[Stage, ...]:
-    """Check the `stages` setting as far as it can be checked before the run is known.
-
-    Args:
-        stages: a number of equal stages, or a list of Composer time strings (ba, tok, sp, ep,
-            dur) or of mappings `{duration: 1000ba, expansion: false}`.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    if isinstance(stages, int) and not isinstance(stages, bool):
-        check_positive("stages", stages)
-        return stages
-    if isinstance(stages, str | Mapping) or not isinstance(stages, Sequence) or not len(stages):
-        raise ValueError(
-            f"stages: got {stages!r}, allowed: a number or a list of durations, {_EXAMPLES}"
-        )
-    return tuple(_parse_stage(stage) for stage in stages)
-
-
-def _parse_stage(stage: Any) -> Stage:
-    if isinstance(stage, Mapping):
-        check_keys("stages", stage, ("duration", "expansion"))
-        expansion = stage.get("expansion", True)
-        check_flag("stages: expansion", expansion)
-        return Stage(parse_duration("stages", stage.get("duration")), expansion)
-    return Stage(parse_duration("stages", stage))
-
-
-def parse_duration(setting: str, value: Any, *, zero: bool = False) -> Time:
-    """A Composer time string of a unit that stages know.
-
-    Args:
-        setting: named in the error.
-        value: for example `1000ba`.
-        zero: whether 0 is allowed.
-
-    Raises:
-        ValueError: if it is no such string.
-    """
-    try:
-        time = value if isinstance(value, Time) else Time.from_timestring(value)
-        good = time.unit in _UNITS and (time.value > 0 or (zero and time.value == 0))
-    except (ValueError, TypeError):
-        good = False
-    if not good:
-        units = ", ".join(unit.value for unit in _UNITS)
-        raise ValueError(
-            f"{setting}: got {value!r}, allowed: a Composer time string in {units}, for example "
-            "'1000ba' or '0.5dur'"
-        )
-    return time
-
-
-def plan_stages(stages: int | tuple[Stage, ...], state: State) -> StagePlan:
-    """Lay the stages over the run.
-
-    Args:
-        stages: of `parse_stages`.
-        state: Composer's, with max_duration set (and a sized dataloader for epochs).
-
-    Raises:
-        ValueError: if the stages do not fill the run exactly.
-    """
-    total = convert(state.max_duration, state)
-    if total.unit not in _UNITS:
-        raise ValueError(
-            f"max_duration: got {state.max_duration}, allowed with apex: ba, sp, tok, ep"
-        )
-    if isinstance(stages, int):
-        ends = [total.value * (i + 1) // stages for i in range(stages)]
-        plan = StagePlan(total.unit, tuple(ends), (True,) * stages)
-    else:
-        lengths = [convert(stage.duration, state, exact=True) for stage in stages]
-        for stage, length in zip(stages, lengths, strict=True):
-            _check_unit(stage.duration, length, total, state)
-        sums = accumulate(length.value for length in lengths)
-        ends = [math.floor(end + 0.5) for end in sums]
-        plan = StagePlan(total.unit, tuple(ends), tuple(stage.expansion for stage in stages))
-    _check_plan(plan, total, state)
-    return plan
-
-
-def convert(time: Time, state: State, *, exact: bool = False) -> Time:
-    """Epochs to batches, a share of training (dur) to the unit of max_duration.
-
-    Args:
-        time: to convert.
-        state: Composer's.
-        exact: keep fractions, for sums that are rounded only once.
-    """
-    if time.unit == TimeUnit.DURATION:
-        total = convert(state.max_duration, state)
-        value = float(time.value) * total.value
-        return _Length(value, total.unit) if exact else Time(round(value), total.unit)
-    if time.unit == TimeUnit.EPOCH:
-        if state.dataloader_len is None:
-            raise ValueError(
-                f"max_duration, stages, t_warmup: {time} cannot be laid out in batches, the "
-                "dataloader has no length: give all of them in ba, sp or tok"
-            )
-        return Time(time.value * int(state.dataloader_len), TimeUnit.BATCH)
-    return time
-
-
-@dataclass(frozen=True)
-class _Length:
-    """A duration that may have a fraction, which Composer's Time does not allow for batches."""
-
-    value: float
-    unit: TimeUnit
-
-
-def _check_unit(given: Time, length: Time | _Length, total: Time, state: State) -> None:
-    if length.unit != total.unit:
-        raise ValueError(
-            f"stages: got {given}, but max_duration is {state.max_duration}: give both in the "
-            "same unit, or the stages as shares of training (dur)"
-        )
-
-
-def _check_plan(plan: StagePlan, total: Time, state: State) -> None:
-    if any(end <= start for start, end in zip(plan.starts(), plan.ends, strict=True)):
-        raise ValueError(
-            f"stages: {plan.describe()} has an empty stage, max_duration is {state.max_duration}: "
-            "use fewer stages or train longer"
-        )
-    if plan.ends[-1] != total.value:
-        relation = "longer" if plan.ends[-1] > total.value else "shorter"
-        raise ValueError(
-            f"stages: they end at {plan.describe()}, which is {relation} than training "
-            f"(max_duration {state.max_duration} = {total.value}{total.unit.value}): make them "
-            "add up. Training without operators is a stage too: "
-            "{duration: 1000ba, expansion: false}"
-        )
 
 
 class StagewiseScheduler(ComposerScheduler):
@@ -291,7 +110,4 @@ def _one_each(setting: str, values: Any) -> list[Any]:
 
 
 def _multiplier(value: Any) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value < math.inf:
-        raise ValueError(f"lr_multipliers: got {value!r}, allowed: numbers of 0 or more")
-    return float(value)
+    return check_finite("lr_multipliers", value, "numbers of 0 or more", lowest=0.0)

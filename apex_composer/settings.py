@@ -1,7 +1,10 @@
 """Checks of settings: what was given, what is allowed, and what to do about it."""
 
 import difflib
+import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 KV_HEADS = ("auto", "expand", "skip")
@@ -12,9 +15,12 @@ IMPLEMENTATIONS = ("auto", "torch", "triton")
 
 
 def check_choice(setting: str, value: Any, allowed: Iterable[Any]) -> None:
-    """Raise ValueError unless `value` is one of `allowed`, proposing the nearest name."""
+    """Raise ValueError unless `value` is one of `allowed`, proposing the nearest name.
+
+    1 is not True here, and 0 not False: what is checked by `==` would later be tested by `is`.
+    """
     allowed = list(allowed)
-    if value not in allowed:
+    if not any(type(value) is type(item) and value == item for item in allowed):
         names = ", ".join(str(item) for item in allowed)
         raise ValueError(f"{setting}: got {value!r}, allowed: {names}{_proposal(value, allowed)}")
 
@@ -30,21 +36,45 @@ def check_keys(setting: str, given: Mapping[str, Any], allowed: Iterable[str]) -
             )
 
 
-def check_threshold(threshold: float) -> None:
-    """Raise ValueError unless 0 < threshold <= 0.5."""
-    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-    if not number or not 0 < threshold <= 0.5:
+def check_threshold(threshold: Any) -> float:
+    """The threshold as a float; ValueError unless 0 < threshold <= 0.5."""
+    if not _is_number(threshold) or not 0 < threshold <= 0.5:
         raise ValueError(
             f"threshold: got {threshold!r}, allowed: a number in (0, 0.5], the share of units on "
             "each side (paper: 0.125 for continued pre-training, 0.1875 for instruction tuning)"
         )
+    return float(threshold)
 
 
-def check_positive(setting: str, value: Any, kind: type = int) -> None:
-    """Raise ValueError unless `value` is a positive number of the kind (int or float)."""
-    kinds = (int,) if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
+def check_positive(setting: str, value: Any, kind: type = int) -> Any:
+    """The value as a plain int or float; ValueError unless it is one, positive and finite."""
+    if not _is_number(value, kind) or not value > 0:
         raise ValueError(f"{setting}: got {value!r}, allowed: a positive {kind.__name__}")
+    return kind(value)
+
+
+def check_not_negative(setting: str, value: Any, highest: int | None = None) -> int:
+    """The value as a plain int; ValueError unless it is one from 0 to `highest` (None: any)."""
+    if not _is_number(value, int) or value < 0 or (highest is not None and value > highest):
+        limits = "of 0 or more" if highest is None else f"from 0 to {highest}"
+        raise ValueError(f"{setting}: got {value!r}, allowed: an integer {limits}")
+    return int(value)
+
+
+def check_finite(setting: str, value: Any, allowed: str, lowest: float = -math.inf) -> float:
+    """The value as a plain float; ValueError, naming what is allowed, unless it is a number."""
+    if not _is_number(value) or value < lowest:
+        raise ValueError(f"{setting}: got {value!r}, allowed: {allowed}")
+    return float(value)
+
+
+def _is_number(value: Any, kind: type = float) -> bool:
+    """Whether it is a finite number: Python's or numpy's, for int an integer; never a bool."""
+    if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
+        return False
+    if isinstance(value, Integral):
+        return abs(int(value)) <= sys.float_info.max  # a larger one is no float
+    return math.isfinite(value)
 
 
 def check_flag(setting: str, value: Any) -> None:
@@ -105,7 +135,7 @@ def check_assessment(assessment: Mapping[str, Any]) -> tuple[str, int | None, in
     method, tokens = assessment.get("method", "rank"), assessment.get("tokens")
     interval = assessment.get("interval", 1)
     check_choice("assessment: method", method, METHODS)
-    check_positive("assessment: interval", interval)
+    interval = check_positive("assessment: interval", interval)
     if tokens is not None:
-        check_positive("assessment: tokens", tokens)
+        tokens = check_positive("assessment: tokens", tokens)
     return method, tokens, interval

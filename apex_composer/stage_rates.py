@@ -6,22 +6,27 @@ from typing import Any
 from composer.core import Callback, State
 from composer.loggers import Logger
 
+from apex_composer.optimizer_settings import put_back, read_settings
+
 
 class StageRates(Callback):
     """Keeps what the stages were trained at, and trains later ones at what the settings say.
 
     Composer restores the base learning rate of a checkpoint over the one in the settings, in
     silence; a new `lr` would have no effect. The scheduler `stagewise` adds this callback to every
-    run. After loading it puts the run's own base rates back, and at the start it refuses
-    differences for stages that have begun.
+    run. After loading it puts the run's own base rates back (and the optimizer's other settings,
+    see `optimizer_settings.py`), and at the start it refuses differences for stages that have
+    begun.
 
     Args:
         scheduler: the run's StagewiseScheduler.
-        lrs: the base learning rates of the optimizer's groups, before a checkpoint is loaded.
+        settings: `read_settings` of the optimizer, before a checkpoint is loaded.
     """
 
-    def __init__(self, scheduler: Any, lrs: list[float]):
-        self._scheduler, self._lrs = scheduler, lrs
+    def __init__(self, scheduler: Any, settings: list[dict[str, Any]]):
+        self._scheduler, self._optimizer = scheduler, settings
+        self._lrs = [group["lr"] for group in settings]
+        self._trained: list[dict[str, Any]] | None = None  # the checkpoint's `optimizer`
         self._saved: dict[str, Any] | None = None
         self._now: dict[str, Any] | None = None
 
@@ -34,18 +39,29 @@ class StageRates(Callback):
         """
         callbacks = getattr(state, "callbacks", None)
         if callbacks is not None and not any(isinstance(callback, cls) for callback in callbacks):
-            groups = state.optimizers[0].param_groups
-            callbacks.append(cls(scheduler, [group["initial_lr"] for group in groups]))
+            callbacks.append(cls(scheduler, read_settings(state.optimizers[0])))
 
     def after_load(self, state: State, logger: Logger) -> None:
-        """Put the settings' base rates back over those of a checkpoint."""
+        """Put the settings' base rates and hyper-parameters back over those of a checkpoint."""
+        put_back(state.optimizers[0], self._optimizer, self._trained)
         for group, lr in zip(state.optimizers[0].param_groups, self._lrs, strict=True):
             group["initial_lr"] = lr
         for scheduler in state.schedulers:
             scheduler.base_lrs = list(self._lrs)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Compare the stages that have begun with those of the checkpoint.
+        """Check; where the clock was set back to 0, the first batch gets the first stage's rate.
+
+        Composer's schedulers act after a batch, so it would have the last one's of the run before.
+        """
+        self.check_fit(state)
+        stepped = any(scheduler.last_epoch > 0 for scheduler in state.schedulers)
+        if state.timestamp.batch == 0 and stepped:
+            for group, lr in zip(state.optimizers[0].param_groups, self._lrs, strict=True):
+                group["lr"] = lr * self._scheduler(state)
+
+    def check_fit(self, state: State) -> None:
+        """Compare the stages that have begun with those of the checkpoint, once.
 
         Raises:
             ValueError: a stage that has begun would get another end, rate or warm-up.
@@ -66,12 +82,13 @@ class StageRates(Callback):
         self._saved = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The stages' ends, rates and warm-ups, plain data."""
-        return dict(self._now or self._saved or {})
+        """The stages' ends, rates and warm-ups, and the optimizer's settings, plain data."""
+        return {**(self._now or self._saved or {}), "optimizer": self._optimizer}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep a checkpoint's until the run's own are known."""
-        self._saved = state or None
+        self._trained = state.get("optimizer")
+        self._saved = {name: value for name, value in state.items() if name != "optimizer"} or None
 
 
 def _check_begun(saved: dict[str, Any], now: dict[str, Any], state: State) -> None:

@@ -1,7 +1,10 @@
 """A short Composer run on a tiny Llama, as several tests need it."""
 
+from types import SimpleNamespace
+
 import torch
 from composer import Algorithm, Callback, Trainer
+from composer.core import Time, Timestamp, TimeUnit
 from composer.loggers import InMemoryLogger
 from composer.models import HuggingFaceModel
 from helpers import TokenDataset, tiny_llama
@@ -31,9 +34,11 @@ def make_trainer(
     max_duration: str = "6ba",
     seed: int = 17,
     lr: float = 1e-2,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
+    settings: dict | None = None,
     **options,
 ) -> Trainer:
-    """A trainer with AdamW over 8 batches of random tokens."""
+    """A trainer with AdamW, or another optimizer of other settings, over 8 batches of tokens."""
     model = tiny_llama() if model is None else model
     wrapped = HuggingFaceModel(model, tokenizer=None, use_logits=True)
     if loader is None:
@@ -41,7 +46,7 @@ def make_trainer(
     return Trainer(
         model=wrapped,
         train_dataloader=loader,
-        optimizers=torch.optim.AdamW(wrapped.parameters(), lr, weight_decay=0.1),
+        optimizers=optimizer(wrapped.parameters(), **(settings or {"lr": lr, "weight_decay": 0.1})),
         max_duration=max_duration,
         algorithms=list(algorithms),
         callbacks=list(callbacks),
@@ -62,3 +67,13 @@ def run(*algorithms: Algorithm, **options) -> tuple[APEX | None, dict, InMemoryL
     trainer.close()
     apex = next((a for a in algorithms if isinstance(a, APEX)), None)
     return apex, weights, log
+
+
+def state_of(max_duration: str, dataloader_len: int | None = None, algorithms=(), **time):
+    """As much of Composer's State as stages look at."""
+    return SimpleNamespace(
+        max_duration=Time.from_timestring(max_duration),
+        dataloader_len=None if dataloader_len is None else Time(dataloader_len, TimeUnit.BATCH),
+        algorithms=list(algorithms),
+        timestamp=Timestamp(**time),
+    )

@@ -2,6 +2,7 @@ import sys
 import traceback
 import warnings
 
+import numpy
 import pytest
 import torch
 from composer import Callback, Evaluator
@@ -244,12 +245,27 @@ def test_settings_are_checked_at_construction():
         ({"assessment": {"method": "ranks"}}, "Did you mean 'rank'"),
         ({"assessment": {"tokens": 0}}, "tokens: got 0"),
         ({"assessment": 3}, "assessment: got 3"),
+        ({"assessment": False}, "assessment: got False"),
         ({"expansion": "no"}, "expansion: got 'no'"),
         ({"operator_lr_scale": 0}, "operator_lr_scale"),
+        ({"operator_lr_scale": float("inf")}, "operator_lr_scale: got inf"),
         ({"log_interval": 0}, "log_interval"),
+        ({"fused_swiglu": 0}, "fused_swiglu: got 0, allowed: True, False, auto"),
+        ({"fused_swiglu": 1}, "fused_swiglu: got 1"),
+        ({"seed": -1}, "seed: got -1, allowed: an integer of 0 or more"),
+        ({"seed": "a"}, "seed: got 'a'"),
+        ({"seed": 2.5}, "seed: got 2.5"),
+        ({"seed": True}, "seed: got True"),
+        ({"stages": ["0.5dur", "0.6dur"]}, "stages: the shares of training add up to 1.1dur"),
     ):
         with pytest.raises(ValueError, match=message):
             APEX(**settings)
+    checked = APEX(threshold=numpy.float32(0.25), seed=numpy.int64(3), stages=numpy.int64(2))
+    assert [type(value) for value in (checked.threshold, checked.seed, checked.stages)] == [
+        float,
+        int,
+        int,
+    ]
     with pytest.raises(TypeError, match="unknown key 'treshold'. Did you mean 'threshold'"):
         APEX(treshold=0.1)
     with pytest.raises(TypeError, match="assessment: unknown key 'token'. Did you mean 'tokens'"):

@@ -234,6 +234,11 @@ def test_bad_settings_and_models_are_refused():
             Expander(sites, threshold=threshold)
     with pytest.raises(ValueError, match="kv_heads: got 'exand'.*Did you mean 'expand'"):
         Expander(sites, kv_heads="exand")
+    for seed in (-1, "a", 2.5, True, None):
+        with pytest.raises(ValueError, match="seed: got .*, allowed: an integer of 0 or more"):
+            Expander(sites, seed=seed)
+    with pytest.raises(ValueError, match="operator_lr_scale: got inf"):
+        Expander(sites, operator_lr_scale=float("inf"))
     with pytest.raises(ValueError, match="no sites"):
         Expander([])
     with pytest.raises(ValueError, match="rounds to a selection of nothing"):

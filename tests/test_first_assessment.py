@@ -13,6 +13,7 @@ from apex_composer.first_assessment import (
     assess_training_data,
     attention_mask,
     count_tokens,
+    first_goal,
     sequence_ids,
 )
 
@@ -59,6 +60,20 @@ def test_a_goal_counts_in_its_unit(unit, size):
     assert (goal.done, goal.reached) == (size, False)
     goal.add(batch, CPU)
     assert goal.reached
+
+
+@pytest.mark.parametrize(
+    ("tokens", "unit", "first_stage", "goal"),
+    [
+        (30_000_000, "ba", 10_000, ("tok", 30_000_000)),
+        (None, "ba", 10_000, ("ba", 100)),
+        (None, "tok", 3_000_000_000, ("tok", 30_000_000)),
+        (None, "sp", 3, ("sp", 1)),
+    ],
+)
+def test_the_goal_is_the_setting_or_a_hundredth_of_the_first_stage(tokens, unit, first_stage, goal):
+    found = first_goal(tokens, unit, first_stage)
+    assert (found.unit, found.total, found.done) == (*goal, 0)
 
 
 def loader_of(samples: int = 12, shuffle: bool = False, padded: bool = False) -> DataLoader:

@@ -128,8 +128,10 @@ def test_a_copy_of_the_model_computes_by_its_own_weights_and_does_not_count():
 def test_auto_leaves_the_cpu_alone_and_true_says_why_it_cannot(monkeypatch):
     model = tiny_llama()
     assert FusedSwiGLU(model, "auto").modules == FusedSwiGLU(model, False).modules == {}
-    with pytest.raises(ValueError, match="fused_swiglu: got 'yes', allowed: True, False, auto"):
-        FusedSwiGLU(model, "yes")
+    for wrong in ("yes", 0, 1):
+        told = f"fused_swiglu: got {wrong!r}, allowed: True, False, auto"
+        with pytest.raises(ValueError, match=told):
+            FusedSwiGLU(model, wrong)
     with pytest.raises(ValueError, match="got true, but the model has no modules with gate_proj"):
         FusedSwiGLU(torch.nn.Linear(2, 2), True)
     with pytest.raises(ValueError, match="got true, but .*meta.*Allowed here: false, auto"):

@@ -14,11 +14,14 @@ PACKAGE = ROOT / "apex_composer"
 CORE = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem not in ("cli", "__main__")}
 KNOW_COMPOSER = {
     "algorithm",
+    "closing",
     "forward_passes",
+    "out_of_memory",
     "plugins",
     "run_checks",
     "scheduler",
     "stage_rates",
+    "stages",
 }
 TRAINERS = {"composer", "llmfoundry"}
 RUNS = {path.stem: path for path in (PACKAGE / "runs").glob("*.py")}
@@ -77,7 +80,7 @@ def test_the_plugin_module_is_light():
     # It is imported by every llm-foundry training of an environment, also by those without APEX;
     # Composer is loaded there already. Manifest and kernels are the callbacks' only.
     assert not top_level(CORE["plugins"]) & {"llmfoundry", "torch", "transformers"}
-    assert own_modules(CORE["plugins"]) == {"data_prep", "fused_swiglu"}
+    assert own_modules(CORE["plugins"]) == {"data_prep", "fused_swiglu", "settings"}
 
 
 def test_only_ops_imports_kernels():

@@ -244,6 +244,27 @@ def test_prepared_data_is_compared_with_the_run(tmp_path):
     check(state_with(tmp_path / "elsewhere", description, vocabulary=1, length=1), None)
 
 
+def test_prepared_data_is_compared_once_and_as_early_as_it_is_known(monkeypatch, tmp_path):
+    from apex_composer.data_prep import manifest
+    from apex_composer.plugins import PreparedData
+
+    compared = []
+    monkeypatch.setattr(manifest, "check_manifest", lambda local, *_, **__: compared.append(local))
+    state = state_with(tmp_path / "built", "{}", vocabulary=1, length=1)
+    callback = PreparedData()
+    callback.before_load(state, None)
+    assert compared == [str(tmp_path / "built")]
+    callback.fit_start(state, None)
+    assert len(compared) == 1
+    # A loader that comes with fit() is compared by the algorithm before its first assessment.
+    state.train_dataloader = state_with(
+        tmp_path / "fit", "{}", vocabulary=1, length=1
+    ).train_dataloader
+    callback.check_fit(state)
+    callback.fit_start(state, None)
+    assert compared == [str(tmp_path / "built"), str(tmp_path / "fit")]
+
+
 def test_a_run_without_apex_may_have_the_same_swiglu():
     import torch
     from composer_run import run
@@ -260,3 +281,13 @@ def test_a_run_without_apex_may_have_the_same_swiglu():
     assert any(not torch.equal(weights[name], weight) for name, weight in expected.items())
     assert callback._fused.modules == {}  # given back when the trainer closed
     run(callbacks=(FusedSwiGLUCallback("auto"),))
+
+
+def test_settings_of_the_swiglu_callback_are_checked_at_once():
+    from apex_composer.plugins import FusedSwiGLUCallback
+
+    for wrong in (0, 1, "yes", None):
+        with pytest.raises(ValueError, match="fused_swiglu: setting: got .*True, False, auto"):
+            FusedSwiGLUCallback(wrong)
+    with pytest.raises(TypeError, match="Did you mean 'setting'"):
+        FusedSwiGLUCallback(settings=True)

@@ -199,6 +199,12 @@ def test_a_branch_is_complete():
     for wrong in ("p.pt", {"parent": "p.pt"}):
         with pytest.raises(ValueError, match="branch: got .*apex-composer branch"):
             APEX(branch=wrong)
+    for wrong in ({"batch": 2.5}, {"batch": True}, {"stage": -1}, {"stage": "1"}):
+        with pytest.raises(ValueError, match=f"branch: {next(iter(wrong))}: got .*an integer"):
+            APEX(branch={**BRANCH, **wrong})
+    for wrong in (3, ["lr"], {"lr": 0.1}, {"lr": "ab"}, {"lr": [0.1]}):
+        with pytest.raises(ValueError, match=r"branch: changed: got .*\[before, after\]"):
+            APEX(branch={**BRANCH, "changed": wrong})
 
 
 def test_lineage_grows_by_one_for_every_branch():

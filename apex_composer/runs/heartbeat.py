@@ -29,8 +29,10 @@ class Heartbeat(Callback):
 
     def __init__(self, seconds: float = 30.0, **unknown: Any):
         check_keys("heartbeat", unknown, ("seconds",))
-        check_positive("heartbeat: seconds", seconds, float)
-        self._seconds, self._phase = seconds, "building data and model"
+        # No timer waits for centuries: from there on the thread would die with an OverflowError.
+        seconds = check_positive("heartbeat: seconds", seconds, float)
+        self._seconds = min(seconds, threading.TIMEOUT_MAX)
+        self._phase = "building data and model"
         self._started = self._phase_started = time.monotonic()
         self._done = threading.Event()
         # From the start: the first long silence is before the trainer exists.

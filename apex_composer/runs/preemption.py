@@ -17,7 +17,7 @@ from composer.utils.file_helpers import format_name_with_dist
 
 from apex_composer.runs.interrupted_saves import repair
 from apex_composer.runs.signals import shelter_workers
-from apex_composer.settings import check_keys
+from apex_composer.settings import check_keys, check_not_negative
 
 MARKER = "preempted.json"
 # A cluster that signals every process reaches a rank twice: directly, and through Composer's
@@ -49,9 +49,7 @@ class Preemption(Callback):
 
     def __init__(self, exit_status: int = 0, **unknown: Any):
         check_keys("preemption", unknown, ("exit_status",))
-        if type(exit_status) is not int or not 0 <= exit_status < 128:
-            raise ValueError(f"exit_status: got {exit_status!r}, allowed: 0 to 127")
-        self.exit_status = exit_status
+        self.exit_status = check_not_negative("exit_status", exit_status, highest=127)
         self._asked_at: float | None = None
         self._in_batches = False
         self._previous: Any = None

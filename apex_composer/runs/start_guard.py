@@ -25,7 +25,7 @@ from apex_composer.runs.guard_checks import (
     check_loss,
     check_vocabulary,
 )
-from apex_composer.settings import check_keys
+from apex_composer.settings import check_finite, check_keys
 
 # Where Hugging Face's configurations and llm-foundry's MPT say how long a context may be.
 _CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len")
@@ -46,7 +46,7 @@ class StartGuard(Callback):
             Default 1.0.
 
     Raises:
-        ValueError: margin is no number.
+        ValueError: margin is no finite number.
         TypeError: for unknown settings.
     """
 
@@ -57,8 +57,8 @@ class StartGuard(Callback):
         **unknown: Any,
     ):
         check_keys("start_guard", unknown, ("margin",))
-        if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float)):
-            raise ValueError(f"start_guard: margin: got {margin!r}, allowed: a number or null")
+        if margin is not None:
+            margin = check_finite("start_guard: margin", margin, "a number or null")
         self.margin = margin
         self._config = train_config or {}
         self._loss_is_due = bool((self._config.get("model") or {}).get("pretrained"))

@@ -107,7 +107,7 @@ def lay_out_stages(stages: Any, max_duration: str) -> Any:
     """
     from composer.core import Time, TimeUnit, ensure_time
 
-    from apex_composer.scheduler import plan_stages
+    from apex_composer.stages import plan_stages
 
     total = ensure_time(max_duration, TimeUnit.EPOCH)
     durations = [] if isinstance(stages, int) else [stage.duration for stage in stages]

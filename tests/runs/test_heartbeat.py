@@ -49,8 +49,16 @@ def test_it_says_what_the_run_waits_for_until_the_first_batch_is_done(capfd, eve
     assert not beats()
 
 
+def test_a_wait_of_centuries_does_not_end_the_thread():
+    heartbeat = Heartbeat(seconds=1e12)
+    time.sleep(0.05)
+    assert len(beats()) == 1
+    heartbeat.close(None, None)
+
+
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="heartbeat: seconds: got 0"):
-        Heartbeat(seconds=0)
+    for wrong in (0, True, "30", float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"heartbeat: seconds: got {wrong!r}"):
+            Heartbeat(seconds=wrong)
     with pytest.raises(TypeError, match="Did you mean 'seconds'"):
         Heartbeat(second=1)

@@ -118,7 +118,7 @@ def test_a_run_without_checkpoints_is_refused(tmp_path):
 
 @pytest.mark.parametrize("status", [-1, 128, True, "0"])
 def test_settings_are_checked(status):
-    with pytest.raises(ValueError, match="^exit_status: got .*, allowed: 0 to 127"):
+    with pytest.raises(ValueError, match="^exit_status: got .*, allowed: an integer from 0 to 127"):
         Preemption(exit_status=status)
     with pytest.raises(TypeError, match="Did you mean 'exit_status'"):
         Preemption(exit_state=0)

@@ -95,6 +95,6 @@ def test_the_disk_is_checked_when_the_trainer_is_built(tmp_path, monkeypatch):
 def test_unknown_and_wrong_settings_are_refused():
     with pytest.raises(TypeError, match="Did you mean 'margin'"):
         StartGuard(margins=1)
-    for wrong in ("1", True):
+    for wrong in ("1", True, float("nan"), float("inf"), -float("inf")):
         with pytest.raises(ValueError, match="start_guard: margin: got"):
             StartGuard(margin=wrong)

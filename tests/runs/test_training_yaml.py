@@ -8,7 +8,7 @@ from apex_composer.runs.training_yaml import (
     load_configuration,
     stream_folders,
 )
-from apex_composer.scheduler import parse_stages
+from apex_composer.stages import parse_stages
 
 YAML = Path(__file__).parents[2] / "yamls" / "tinyllama_apex.yaml"
 

@@ -1,0 +1,120 @@
+"""What is refused, is refused when the trainer is built or before a fit reads data."""
+
+import pytest
+import torch
+from composer import Callback
+from composer.algorithms import LayerFreezing
+from composer_run import make_trainer, run
+from helpers import tiny_llama
+from llmfoundry.callbacks import LayerFreezing as FreezingCallback
+
+from apex_composer import APEX, StagewiseScheduler
+
+QUERIES = "model.model.layers.0.self_attn.q_proj.weight"
+
+
+class Refusing(Callback):
+    """One of this package's callbacks, as far as `check_fit` is concerned."""
+
+    def check_fit(self, state):
+        raise ValueError("not with this data")
+
+
+class Batches(torch.utils.data.Dataset):
+    """Counts what is read of it."""
+
+    read = 0
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, index):
+        self.read += 1
+        ids = torch.full((8,), index)
+        return {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@pytest.fixture
+def loader():
+    return torch.utils.data.DataLoader(Batches(), batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        (["4ba", "4ba"], "longer than training .max_duration 6ba"),
+        (["1ba"], "shorter than training"),
+        (["10tok"], "got 10tok, but max_duration is 6ba"),
+        (["1ep", "1ep"], r"\['8ba', '16ba'\], which is longer than"),
+    ],
+)
+def test_stages_that_do_not_fill_the_run_are_refused_when_it_is_built(stages, told):
+    with pytest.raises(ValueError, match=f"^stages: .*{told}"):
+        make_trainer(APEX(stages=stages))
+
+
+def test_a_duration_that_comes_with_fit_is_checked_there(loader):
+    trainer = make_trainer(APEX(stages=["4ba", "4ba"]), loader=loader, max_duration=None)
+    with pytest.raises(ValueError, match="^stages: .*longer than training"):
+        trainer.fit(duration="6ba")
+    assert loader.dataset.read == 0
+
+
+def test_stages_without_a_duration_are_refused_by_the_scheduler():
+    with pytest.raises(ValueError, match="^max_duration: not given, but stages are laid over it"):
+        make_trainer(schedulers=StagewiseScheduler(), max_duration=None)
+
+
+def test_callbacks_refuse_before_the_first_assessment_reads_data(loader):
+    trainer = make_trainer(APEX(), loader=loader, callbacks=(Refusing(),))
+    with pytest.raises(ValueError, match="not with this data"):
+        trainer.fit()
+    assert loader.dataset.read == 0
+
+
+def test_other_rates_for_a_trained_stage_are_refused_before_data_is_read(tmp_path, loader):
+    """Also where the stage has to begin anew with an assessment."""
+    stages = ["2ba", "4ba"]
+    scheduler = StagewiseScheduler(stages, lr_multipliers=[1.0, 0.4])
+    saved = {"save_folder": str(tmp_path), "save_interval": "3ba"}
+    run(APEX(stages=stages), schedulers=scheduler, **saved)
+    trainer = make_trainer(
+        APEX(stages=stages),
+        loader=loader,
+        schedulers=StagewiseScheduler(stages, lr_multipliers=[0.5, 0.4]),
+        load_path=str(tmp_path / "ep0-ba3-rank0.pt"),
+        load_ignore_keys=["state/algorithms*"],
+    )
+    with (
+        pytest.warns(UserWarning, match="loaded without the state of apex"),
+        pytest.raises(ValueError, match="lr x lr_multipliers: stage 0 has begun"),
+    ):
+        trainer.fit()
+    assert loader.dataset.read == 0
+
+
+def test_a_branch_without_its_parent_is_refused_when_the_run_is_built():
+    """Before an evaluation that comes first (eval_first)."""
+    point = {"parent": "p.pt", "sha256": "0", "batch": 3, "stage": 1, "changed": {}}
+    with pytest.raises(ValueError, match="starts at batch 0, without a state of apex"):
+        make_trainer(APEX(branch=point))
+
+
+def test_freezing_layers_is_refused_when_the_run_is_built():
+    with pytest.raises(ValueError, match="^algorithms: got layer_freezing"):
+        make_trainer(APEX(), LayerFreezing())
+    with pytest.raises(ValueError, match=f"^callbacks: layer_freezing freezes {QUERIES}"):
+        make_trainer(APEX(), callbacks=(FreezingCallback([QUERIES]),))
+
+
+def test_a_weight_that_is_not_trained_is_refused_when_the_run_is_built():
+    model = tiny_llama()
+    model.model.layers[1].mlp.up_proj.weight.requires_grad = False
+    told = "layers.1.mlp.up_proj.weight is not trained by the optimizer"
+    with pytest.raises(ValueError, match=told):
+        make_trainer(APEX(), model=model)
+
+
+def test_freezing_what_is_not_expanded_is_allowed():
+    run(APEX(targets=["channel"]), callbacks=(FreezingCallback([QUERIES]),), max_duration="3ba")
+    run(APEX(expansion=False), LayerFreezing(), max_duration="3ba")
