@@ -31,6 +31,7 @@ def make_trainer(
     max_duration: str = "6ba",
     seed: int = 17,
     lr: float = 1e-2,
+    eps: float = 1e-8,
     **options,
 ) -> Trainer:
     """A trainer with AdamW over 8 batches of random tokens."""
@@ -41,7 +42,7 @@ def make_trainer(
     return Trainer(
         model=wrapped,
         train_dataloader=loader,
-        optimizers=torch.optim.AdamW(wrapped.parameters(), lr, weight_decay=0.1),
+        optimizers=torch.optim.AdamW(wrapped.parameters(), lr, eps=eps, weight_decay=0.1),
         max_duration=max_duration,
         algorithms=list(algorithms),
         callbacks=list(callbacks),
