@@ -34,6 +34,7 @@ def make_trainer(
     max_duration: str = "6ba",
     seed: int = 17,
     lr: float = 1e-2,
+    eps: float = 1e-8,
     optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
     settings: dict | None = None,
     **options,
@@ -46,7 +47,9 @@ def make_trainer(
     return Trainer(
         model=wrapped,
         train_dataloader=loader,
-        optimizers=optimizer(wrapped.parameters(), **(settings or {"lr": lr, "weight_decay": 0.1})),
+        optimizers=optimizer(
+            wrapped.parameters(), **(settings or {"lr": lr, "eps": eps, "weight_decay": 0.1})
+        ),
         max_duration=max_duration,
         algorithms=list(algorithms),
         callbacks=list(callbacks),

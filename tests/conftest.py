@@ -20,9 +20,11 @@ if not HAS_GPU:
 import random  # noqa: E402
 
 import numpy  # noqa: E402
+import own_names  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+own_names.install()
 # Sums are split over threads in an order that depends on the machine's cores; one thread makes the
 # bit-for-bit tests mean the same everywhere, and is faster on models this small.
 torch.set_num_threads(1)

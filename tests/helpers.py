@@ -11,6 +11,14 @@ from apex_composer.sites import Group, Site
 
 VOCABULARY = 64
 
+# For trainings that different kernels do in float32. Adam divides a gradient by its own size: with
+# the usual eps of 1e-8 an element whose gradient is next to zero takes a whole step in a direction
+# that rounding decides, and every CPU rounds otherwise. Rounding moves a gradient of these models
+# by 5e-8 at most (float32 against float64), with this eps a step by 5e-8 / 1e-4 of lr. The typical
+# gradient is as large as this eps or larger, so that a step is half of lr or more: two trainings
+# differ by less than a thousandth of what they change.
+SMOOTH_EPS, CHANGE_BOUND = 1e-4, 1e-3
+
 
 def tiny_llama(
     seed: int = 0,
@@ -93,6 +101,11 @@ def tiny_qwen(seed: int = 0, *, dtype: torch.dtype = torch.float32) -> Qwen2ForC
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.5)
     return model
+
+
+def change_error(found: Tensor, expected: Tensor, start: Tensor) -> float:
+    """|found - expected| over |expected - start|: the share of a tensor's change that is wrong."""
+    return float((found - expected).norm() / (expected - start).norm())
 
 
 class TokenDataset(Dataset):

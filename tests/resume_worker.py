@@ -16,6 +16,7 @@ import sys
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import own_names
 import torch
 from composer import Callback, Trainer
 from composer.models import HuggingFaceModel
@@ -141,4 +142,5 @@ def main(data: str, folder: str, die: str) -> None:
 
 
 if __name__ == "__main__":
+    own_names.install()
     main(*sys.argv[1:])

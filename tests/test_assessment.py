@@ -1,13 +1,21 @@
-"""Scores against a slow count by hand, and everything that must not count."""
+"""Scores against a slow count by hand, and everything that must not count.
 
+In float64: the same samples in other batches give other roundings, and in float32 one of them can
+change a rank where two norms are next to equal.
+"""
+
+from functools import partial
+
+import helpers
 import pytest
 import torch
-from helpers import largest, tiny_llama, tokens
+from helpers import largest, tokens
 from torch.utils.checkpoint import checkpoint
 
 from apex_composer import Expander, Group, find_sites
 from apex_composer.assessment import Assessment, GroupTotals, _say_packed
 
+tiny_llama = partial(helpers.tiny_llama, dtype=torch.float64)
 COUNTS = {"head": 1, "channel": 6}  # threshold 0.25 of 4 heads and 24 channels
 
 
@@ -62,13 +70,13 @@ class ByHand:
                     self.norm_sums[group.name][unit] += norm
         return self
 
-    def check(self, totals: dict[str, GroupTotals]) -> None:
+    def check(self, totals: dict[str, GroupTotals], tolerance: float = 1e-11) -> None:
         assert totals.keys() == self.scores.keys()
         for name, total in totals.items():
             assert total.samples == self.samples
             assert total.scores.dtype == torch.int64
             assert total.scores.tolist() == self.scores[name], name
-            assert total.norm_sums.tolist() == pytest.approx(self.norm_sums[name], rel=1e-5)
+            assert total.norm_sums.tolist() == pytest.approx(self.norm_sums[name], rel=tolerance)
 
 
 def assert_same(first: dict[str, GroupTotals], second: dict[str, GroupTotals]) -> None:
@@ -76,7 +84,9 @@ def assert_same(first: dict[str, GroupTotals], second: dict[str, GroupTotals]) -
     for name in first:
         assert first[name].samples == second[name].samples
         assert torch.equal(first[name].scores, second[name].scores), name
-        torch.testing.assert_close(first[name].norm_sums, second[name].norm_sums, rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            first[name].norm_sums, second[name].norm_sums, rtol=1e-11, atol=0
+        )
 
 
 def totals_of(model, *batches, mask=None) -> dict[str, GroupTotals]:
@@ -103,9 +113,11 @@ def test_scores_equal_a_count_by_hand(kv_heads, dead):
 
 
 def test_scores_of_bfloat16_computation_are_those_of_its_own_activations():
-    model = tiny_llama()
+    """The same activations: where ranks are decided, their norms differ by 2e-3 or more."""
+    model = tiny_llama(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        ByHand(model).count(tokens(6)).check(totals_of(model, tokens(6)))
+        # Added up in float32: 8 x 8 positive numbers at most, each sum rounded to 6e-8 of itself.
+        ByHand(model).count(tokens(6)).check(totals_of(model, tokens(6)), tolerance=1e-5)
 
 
 def ragged(samples: int, length: int = 8):

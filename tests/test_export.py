@@ -21,8 +21,10 @@ def test_a_mid_stage_export_computes_what_the_trainer_computes(tmp_path):
     class Logits(Callback):
         def batch_checkpoint(self, state, logger):
             if state.timestamp.batch.value == 3:
+                weights = state.model.model.state_dict()
+                found["weights"] = {name: weight.clone() for name, weight in weights.items()}
                 with torch.no_grad():
-                    found["trainer"] = state.model.model.eval()(ids).logits
+                    found["logits"] = state.model.model.eval()(ids).logits
                 state.model.train()
 
     write_model(tmp_path / "model")
@@ -49,7 +51,14 @@ def test_a_mid_stage_export_computes_what_the_trainer_computes(tmp_path):
     exported = tmp_path / "saved" / "huggingface" / "ba3"
     plain = AutoModelForCausalLM.from_pretrained(exported)
     assert plain.config.vocab_size == VOCABULARY
+    exported = plain.state_dict()
+    assert exported.keys() == found["weights"].keys()
+    for name, weight in found["weights"].items():
+        assert torch.equal(exported[name], weight), name
     with torch.no_grad():
-        assert torch.equal(plain.eval()(ids).logits, found["trainer"])
+        error = (plain.eval()(ids).logits - found["logits"]).norm() / found["logits"].norm()
+    # The same numbers in a file's buffer, where they are not aligned as in the trainer's tensors:
+    # sums may be taken in another order, of some hundred terms that float32 rounds to 6e-8.
+    assert error < 1e-5
     # Mid-stage: stage 1 began at batch 2, so at batch 3 operators had been trained.
     assert [record["start_batch"] for record in apex.history] == [0, 2]

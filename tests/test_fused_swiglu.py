@@ -19,7 +19,10 @@ def test_values_gradients_and_names_are_those_of_eager_mode(make_model):
     for each in (expected, model):
         each(ids, labels=ids).loss.backward()
     for (name, weight), other in zip(model.named_parameters(), expected.parameters(), strict=True):
-        assert torch.allclose(weight.grad, other.grad, rtol=1e-5, atol=1e-7), name
+        # float32 rounds to 6e-8, and a matrix of these gradients is what is left of terms a hundred
+        # times as large (the queries of the Qwen2), each of them a sum of many.
+        error = (weight.grad - other.grad).norm() / other.grad.norm()
+        assert error < 1e-4, name
 
 
 def test_removing_it_gives_the_model_back():
@@ -83,8 +86,9 @@ def test_norms_of_channels_come_from_the_kernel(masked, monkeypatch):
     totals = counted(model, ids, mask, fused=True)
     assert set(widths) == {32}  # heads only; the 24 channels were counted by SwiGLU itself
     for name, total in expected.items():
+        # As in test_ops.py: no ranks that rounding could decide, and sums of positive numbers.
         assert torch.equal(totals[name].scores, total.scores)
-        assert torch.allclose(totals[name].norm_sums, total.norm_sums)
+        torch.testing.assert_close(totals[name].norm_sums, total.norm_sums, rtol=1e-5, atol=0)
 
 
 def test_recomputed_and_evaluation_passes_do_not_count():

@@ -41,6 +41,15 @@ def assert_equal(found, expected) -> None:
         assert torch.equal(first, second)
 
 
+def assert_close(found, expected) -> None:
+    """For torch's other AdamW: one kernel per tensor here, ten there, each rounding otherwise.
+
+    In float64 a step is about twenty roundings of 1e-16, of numbers of the size of the factors.
+    """
+    for first, second in zip(found, expected, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-13, atol=1e-13)
+
+
 def test_steps_are_those_of_adamw_without_weight_decay():
     operators = make_operators()
     twins = [factor.clone() for factor in factors_of(operators)]
@@ -55,7 +64,7 @@ def test_steps_are_those_of_adamw_without_weight_decay():
             set_gradients(factors, step)
         optimizer.step()
         expected.step()
-    assert_equal(factors_of(operators), twins)
+    assert_close(factors_of(operators), twins)
 
 
 def test_the_learning_rate_is_followed_at_every_step():
@@ -70,7 +79,7 @@ def test_the_learning_rate_is_followed_at_every_step():
             set_gradients(factors, step)
         optimizer.step()
         expected.step()
-    assert_equal(operators[0].factors, twins)
+    assert_close(operators[0].factors, twins)
 
 
 def test_every_operator_follows_the_param_group_of_its_weight():
@@ -94,7 +103,7 @@ def test_every_operator_follows_the_param_group_of_its_weight():
         for expected in separate:
             expected.step()
     for operator, twin in zip(operators, twins, strict=True):
-        assert_equal(operator.factors, twin)
+        assert_close(operator.factors, twin)
 
 
 def test_an_optimizer_without_betas_gets_the_usual_ones():
@@ -107,7 +116,7 @@ def test_an_optimizer_without_betas_gets_the_usual_ones():
             set_gradients(factors, step)
         optimizer.step()
         expected.step()
-    assert_equal(operators[0].factors, twins)
+    assert_close(operators[0].factors, twins)
 
 
 def test_gradients_are_used_once():

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from helpers import tiny_llama, tiny_qwen, tokens
+from helpers import CHANGE_BOUND, SMOOTH_EPS, change_error, tiny_llama, tiny_qwen, tokens
 
 from apex_composer import Expander, find_sites, ops
 from apex_composer.assessment import Assessment
@@ -19,13 +19,12 @@ def trained(make_model, implementation: str, steps: int = 3, **settings):
         find_sites(model), threshold=0.25, kv_heads="expand", implementation=implementation,
         **settings,
     )  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    data = [tokens(samples=3, length=12, seed=seed) for seed in range(steps + 1)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=SMOOTH_EPS, weight_decay=0.1)
     with expander.assessing():
-        model(data[-1])
+        model(tokens(samples=3, length=12, seed=99))
     expander.begin_stage()
     expander.attach(optimizer)
-    for batch in data[:-1]:
+    for batch in (tokens(samples=3, length=12, seed=seed) for seed in range(steps)):
         optimizer.zero_grad()
         model(batch, labels=batch).loss.backward()
         optimizer.step()
@@ -34,15 +33,18 @@ def trained(make_model, implementation: str, steps: int = 3, **settings):
 
 @pytest.mark.parametrize("make_model", [tiny_llama, tiny_qwen])
 def test_kernels_train_as_torch_does(make_model):
+    start, fresh = trained(make_model, "torch", steps=0)
     expected, by_torch = trained(make_model, "torch")
     model, by_triton = trained(make_model, "triton")
     assert len(by_triton.executors) < len(by_torch.executors)
-    for (name, weight), other in zip(model.named_parameters(), expected.parameters(), strict=True):
-        assert torch.allclose(weight, other, rtol=1e-4, atol=1e-5), name
-    for one, other in zip(by_triton.operators, by_torch.operators, strict=True):
-        for factor, twin in zip(one.factors, other.factors, strict=True):
-            assert factor.abs().max() > 0
-            assert torch.allclose(factor, twin, rtol=1e-3, atol=1e-5), one.site.name
+    before, after = dict(start.named_parameters()), dict(expected.named_parameters())
+    for name, weight in model.named_parameters():
+        assert change_error(weight, after[name], before[name]) < CHANGE_BOUND, name
+    for one, other, first in zip(
+        by_triton.operators, by_torch.operators, fresh.operators, strict=True
+    ):
+        for tensors in zip(one.factors, other.factors, first.factors, strict=True):
+            assert change_error(*tensors) < CHANGE_BOUND, one.site.name
 
 
 def test_unfolding_takes_away_what_folding_added():
@@ -54,7 +56,8 @@ def test_unfolding_takes_away_what_folding_added():
     assert any(not torch.equal(s.weight, w) for s, w in zip(expander.sites, weights, strict=True))
     expander.ensure_folded()
     for site, weight in zip(expander.sites, weights, strict=True):
-        assert torch.allclose(site.weight, weight, atol=1e-7)
+        # W + d - d + d for numbers below 1: each sum rounds by 6e-8 at most.
+        torch.testing.assert_close(site.weight, weight, rtol=0, atol=2e-7)
 
 
 def test_weights_without_a_gradient_leave_their_factors_alone():
@@ -100,8 +103,10 @@ def test_scores_of_kernels_are_those_of_torch():
         totals.append(assessment.totals())
         assessment.remove()
     for name, expected in totals[0].items():
+        # Where a rank is decided, the two norms differ by a thousandth or more: rounding cannot.
         assert torch.equal(totals[1][name].scores, expected.scores)
-        assert torch.allclose(totals[1][name].norm_sums, expected.norm_sums)
+        # Sums of 12 x 8 positive numbers at most, each sum rounded to 6e-8 of itself.
+        torch.testing.assert_close(totals[1][name].norm_sums, expected.norm_sums, rtol=1e-5, atol=0)
 
 
 def test_the_choice_is_made_by_device_and_dtype_and_said_once(monkeypatch, caplog):

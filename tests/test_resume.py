@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,14 @@ def data(tmp_path_factory) -> Path:
 
 
 def test_killed_and_resumed_equals_uninterrupted(data, tmp_path):
-    # One after the other: StreamingDatasets that start at the same time can take the same name
-    # for their shared memory.
-    assert start(data, tmp_path / "whole") == 0
-    ends = {
-        name: kill_and_resume(data, tmp_path / name.replace(" ", "_"), die)
-        for name, die in KILLS.items()
-    }
+    with ThreadPoolExecutor() as at_once:
+        whole = at_once.submit(start, data, tmp_path / "whole")
+        runs = {
+            name: at_once.submit(kill_and_resume, data, tmp_path / name.replace(" ", "_"), die)
+            for name, die in KILLS.items()
+        }
+    assert whole.result() == 0
+    ends = {name: run.result() for name, run in runs.items()}
     expected = torch.load(tmp_path / "whole" / "end.pt", weights_only=True)
     assert [record["start_batch"] for record in expected["history"]] == [0, 4, 7]
     for name, end in ends.items():

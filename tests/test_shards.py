@@ -52,15 +52,16 @@ def train(model: nn.Module) -> tuple[Expander, dict]:
 
 @pytest.mark.parametrize("build", [tiny_llama, tiny_qwen])
 def test_a_plain_loop_trains_the_same_with_fsdp2(build):
-    plain = build()
+    """In float64: where a gradient is next to zero, rounding in float32 decides AdamW's step."""
+    plain = build(dtype=torch.float64)
     sharded = fsdp2(copy.deepcopy(plain))
     expander, norms = train(sharded)
     assert [type(executor) for executor in expander.executors] == [ShardedExecutor]
     _, expected = train(plain)
-    assert norms == pytest.approx(expected, rel=1e-3)
+    assert norms == pytest.approx(expected, rel=1e-7)
     for name, weight in plain.state_dict().items():
         found = sharded.state_dict()[name].full_tensor()
-        torch.testing.assert_close(found, weight, rtol=0, atol=2e-6)
+        torch.testing.assert_close(found, weight, rtol=0, atol=1e-9)
 
 
 def test_plain_weights_keep_their_own_executors():

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy
+import own_names
 from streaming import MDSWriter
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -49,11 +50,13 @@ def write_shards(folder: Path, samples: int = 24, seed: int = 0) -> None:
 def composer(script: Path, arguments: Iterable[object], folder: Path) -> str:
     """Run a training script under `composer -n 1` in `folder` and return what it printed.
 
+    With `own_names`, so that nothing else that starts at the same moment gets in its way.
+
     Raises:
         AssertionError: the run failed; with the end of its output.
     """
     launcher = Path(sys.executable).with_name("composer")
-    command = [launcher, "-n", "1", script, *arguments]
+    command = [launcher, "-n", "1", own_names.__file__, script, *arguments]
     result = subprocess.run(
         [str(part) for part in command],
         cwd=folder,

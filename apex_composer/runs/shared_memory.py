@@ -6,12 +6,12 @@ from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
 PROCESSES = Path("/proc")
-# As streaming names them (its base/constant.py), behind a number of six digits.
+# As streaming names them (its base/constant.py), behind a number of at least six digits.
 _KINDS = (
     "locals|barrier|next_epoch|cache_usage|shard_states|shard_access_times|resume|epoch_shape|"
     "epoch_data"
 )
-_NAME = re.compile(rf"\d{{6}}_({_KINDS})")
+_NAME = re.compile(rf"\d{{6,}}_({_KINDS})")
 # The number of the first process namespace of a Linux machine (kernel: PROC_PID_INIT_INO).
 _FIRST_NAMESPACE = "pid:[4026531836]"
 
@@ -44,7 +44,10 @@ def find_stale(
     used, hidden = _look_into(processes)
     stale, in_use = [], []
     for path in segments:
-        taken = str(path) in used or path.stat().st_uid in hidden
+        try:
+            taken = str(path) in used or path.stat().st_uid in hidden
+        except FileNotFoundError:
+            continue  # its run has just ended
         (in_use if taken else stale).append(path)
     return stale, in_use
 

@@ -1,16 +1,20 @@
 """Segments of streaming with and without a living owner; nothing in use is ever removed."""
 
 import os
+from itertools import islice
 from multiprocessing import shared_memory
 from pathlib import Path
 
+import own_names
 import pytest
 
 from apex_composer.runs import shared_memory as segments
 
 FOLDER = segments.SHARED_MEMORY
-# Numbers that streaming counts up to only after 990,000 runs.
-MINE, STALE, OTHER = "990001_locals", "990002_barrier", "990003_something_else"
+# The last of the numbers that are this process's own.
+NUMBERS = islice(own_names.numbers(), 997, 1000)
+KINDS = ("locals", "barrier", "something_else")
+MINE, STALE, OTHER = (f"{number}_{kind}" for number, kind in zip(NUMBERS, KINDS, strict=True))
 
 
 @pytest.fixture
@@ -72,6 +76,13 @@ def test_a_hidden_process_may_own_what_its_user_owns(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_text", refuse)
     stale, used = segments.find_stale(tmp_path / "shm", tmp_path / "proc")
     assert stale == [] and len(used) == 1
+
+
+def test_a_segment_that_its_owner_removes_meanwhile_is_left_out(tmp_path, monkeypatch):
+    path = tmp_path / "000000_locals"
+    path.write_bytes(b"....")
+    monkeypatch.setattr(segments, "_look_into", lambda processes: (path.unlink() or set(), set()))
+    assert segments.find_stale(tmp_path, tmp_path) == ([], [])
 
 
 def test_a_machine_without_shared_memory_has_no_segments(tmp_path):
