@@ -20,7 +20,6 @@ from apex_composer.first_assessment import (
 from apex_composer.forward_passes import forward_microbatches, unwrapped
 from apex_composer.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
 from apex_composer.metrics import final_metrics, stage_metrics, step_metrics
-from apex_composer.ops import resolve
 from apex_composer.resuming import (
     check_branch,
     check_stages,
@@ -28,7 +27,7 @@ from apex_composer.resuming import (
     trace,
     trained_records,
 )
-from apex_composer.run_checks import check_run
+from apex_composer.run_checks import check_implementation, check_run
 from apex_composer.scheduler import StagePlan, parse_stages, plan_stages
 from apex_composer.settings import (
     IMPLEMENTATIONS,
@@ -189,11 +188,11 @@ class APEX(Algorithm):
     def _check_run(self, state: State, logger: Logger) -> None:
         """Refuse at INIT, before data and weights are loaded, what could only fail later."""
         check_run(state)
-        device = torch.device("cuda" if state.device.name == "gpu" else state.device.name)
-        resolve(self.implementation, device)
+        if self.expansion:
+            check_implementation(state, self.implementation)
         self._build(state, seed=0).remove()
         self._swiglu = FusedSwiGLU(
-            state.model, self.fused_swiglu, device=device, collector=self._place_ahead
+            state.model, self.fused_swiglu, device=_device(state), collector=self._place_ahead
         )
         self._expander = self._attachment = self._plan = None  # of an earlier trainer
         state.callbacks.append(_Detach(self))
@@ -208,6 +207,7 @@ class APEX(Algorithm):
             expansion=self.expansion,
             operator_lr_scale=self.operator_lr_scale,
             implementation=self.implementation,
+            device=_device(state),
         )
 
     def _place_ahead(self, mlp: str, gate: Tensor) -> tuple[Tensor, Tensor | None] | None:
@@ -313,6 +313,13 @@ class APEX(Algorithm):
         model, device = unwrapped(state.model), next(state.model.parameters()).device
         forward = forward_microbatches(model, state, self._expander.assessing)
         assess_training_data(model, state.train_dataloader, forward, goal, device)
+
+
+def _device(state: State) -> torch.device:
+    """Where the model will be; at INIT it is on the CPU."""
+    if state.device.name == "gpu":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(state.device.name)
 
 
 class _Detach(Callback):

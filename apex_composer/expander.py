@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from apex_composer.assessment import Assessment, GroupTotals
 from apex_composer.attachment import Attachment
 from apex_composer.distributed import check_same_on_all_ranks
-from apex_composer.executors import Executor, make_executors
+from apex_composer.executors import Executor, check_executors, make_executors
 from apex_composer.expansion import ExpansionOperator
 from apex_composer.history import stage_record
 from apex_composer.monarch import MonarchFactors
@@ -39,7 +39,7 @@ from apex_composer.settings import (
     check_same_members,
     check_threshold,
 )
-from apex_composer.shards import find_shards, reshard
+from apex_composer.shards import reshard
 from apex_composer.sites import Site, check_sites
 from apex_composer.stopwatch import Stopwatch
 
@@ -74,10 +74,12 @@ class Expander:
         operator_lr_scale: the operators' learning rate over the weights', default 1.
         implementation: `torch`, `triton` (the kernels), or `auto`: the kernels where they run.
             Default `auto`.
+        device: that the model will run on; default where it is.
 
     Raises:
-        ValueError: for a setting out of range, a group too small to select from, or weights
-            that cannot be expanded (not float32 or float64, tensor parallelism).
+        ValueError: for a setting out of range, a group too small to select from, weights that
+            cannot be expanded (not float32 or float64, tensor parallelism), or kernels that are
+            asked for and cannot run.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Expander:
         expansion: bool = True,
         operator_lr_scale: float = 1.0,
         implementation: str = "auto",
+        device: torch.device | None = None,
     ):
         check_threshold(threshold)
         check_choice("kv_heads", kv_heads, KV_HEADS)
@@ -104,7 +107,7 @@ class Expander:
         self.counts = count_by_group(sites, threshold, kv_heads)
         self.sites = [site for site in sites if site.group.name in self.counts]
         check_sites(self.sites)
-        find_shards(self.sites)
+        check_executors(self.sites, self.counts, implementation, device, expansion=expansion)
         self.groups = list({site.group.name: site.group for site in self.sites}.values())
         self.stage = -1
         self.selections: dict[str, Selection] = {}

@@ -1,6 +1,9 @@
 """What a run must be like for APEX, checked at INIT: before data and weights are loaded."""
 
 from composer.core import Precision, State
+from composer.utils import dist
+
+from apex_composer.executors import check_sharded
 
 
 def check_run(state: State) -> None:
@@ -20,6 +23,22 @@ def check_run(state: State) -> None:
     if len(state.optimizers) != 1:
         raise ValueError(f"apex needs exactly one optimizer, got {len(state.optimizers)}")
     _check_sharding(state)
+
+
+def check_implementation(state: State, implementation: str) -> None:
+    """Refuse before wrapping what `executors.check_executors` would refuse after it.
+
+    Args:
+        state: of the trainer, before wrapping.
+        implementation: `auto`, `torch` or `triton`.
+
+    Raises:
+        ValueError: where kernels are asked for and weights will be sharded.
+    """
+    if state.fsdp_config is not None and dist.get_world_size() > 1:
+        # FSDP2 has no strategies: it shards.
+        if getattr(state.fsdp_config, "sharding_strategy", None) != "NO_SHARD":
+            check_sharded(implementation)
 
 
 def _check_sharding(state: State) -> None:
