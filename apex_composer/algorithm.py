@@ -17,10 +17,9 @@ from apex_composer.first_assessment import attention_mask, first_goal, sequence_
 from apex_composer.forward_passes import assess_first_stage
 from apex_composer.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
 from apex_composer.metrics import final_metrics, stage_metrics, step_metrics
-from apex_composer.ops import resolve
 from apex_composer.optimizer_settings import put_back, read_settings
 from apex_composer.resuming import check_branch, check_further, restore, trace, warn_anew
-from apex_composer.run_checks import check_fit, check_run, check_trained
+from apex_composer.run_checks import check_fit, check_implementation, check_run, check_trained
 from apex_composer.sites import find_sites
 from apex_composer.stage_rates import StageRates
 from apex_composer.stages import StagePlan, parse_stages, plan_stages
@@ -168,8 +167,8 @@ class APEX(Algorithm):
     def _check_run(self, state: State, logger: Logger) -> None:
         """Refuse at INIT, before data and weights are loaded, what could only fail later."""
         check_run(state)
-        device = torch.device("cuda" if state.device.name == "gpu" else state.device.name)
-        resolve(self.implementation, device)
+        if self.expansion:
+            check_implementation(state, self.implementation)
         expander = self._build(state)
         expander.remove()
         if self.expansion:
@@ -178,7 +177,7 @@ class APEX(Algorithm):
             self._closing.hand_over()  # an earlier trainer's run
         self._expander = self._attachment = self._plan = self._loaded = None
         self._swiglu = FusedSwiGLU(
-            state.model, self.fused_swiglu, device=device, collector=self._place_ahead
+            state.model, self.fused_swiglu, device=_device(state), collector=self._place_ahead
         )
         self._optimizer = read_settings(state.optimizers[0])
         self._closing = Closing(self._swiglu)
@@ -203,6 +202,7 @@ class APEX(Algorithm):
             find_sites(state.model, self.targets),
             seed=state.rank_zero_seed if self.seed is None else self.seed,
             implementation=self.implementation,
+            device=_device(state),
             **{name: getattr(self, name) for name in names},
         )
 
@@ -282,3 +282,10 @@ class APEX(Algorithm):
             logger.log_metrics(final_metrics(self._expander))
             self._expander.fuse()
         self._pass_boundary(state, logger)
+
+
+def _device(state: State) -> torch.device:
+    """Where the model will be; at INIT it is on the CPU."""
+    if state.device.name == "gpu":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(state.device.name)

@@ -1,13 +1,17 @@
 """Who does a step's work: every operator by itself, several in one kernel, or ranks together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
+
+import torch
 
 from apex_composer.distributed import ShardRanks
 from apex_composer.expansion import ExpansionOperator, as_matrix
-from apex_composer.ops import monarch_kernels, resolve
+from apex_composer.monarch import factor_pair
+from apex_composer.ops import monarch_kernels, resolve, resolve_monarch
 from apex_composer.sharded_executor import ShardedExecutor
 from apex_composer.shards import Shard, find_shards
+from apex_composer.sites import Site
 
 
 class Executor(Protocol):
@@ -35,6 +39,45 @@ class Executor(Protocol):
         """|T W[P]| / |W_eff[N]| by site (waits for the device; collective where sharded)."""
 
 
+def check_executors(
+    sites: Sequence[Site],
+    counts: Mapping[str, int],
+    implementation: str,
+    device: torch.device | None = None,
+    *,
+    expansion: bool = True,
+) -> None:
+    """Refuse what could only fail when a stage begins, and log what `auto` will take.
+
+    Args:
+        sites: that are expanded.
+        counts: K of every site's group.
+        implementation: `auto`, `torch` or `triton`.
+        device: that the weights will be on; default where they are.
+        expansion: False for stages without operators. Default True.
+
+    Raises:
+        ValueError: as `make_executors`.
+    """
+    for site, shards in zip(sites, find_shards(sites), strict=True):
+        place = device or site.weight.device, site.weight.dtype
+        resolve(implementation, *place)  # of the norms
+        if expansion and shards[0].group is not None:
+            check_sharded(implementation)
+        elif expansion:
+            size = counts[site.group.name] * site.group.unit_size
+            resolve_monarch(implementation, *place, *factor_pair(size))
+
+
+def check_sharded(implementation: str) -> None:
+    """Raise ValueError where kernels are asked for and operators' weights are sharded."""
+    if implementation == "triton":
+        raise ValueError(
+            "implementation: got triton, but the fold and the gradient map of sharded weights "
+            "(FSDP) have no kernels. Allowed here: auto (kernels for the norms and SwiGLU), torch"
+        )
+
+
 def make_executors(
     operators: Sequence[ExpansionOperator], implementation: str = "auto"
 ) -> list[Executor]:
@@ -47,7 +90,8 @@ def make_executors(
         implementation: `auto`, `torch` or `triton`. Default `auto`.
 
     Raises:
-        ValueError: for weights that are sharded in a way that cannot work, and as `resolve`.
+        ValueError: for weights that are sharded in a way that cannot work, and as
+            `resolve_monarch`.
     """
     shards = find_shards([operator.site for operator in operators])
     whole: list[ExpansionOperator] = []
@@ -58,11 +102,8 @@ def make_executors(
         else:
             key = own[0].group, own[0].replicas, own[0].parameter.dtype
             sharded.setdefault(key, []).append((operator, own))
-    if sharded and implementation == "triton":
-        raise ValueError(
-            "implementation: got triton, but the fold and the gradient map of sharded weights "
-            "(FSDP) have no kernels. Allowed here: auto (kernels for the norms and SwiGLU), torch"
-        )
+    if sharded:
+        check_sharded(implementation)
     return _whole_executors(whole, implementation) + [
         ShardedExecutor(*zip(*pairs, strict=True), ShardRanks(group, replicas))
         for (group, replicas, _), pairs in sharded.items()
@@ -70,18 +111,18 @@ def make_executors(
 
 
 def _whole_executors(operators: Sequence[ExpansionOperator], implementation: str) -> list[Executor]:
-    if not operators:
-        return []
-    weight = operators[0].site.weight
-    if resolve(implementation, weight.device, weight.dtype) == "torch":
-        return list(operators)
+    alone: list[Executor] = []
     groups: dict[tuple, list[ExpansionOperator]] = {}
     for operator in operators:
+        weight, (p, q) = operator.site.weight, operator.factors.right.shape[:2]
+        if resolve_monarch(implementation, weight.device, weight.dtype, p, q) == "torch":
+            alone.append(operator)
+            continue
         parameters = operator.site.parameters()
         layout = tuple((parameter.shape, parameter.stride()) for parameter in parameters)
         key = (layout, operator.site.axis, len(operator.advantageous))
         groups.setdefault(key, []).append(operator)
-    return [KernelExecutor(group) for group in groups.values()]
+    return alone + [KernelExecutor(group) for group in groups.values()]
 
 
 class KernelExecutor:

@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from apex_composer.assessment import Assessment
 from apex_composer.attachment import Attachment
 from apex_composer.counts import GroupTotals
-from apex_composer.executors import Executor
+from apex_composer.executors import Executor, check_executors
 from apex_composer.expander_state import check_state, pack_state
 from apex_composer.expansion import ExpansionOperator
 from apex_composer.history import stage_record
@@ -29,7 +30,7 @@ from apex_composer.settings import (
     check_positive,
     check_threshold,
 )
-from apex_composer.shards import find_shards, reshard
+from apex_composer.shards import reshard
 from apex_composer.sites import Site, check_sites
 from apex_composer.stage_operators import StageOperators
 from apex_composer.stopwatch import Stopwatch
@@ -66,10 +67,12 @@ class Expander:
             warning where the optimizer's learning rates are not of Adam's size (SGD, Lion).
         implementation: `torch`, `triton` (the kernels), or `auto`: the kernels where they run.
             Default `auto`.
+        device: that the model will run on; default where it is.
 
     Raises:
-        ValueError: for a setting out of range, a group too small to select from, or weights
-            that cannot be expanded (not float32 or float64, tensor parallelism).
+        ValueError: for a setting out of range, a group too small to select from, weights that
+            cannot be expanded (not float32 or float64, tensor parallelism), or kernels that are
+            asked for and cannot run.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Expander:
         expansion: bool = True,
         operator_lr_scale: float | None = None,
         implementation: str = "auto",
+        device: torch.device | None = None,
     ):
         self.threshold = threshold = check_threshold(threshold)
         check_choice("kv_heads", kv_heads, KV_HEADS)
@@ -98,7 +102,7 @@ class Expander:
         self.counts = count_by_group(sites, threshold, kv_heads)
         self.sites = [site for site in sites if site.group.name in self.counts]
         check_sites(self.sites)
-        find_shards(self.sites)
+        check_executors(self.sites, self.counts, implementation, device, expansion=expansion)
         self.groups = list({site.group.name: site.group for site in self.sites}.values())
         self.stage = -1
         self.selections: dict[str, Selection] = {}

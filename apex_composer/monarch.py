@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from apex_composer.full_precision import bmm
+
 # With a more lopsided pair T would be closer to a dense matrix than to a Monarch one (our choice).
 MAX_RATIO = 4
 
@@ -94,7 +96,7 @@ def multiply_right(factors: MonarchFactors, matrix: Tensor) -> Tensor:
         Z, [p, q, d].
     """
     p, q, _ = factors.right.shape
-    return torch.bmm(factors.right, matrix.reshape(p, q, -1))
+    return bmm(factors.right, matrix.reshape(p, q, -1))
 
 
 def multiply_left(factors: MonarchFactors, middle: Tensor) -> Tensor:
@@ -108,7 +110,7 @@ def multiply_left(factors: MonarchFactors, middle: Tensor) -> Tensor:
         T @ X, [n, d].
     """
     q, p, _ = factors.left.shape
-    product = torch.bmm(factors.left, middle.transpose(0, 1))
+    product = bmm(factors.left, middle.transpose(0, 1))
     return product.transpose(0, 1).reshape(p * q, -1)
 
 
@@ -120,7 +122,7 @@ def multiply(factors: MonarchFactors, matrix: Tensor) -> Tensor:
         matrix: X, [n, d], same dtype and device.
 
     Returns:
-        T @ X, [n, d]; differentiable in the factors and in X.
+        T @ X, [n, d]; differentiable in the factors and in X, see `full_precision.bmm`.
     """
     return multiply_left(factors, multiply_right(factors, matrix))
 

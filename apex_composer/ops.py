@@ -1,7 +1,8 @@
 """Which implementation runs: plain torch, or the Triton kernels. The only file that imports them.
 
-`auto` takes the kernels where they run (CUDA from A100 on, float32 weights) and torch elsewhere;
-what was taken is logged once. A kernel that is asked for by name and cannot run is an error.
+`auto` takes the kernels where they run (CUDA from A100 on, float32 weights, blocks of Monarch
+factors that they have the memory for) and torch elsewhere; what was taken is logged once. A kernel
+that is asked for by name and cannot run is an error.
 """
 
 import logging
@@ -49,6 +50,41 @@ def resolve(implementation: str, device: torch.device, dtype: torch.dtype = torc
     chosen = "triton" if reason is None else "torch"
     log.info("apex: %s on %s%s", chosen, device, "" if reason is None else f", because {reason}")
     return chosen
+
+
+@lru_cache
+def resolve_monarch(
+    implementation: str, device: torch.device, dtype: torch.dtype, p: int, q: int
+) -> str:
+    """Which implementation runs the products of Monarch factors, whose blocks may be too large.
+
+    Args:
+        implementation: `auto`, `torch` or `triton`.
+        device: of the weights.
+        dtype: of the weights.
+        p: as in the factors.
+        q: as in the factors.
+
+    Returns:
+        `torch` or `triton`.
+
+    Raises:
+        ValueError: as `resolve`, and where the kernels are asked for and not for such blocks.
+    """
+    if resolve(implementation, device, dtype) == "torch":
+        return "torch"
+    from apex_composer.triton_kernels import monarch_unavailable_reason
+
+    reason = monarch_unavailable_reason(device, p, q)
+    if reason is None:
+        return "triton"
+    if implementation == "triton":
+        raise ValueError(
+            f"implementation: got triton, but {reason}. Allowed here: torch, auto (which takes "
+            f"torch for operators of {p} x {q} blocks alone)"
+        )
+    log.info("apex: torch for operators of %s x %s blocks, because %s", p, q, reason)
+    return "torch"
 
 
 def _unavailable_reason(device: torch.device, dtype: torch.dtype) -> str | None:

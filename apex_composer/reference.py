@@ -9,6 +9,7 @@ Shape legend (axis 0; axis 1 is the transpose)
 import torch
 from torch import Tensor
 
+from apex_composer.full_precision import bmm
 from apex_composer.monarch import MonarchFactors, multiply, multiply_right
 from apex_composer.packed_samples import PackedSamples
 
@@ -121,10 +122,10 @@ def map_gradient(
     selected = take(weight, advantageous, axis)
     middle = multiply_right(factors, selected)
     received = take(gradient, disadvantageous, axis).reshape(p, q, -1).transpose(0, 1)
-    left_gradient = torch.bmm(received, middle.transpose(0, 1).transpose(1, 2))
-    middle_gradient = torch.bmm(factors.left.transpose(1, 2), received).transpose(0, 1)
-    right_gradient = torch.bmm(middle_gradient, selected.reshape(p, q, -1).transpose(1, 2))
-    addition = torch.bmm(factors.right.transpose(1, 2), middle_gradient).reshape(p * q, -1)
+    left_gradient = bmm(received, middle.transpose(0, 1).transpose(1, 2))
+    middle_gradient = bmm(factors.left.transpose(1, 2), received).transpose(0, 1)
+    right_gradient = bmm(middle_gradient, selected.reshape(p, q, -1).transpose(1, 2))
+    addition = bmm(factors.right.transpose(1, 2), middle_gradient).reshape(p * q, -1)
     gradient.index_add_(axis, advantageous, addition if axis == 0 else addition.t())
     return MonarchFactors(left_gradient, right_gradient)
 

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from composer.algorithms import LayerFreezing
 from composer.core import Precision, State
+from composer.utils import dist
 
+from apex_composer.executors import check_sharded
 from apex_composer.operator_optimizer import param_group_places
 from apex_composer.sites import Site, clean_name
 
@@ -70,6 +72,22 @@ def check_fit(state: State) -> None:
         check = getattr(callback, "check_fit", None)
         if check is not None:
             check(state)
+
+
+def check_implementation(state: State, implementation: str) -> None:
+    """Refuse before wrapping what `executors.check_executors` would refuse after it.
+
+    Args:
+        state: of the trainer, before wrapping.
+        implementation: `auto`, `torch` or `triton`.
+
+    Raises:
+        ValueError: where kernels are asked for and weights will be sharded.
+    """
+    if state.fsdp_config is not None and dist.get_world_size() > 1:
+        # FSDP2 has no strategies: it shards.
+        if getattr(state.fsdp_config, "sharding_strategy", None) != "NO_SHARD":
+            check_sharded(implementation)
 
 
 def _check_sharding(state: State) -> None:

@@ -10,6 +10,7 @@ Shape legend
 import torch
 from torch import Tensor
 
+from apex_composer.full_precision import bmm
 from apex_composer.monarch import MonarchFactors
 
 
@@ -63,7 +64,7 @@ def _right(factors: MonarchFactors, selected: Tensor) -> Tensor:
 
 def _blockwise(blocks: Tensor, matrices: Tensor) -> Tensor:
     """One product per operator and block: [m, b, r, s] x [m, b, s, d] -> [m, b, r, d]."""
-    product = torch.bmm(blocks.flatten(0, 1), matrices.flatten(0, 1))
+    product = bmm(blocks.flatten(0, 1), matrices.flatten(0, 1))
     return product.unflatten(0, blocks.shape[:2])
 
 

@@ -21,7 +21,7 @@ from tiny_run import write_shards
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from apex_composer import APEX, StagewiseScheduler
+from apex_composer import APEX, StagewiseScheduler, ops
 
 
 def final_scores(apex: APEX) -> dict:
@@ -330,6 +330,26 @@ def test_an_unfit_implementation_is_refused_at_the_start():
     ):
         with pytest.raises(ValueError, match=told):
             APEX(**settings)
+
+
+def test_kernels_that_cannot_run_are_refused_at_init(monkeypatch):
+    monkeypatch.setattr("apex_composer.triton_kernels.tiles.LARGEST_BLOCK", 3)
+    ops.resolve_monarch.cache_clear()
+    with pytest.raises(ValueError, match="got triton, but the kernels take blocks of up to 3, not"):
+        make_trainer(APEX(implementation="triton"))
+    ops.resolve_monarch.cache_clear()
+
+
+def test_kernels_for_weights_that_will_be_sharded_are_refused_at_init(monkeypatch):
+    trainer = make_trainer()
+    trainer.state.fsdp_config = FSDPConfig()
+    APEX(implementation="triton")._check_run(trainer.state, trainer.logger)  # a single rank
+    monkeypatch.setattr("apex_composer.run_checks.dist.get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="got triton, but .*sharded weights"):
+        APEX(implementation="triton")._check_run(trainer.state, trainer.logger)
+    APEX(implementation="auto")._check_run(trainer.state, trainer.logger)
+    trainer.state.fsdp_config = FSDPConfig(sharding_strategy="NO_SHARD")
+    APEX(implementation="triton")._check_run(trainer.state, trainer.logger)
 
 
 class HostReads(TorchDispatchMode):

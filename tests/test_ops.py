@@ -1,15 +1,46 @@
 """The executors of kernels against the operators one by one, and which of them is taken."""
 
 import logging
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import CHANGE_BOUND, SMOOTH_EPS, change_error, tiny_llama, tiny_qwen, tokens
+from helpers import (
+    CHANGE_BOUND,
+    SMOOTH_EPS,
+    change_error,
+    linear_site,
+    tiny_llama,
+    tiny_qwen,
+    tokens,
+)
 
 from apex_composer import Expander, find_sites, ops
 from apex_composer.assessment import Assessment
+from apex_composer.monarch import factor_pair
+from apex_composer.triton_kernels import tiles
 
 CPU = torch.device("cpu")
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Pretends to have an RTX 3090; what is resolved meanwhile is forgotten."""
+    properties = SimpleNamespace(shared_memory_per_block_optin=101_376)
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    forget()
+    yield
+    forget()
+
+
+def forget() -> None:
+    ops.resolve.cache_clear()
+    ops.resolve_monarch.cache_clear()
 
 
 def trained(make_model, implementation: str, steps: int = 3, **settings):
@@ -143,3 +174,61 @@ def test_a_kernel_that_is_asked_for_and_cannot_run_is_an_error(monkeypatch):
     with pytest.raises(ValueError, match="implementation: got 'cuda', allowed: auto, torch"):
         ops.resolve("cuda", CPU)
     ops.resolve.cache_clear()
+
+
+def qwen_sites() -> list:
+    """Rows like those of Qwen2-7B's gate, and fewer ones: 55 x 155 and 22 x 32 at 0.45."""
+    sites = [linear_site(18944, 2, dtype=torch.float32, name="gate")]
+    sites.append(linear_site(1565, 2, dtype=torch.float32, name="queries"))
+    return [replace(site, group=replace(site.group, name=site.name)) for site in sites]
+
+
+def test_auto_leaves_blocks_to_torch_that_the_kernels_cannot_take(gpu, caplog):
+    """Said before any data are read, once, and for that shape alone."""
+    with caplog.at_level(logging.INFO, "apex_composer.ops"):
+        for _ in range(2):  # Composer builds one at INIT and one at FIT_START
+            expander = Expander(qwen_sites(), threshold=0.45, device=CUDA)
+    assert [record.message for record in caplog.records] == [
+        "apex: triton on cuda:0",
+        "apex: torch for operators of 55 x 155 blocks, because the kernels take blocks of up to "
+        "128, not 55 x 155",
+    ]
+    kinds = [factor_pair(expander.counts[site.group.name]) for site in expander.sites]
+    assert kinds == [(55, 155), (22, 32)]
+    assert [ops.resolve_monarch("auto", CUDA, torch.float32, *pair) for pair in kinds] == [
+        "torch",
+        "triton",
+    ]
+
+
+def test_triton_refuses_blocks_that_it_cannot_take_when_it_is_asked_for(gpu, monkeypatch):
+    message = "got triton, but the kernels take blocks of up to 128, not 55 x 155. Allowed here"
+    with pytest.raises(ValueError, match=message):
+        Expander(qwen_sites(), threshold=0.45, implementation="triton", device=CUDA)
+    # Without operators there are no blocks.
+    Expander(qwen_sites(), threshold=0.45, implementation="triton", device=CUDA, expansion=False)
+    forget()
+    monkeypatch.setattr(tiles, "shared_memory", lambda p, q: 147_456)
+    message = "blocks of 22 x 32 need 147,456 bytes of shared memory, cuda:0 has 101,376"
+    with pytest.raises(ValueError, match=message):
+        Expander(qwen_sites()[1:], threshold=0.45, implementation="triton", device=CUDA)
+
+
+def test_an_expander_refuses_kernels_that_do_not_run_where_the_weights_are():
+    with pytest.raises(ValueError, match="got triton, but the kernels do not compute in float64"):
+        Expander([linear_site(8, 2)], threshold=0.25, implementation="triton")
+
+
+def test_some_shapes_by_torch_and_others_by_kernels_train_as_torch_does(monkeypatch):
+    expected, _ = trained(tiny_llama, "torch")
+    # At a quarter of 24 channels n = 6 has blocks of 2 x 3, a head of 8 rows has 2 x 4.
+    monkeypatch.setattr(
+        "apex_composer.executors.resolve_monarch",
+        lambda implementation, device, dtype, p, q: "torch" if (p, q) == (2, 3) else "triton",
+    )
+    model, expander = trained(tiny_llama, "triton")
+    kinds = [type(executor).__name__ for executor in expander.executors]
+    assert kinds.count("ExpansionOperator") == 3 * 2 and "KernelExecutor" in kinds
+    assert set(expander.relative_norms()) == {site.name for site in expander.sites}
+    for (name, weight), other in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert torch.allclose(weight, other, rtol=1e-4, atol=1e-5), name

@@ -143,3 +143,10 @@ def test_hidden_weights_are_refused(monkeypatch):
     model = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=False)
     with pytest.raises(ValueError, match="use_orig_params: got false.*set `use_orig_params: true`"):
         find_shards([type(sites[0])(**{**vars(sites[0]), "model": model})])
+
+
+def test_kernels_for_sharded_weights_are_refused_before_anything_is_assessed():
+    sites = find_sites(fsdp2(tiny_llama()))
+    with pytest.raises(ValueError, match="got triton, but .*sharded weights.*Allowed here: auto"):
+        Expander(sites, threshold=0.25, implementation="triton")
+    Expander(sites, threshold=0.25, implementation="triton", expansion=False)

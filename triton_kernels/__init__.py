@@ -12,15 +12,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from apex_composer.triton_kernels.availability import is_available, unavailable_reason
+    from apex_composer.triton_kernels.availability import (
+        is_available,
+        monarch_unavailable_reason,
+        unavailable_reason,
+    )
     from apex_composer.triton_kernels.monarch import MonarchBatch
     from apex_composer.triton_kernels.norms import unit_square_sums
 
-__all__ = ["MonarchBatch", "is_available", "unavailable_reason", "unit_square_sums"]
+__all__ = [
+    "MonarchBatch",
+    "is_available",
+    "monarch_unavailable_reason",
+    "unavailable_reason",
+    "unit_square_sums",
+]
 
 _MODULES = {
     "MonarchBatch": "monarch",
     "is_available": "availability",
+    "monarch_unavailable_reason": "availability",
     "unavailable_reason": "availability",
     "unit_square_sums": "norms",
 }

@@ -1,13 +1,20 @@
-"""Whether the kernels can run for a device, and what every launch needs."""
+"""Whether the kernels can run for a device and a shape, and what every launch needs."""
 
+import re
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
 
+from apex_composer.triton_kernels import tiles
+
 # tf32 products, which float32 matrices are multiplied with, came with this generation (A100).
 _OLDEST_CAPABILITY = (8, 0)
+# From this generation on (RTX 50 is 12.0) triton's compiler breaks down on products before the
+# release below (triton-lang/triton, pull request 6771).
+_NEW_CAPABILITY = (11, 0)
+_TRITON_FOR_NEW = (3, 3, 1)
 
 
 def is_available(device: torch.device | str) -> bool:
@@ -47,6 +54,45 @@ def unavailable_reason(device: torch.device | str) -> str | None:
     return None
 
 
+def monarch_unavailable_reason(device: torch.device | str, p: int, q: int) -> str | None:
+    """Why the Monarch kernels cannot run for blocks of p x p and q x q; None when they can.
+
+    Args:
+        device: for example `cuda`, `cuda:1` or `cpu`.
+        p: as in the factors.
+        q: as in the factors.
+    """
+    device = torch.device(device)
+    reason = unavailable_reason(device)
+    if reason is not None:
+        return reason
+    if max(p, q) > tiles.LARGEST_BLOCK:
+        return f"the kernels take blocks of up to {tiles.LARGEST_BLOCK}, not {p} x {q}"
+    if device.type != "cuda":
+        return None
+    capability, version = torch.cuda.get_device_capability(device), _triton_version()
+    if capability >= _NEW_CAPABILITY and version < _TRITON_FOR_NEW:
+        return (
+            f"triton {_dotted(version)} compiles no products for the compute capability "
+            f"{_dotted(capability)} of {device}, {_dotted(_TRITON_FOR_NEW)} (torch 2.7.1) does"
+        )
+    needed = tiles.shared_memory(p, q)
+    limit = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    if needed > limit:
+        return f"blocks of {p} x {q} need {needed:,} bytes of shared memory, {device} has {limit:,}"
+    return None
+
+
+def _triton_version() -> tuple[int, ...]:
+    import triton
+
+    return tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:3])
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
 @lru_cache(maxsize=1)
 def interpreted() -> bool:
     """Whether triton interprets the kernels, as TRITON_INTERPRET=1 at its import makes it do."""
@@ -62,7 +108,19 @@ def require(device: torch.device) -> None:
     Raises:
         RuntimeError: with the reason.
     """
-    reason = unavailable_reason(device)
+    _refuse(unavailable_reason(device))
+
+
+def require_monarch(device: torch.device, p: int, q: int) -> None:
+    """Raise where the Monarch kernels cannot run for blocks of p x p and q x q.
+
+    Raises:
+        RuntimeError: with the reason.
+    """
+    _refuse(monarch_unavailable_reason(device, p, q))
+
+
+def _refuse(reason: str | None) -> None:
     if reason is not None:
         raise RuntimeError(reason)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from apex_composer.triton_kernels.addresses import AddressTable
-from apex_composer.triton_kernels.availability import mark_written, on_device, require
+from apex_composer.triton_kernels.availability import mark_written, on_device, require_monarch
 from apex_composer.triton_kernels.monarch_checks import check_batch, check_gradients
 from apex_composer.triton_kernels.monarch_launch import Launcher, Layout, Tables
 
@@ -44,7 +44,7 @@ class MonarchBatch:
             sums come on top, at most 8 KB * (n + q * q).
 
     Raises:
-        RuntimeError: if the kernels cannot run on the weights' device.
+        RuntimeError: if the kernels cannot run on the weights' device, or not for such factors.
         ValueError: for tensors that do not fit together, naming the first one.
     """
 
@@ -68,9 +68,9 @@ class MonarchBatch:
             "scratch_bytes": scratch_bytes,
         }
         self.device = weights[0].device
-        require(self.device)
-        tables = Tables(*(AddressTable(self.device) for _ in Tables._fields))
         p, q = rights[0].shape[:2]
+        require_monarch(self.device, p, q)
+        tables = Tables(*(AddressTable(self.device) for _ in Tables._fields))
         self._launch = Launcher(tables, Layout.of(weights[0], axis), p, q, input_precision)
         self._results: Tensor | None = None
         self._subsets: dict[tuple[int, ...], MonarchBatch] = {}

@@ -32,6 +32,14 @@ def gather(matrix, index, present, columns, width, row_stride, column_stride):
 
 
 @triton.jit
+def scratch_rows(scratch, rows, present, columns, width, scratch_stride):
+    """Rows of scratch memory at `columns`, [rows, columns], zero where not present."""
+    places = rows[:, None] * scratch_stride + columns[None, :]
+    mask = present[:, None] & (columns < width)[None, :]
+    return tl.load(scratch + places, mask=mask, other=0.0)
+
+
+@triton.jit
 def scatter_add(matrix, tile, index, present, columns, width, row_stride, column_stride):
     """Add a [rows, columns] tile to rows `index`, which are distinct, of a matrix."""
     places = index[:, None] * row_stride + columns.to(tl.int64)[None, :] * column_stride

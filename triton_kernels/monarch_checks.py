@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from apex_composer.triton_kernels.tiles import LARGEST_BLOCK
-
 PRECISIONS = ("tf32x3", "ieee")
 _NAMES = ("weights", "lefts", "rights", "advantageous", "disadvantageous")
 
@@ -106,11 +104,6 @@ def _check_factors(left: Tensor, right: Tensor) -> None:
     p, q = right.shape[:2]
     if shapes != ((q, p, p), (p, q, q)):
         raise ValueError(f"factors of shape {shapes}, allowed: L [q, p, p] and R [p, q, q]")
-    if max(p, q) > LARGEST_BLOCK:
-        raise ValueError(
-            f"factors of p, q = {p}, {q}, the kernels take at most {LARGEST_BLOCK}: use the torch "
-            "implementation"
-        )
 
 
 def _check_weight(weight: Tensor, axis: int, size: int) -> None:

@@ -23,6 +23,7 @@ from apex_composer.triton_kernels.monarch_access import (
     index_pointer,
     scatter_add,
     scatter_add_transposed,
+    scratch_rows,
 )
 
 
@@ -141,7 +142,7 @@ def take_transposed(
 def left_backward(
     gradients, lefts, disadvantageous, scratch, received, partials, first,
     width, row_stride, column_stride, scratch_stride, partial_stride, tiles, splits,
-    P: tl.constexpr, Q: tl.constexpr, ROWS: tl.constexpr,
+    P: tl.constexpr, Q: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
     COLUMNS: tl.constexpr, TRANSPOSED: tl.constexpr, ALIGNED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -153,8 +154,10 @@ def left_backward(
     gradient = float_pointer(gradients, first + place, ALIGNED)
     indices = index_pointer(disadvantageous, first + place, ALIGNED)
     index = tl.load(indices + rows * Q + block, mask=present, other=0)
-    flipped = block_of(left, block, rows, rows, P, True)
-    lines = (place.to(tl.int64) * (P * Q) + rows * Q + block)[:, None] * scratch_stride
+    if STEP == ROWS:
+        flipped = block_of(left, block, rows, rows, P, True)
+    base = place.to(tl.int64) * (P * Q) + block
+    lines = (base + rows * Q)[:, None] * scratch_stride
     total = tl.zeros((ROWS, ROWS), tl.float32)
     for tile in range(split * tiles, split * tiles + tiles):
         columns = tile * COLUMNS + tl.arange(0, COLUMNS)
@@ -166,7 +169,23 @@ def left_backward(
             incoming = gather(gradient, index, present, columns, width, row_stride, column_stride)
         middle = tl.load(scratch + places, mask=mask, other=0.0)
         total = tl.dot(incoming, tl.trans(middle), total, input_precision=PRECISION)
-        outgoing = tl.dot(flipped, incoming, input_precision=PRECISION)
+        if STEP == ROWS:
+            outgoing = tl.dot(flipped, incoming, input_precision=PRECISION)
+        else:
+            outgoing = tl.zeros((ROWS, COLUMNS), tl.float32)
+            for start in range(0, P, STEP):
+                inner = start + tl.arange(0, STEP)
+                if TRANSPOSED:
+                    values = scratch_rows(
+                        received, base + inner * Q, inner < P, columns, width, scratch_stride
+                    )
+                else:
+                    some = tl.load(indices + inner * Q + block, mask=inner < P, other=0)
+                    values = gather(
+                        gradient, some, inner < P, columns, width, row_stride, column_stride
+                    )
+                part = block_of(left, block, rows, inner, P, True)
+                outgoing = tl.dot(part, values, outgoing, input_precision=PRECISION)
         tl.debug_barrier()  # other threads of this program may still read Z
         tl.store(scratch + places, outgoing, mask=mask)
     result = partials + (place * splits + split).to(tl.int64) * partial_stride + block * (P * P)
@@ -178,7 +197,7 @@ def left_backward(
 def right_backward(
     weights, gradients, rights, advantageous, scratch, partials, first,
     width, row_stride, column_stride, scratch_stride, partial_stride, tiles, splits,
-    P: tl.constexpr, Q: tl.constexpr, ROWS: tl.constexpr,
+    P: tl.constexpr, Q: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
     COLUMNS: tl.constexpr, TRANSPOSED: tl.constexpr, ALIGNED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -191,8 +210,10 @@ def right_backward(
     right = float_pointer(rights, first + place, ALIGNED)
     indices = index_pointer(advantageous, first + place, ALIGNED)
     index = tl.load(indices + block * Q + rows, mask=present, other=0)
-    flipped = block_of(right, block, rows, rows, Q, True)
-    lines = (place.to(tl.int64) * (P * Q) + block * Q + rows)[:, None] * scratch_stride
+    if STEP == ROWS:
+        flipped = block_of(right, block, rows, rows, Q, True)
+    base = place.to(tl.int64) * (P * Q) + block * Q
+    lines = (base + rows)[:, None] * scratch_stride
     total = tl.zeros((ROWS, ROWS), tl.float32)
     for tile in range(split * tiles, split * tiles + tiles):
         column = tile * COLUMNS
@@ -207,7 +228,17 @@ def right_backward(
         else:
             selected = gather(weight, index, present, columns, width, row_stride, column_stride)
         total = tl.dot(incoming, tl.trans(selected), total, input_precision=PRECISION)
-        addition = tl.dot(flipped, incoming, input_precision=PRECISION)
+        if STEP == ROWS:
+            addition = tl.dot(flipped, incoming, input_precision=PRECISION)
+        else:
+            addition = tl.zeros((ROWS, COLUMNS), tl.float32)
+            for start in range(0, Q, STEP):
+                inner = start + tl.arange(0, STEP)
+                values = scratch_rows(
+                    scratch, base + inner, inner < Q, columns, width, scratch_stride
+                )
+                part = block_of(right, block, rows, inner, Q, True)
+                addition = tl.dot(part, values, addition, input_precision=PRECISION)
         if TRANSPOSED:
             scatter_add_transposed(
                 gradient, addition, indices, block * Q, block * Q + Q, column, width,

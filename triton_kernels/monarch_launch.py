@@ -161,8 +161,8 @@ class Launcher(NamedTuple):
         kernels.left_backward[(splits, self.q, count)](
             tables.gradients.table, tables.lefts.table, tables.disadvantageous.table, scratch[0],
             scratch[-1], partials, first, *layout.sizes, self.result_size,
-            tile.turns(layout.width, splits), splits, self.p, self.q, tile.rows, tile.columns,
-            layout.transposed, tables.aligned(gradients=True), self.precision,
+            tile.turns(layout.width, splits), splits, self.p, self.q, tile.rows, tile.step,
+            tile.columns, layout.transposed, tables.aligned(gradients=True), self.precision,
             num_warps=tile.warps, num_stages=1,
         )  # fmt: skip
 
@@ -175,8 +175,8 @@ class Launcher(NamedTuple):
             tables.weights.table, tables.gradients.table, tables.rights.table,
             tables.advantageous.table, scratch[0], partials.view(-1)[self.left_size :], first,
             *layout.sizes, self.result_size, tile.turns(layout.width, splits), splits, self.p,
-            self.q, tile.rows, tile.columns, layout.transposed, tables.aligned(gradients=True),
-            self.precision, num_warps=tile.warps, num_stages=1,
+            self.q, tile.rows, tile.step, tile.columns, layout.transposed,
+            tables.aligned(gradients=True), self.precision, num_warps=tile.warps, num_stages=1,
         )  # fmt: skip
 
     def _splits(self, count: int) -> int:

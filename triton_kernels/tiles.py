@@ -15,8 +15,8 @@ _SMALLEST = 16
 _ENOUGH_PROGRAMS = 1024
 _ENOUGH_PROGRAMS_PER_SAMPLE = 256
 
-# Edge of the largest blocks of Monarch factors. Above 64 registers spill, above 128 the shared
-# memory does not suffice.
+# Edge of the largest blocks of Monarch factors: a block's gradient has to fit into the registers of
+# one program.
 LARGEST_BLOCK = 128
 
 
@@ -58,11 +58,25 @@ def product_tiles(block: int, width: int) -> ProductTiles:
 
 
 class BackwardTiles(NamedTuple):
-    """Of the products with gradients, whose inner dimension is the width."""
+    """Of the products with gradients, whose inner dimension is the width.
+
+    `step` rows at a time of the block times [block, width] that is computed beside.
+    """
 
     rows: int
+    step: int
     columns: int
     warps: int
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes that a program needs at most.
+
+        Both tf32 parts of two operands, or the block's gradient on its way out of the registers,
+        in rows that are 4 numbers apart. Compute capability 10 keeps some of it elsewhere.
+        """
+        operands = 2 * 4 * self.step * (self.rows + self.columns)
+        return max(operands, 4 * self.rows * (self.rows + 4))
 
     def turns(self, width: int, splits: int) -> int:
         """Tiles that one of `splits` programs goes through."""
@@ -79,7 +93,23 @@ def backward_tiles(block: int, width: int) -> BackwardTiles:
     rows = padded(block)
     # Two operands, their splitting into three tf32 parts and two results fill the registers.
     columns = max(1024 // rows, _SMALLEST)
-    return BackwardTiles(rows, min(columns, padded(width)), 4 if rows <= 64 else 8)
+    # A whole block of 128 rows would need 144 KB of shared memory, more than most GPUs have, and
+    # spill hundreds of bytes per thread.
+    step, warps = (rows, 4) if rows <= 64 else (_SMALLEST, 8)
+    return BackwardTiles(rows, step, min(columns, padded(width)), warps)
+
+
+def shared_memory(p: int, q: int) -> int:
+    """Bytes that one program of the Monarch kernels needs at most, whatever the width.
+
+    The gradient map's products need more than all others.
+
+    Args:
+        p: as in the factors.
+        q: as in the factors.
+    """
+    widest = 1024 // _SMALLEST
+    return max(backward_tiles(block, widest).shared_memory for block in (p, q))
 
 
 class TokenTiles(NamedTuple):

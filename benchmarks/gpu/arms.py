@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 checkout.activate()
 
 from apex_composer import Expander, FusedSwiGLU, find_sites  # noqa: E402
+from apex_composer.full_precision import full_float32  # noqa: E402
 
 Step = Callable[[Tensor], None]
 
@@ -86,7 +87,7 @@ class Training:
         model: of float32 weights.
         device: of the model.
         microbatch: sequences of one forward pass.
-        precision: of autocast: `bf16`, or `fp32` for none.
+        precision: of the model: `bf16` by autocast, or `fp32`, without TF32 where it is allowed.
         threshold: APEX's share of units on each side.
         lr: learning rate; small, because the data are random.
     """
@@ -146,7 +147,8 @@ class Training:
         """Gradients of all microbatches, every forward pass assessed, and the optimizer's step."""
         self._optimizer.zero_grad(set_to_none=True)
         parts = ids.split(self._microbatch)
-        with nullcontext() if expander is None else expander.assessing():
+        in_full = full_float32() if self._precision == "fp32" else nullcontext()
+        with in_full, nullcontext() if expander is None else expander.assessing():
             for part in parts:
                 with self._autocast():
                     loss = self.model(input_ids=part, labels=part).loss

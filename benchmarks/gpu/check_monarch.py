@@ -68,6 +68,7 @@ def _check_fold(case: MonarchCase, precision: str) -> Iterator[Finding]:
         )
         bound = max(_BOUNDS[precision][0], 4 * relative_error(other, wanted))
         yield Finding("fold: W[N]", relative_error(own, wanted), bound)
+        yield Finding("fold by torch: W[N]", relative_error(other, wanted), _BOUNDS["ieee"][0])
         kept = torch.cat([case.advantageous[place], case.spare[place]])
         changed = differing(case.rows(first[place])[kept], case.rows(start)[kept])
         yield Finding("fold: other rows that changed", changed, 0.0)
@@ -118,8 +119,10 @@ def _compare_map(
             results = [case.rows(result)[chosen] for result in results]
         found, torchs, exact_result = results
         floor = _BOUNDS[precision][name != "G[P]"]
-        bound = max(floor, 4 * relative_error(torchs, exact_result))
+        error = relative_error(torchs, exact_result)
+        bound = max(floor, 4 * error)
         yield Finding(f"map: {name}", relative_error(found, exact_result), bound)
+        yield Finding(f"map by torch: {name}", error, _BOUNDS["ieee"][name != "G[P]"])
     kept = torch.cat([case.disadvantageous[place], case.spare[place]])
     changed = differing(case.rows(own[2])[kept], case.rows(start)[kept])
     yield Finding("map: other rows that changed", changed, 0.0)

@@ -1,5 +1,7 @@
 """Are the compiled kernels right? Every one against float64, twice, at the shapes of real models.
 
+TF32 is allowed meanwhile, as Composer allows it for the whole process: ours must not care.
+
     python benchmarks/gpu/correctness.py --json correctness.json
 
 Exits with 1 where anything differs by more than its bound, raises, or finds no time to be run.
@@ -9,6 +11,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import checkout
@@ -23,7 +26,7 @@ checkout.activate()
 import check_activations  # noqa: E402
 import check_monarch  # noqa: E402
 import check_steps  # noqa: E402
-from machine import choose_device  # noqa: E402
+from machine import choose_device, tf32_allowed  # noqa: E402
 
 
 def all_checks(device: torch.device, *, small: bool) -> Iterator[tuple[Check, bool]]:
@@ -37,6 +40,7 @@ def all_checks(device: torch.device, *, small: bool) -> Iterator[tuple[Check, bo
         yield check, False
 
 
+@tf32_allowed()
 def run(
     device: torch.device,
     *,
@@ -53,15 +57,13 @@ def run(
         path: of the JSON file.
     """
     report, deadline = Report("correctness", path), Deadline(budget)
+    report.facts["allow_tf32"] = torch.backends.cuda.matmul.allow_tf32
     for check, poisoned in tqdm(list(all_checks(device, small=small)), desc="checks", delay=5):
         if not deadline.allows():
             report.add(check.what, "not run: no time was left", "within bounds", False)
             continue
         try:
-            if poisoned:
-                with poisoned_memory():
-                    findings = check.run()
-            else:
+            with poisoned_memory() if poisoned else nullcontext():
                 findings = check.run()
         except Exception as error:  # one broken kernel must not hide what the others do
             text = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

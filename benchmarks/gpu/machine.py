@@ -1,6 +1,8 @@
 """What a result depends on besides the code: device, driver, versions, commit."""
 
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -51,6 +53,17 @@ def choose_device(wanted: str | None) -> torch.device:
     if reason is not None:
         raise SystemExit(f"no benchmark on {device}: {reason}")
     return device
+
+
+@contextmanager
+def tf32_allowed() -> Iterator[None]:
+    """Inside, the process may multiply float32 in TF32, as Composer's DeviceGPU lets it."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 def device_name(device: torch.device) -> str:

@@ -1,9 +1,10 @@
 """What does APEX cost per training step, in time and in memory, at the shape of TinyLLaMA-1.1B?
 
 Random weights and tokens; sequences of 4096, 64 of them a step in microbatches of 4; bfloat16
-autocast over float32 weights; fused AdamW. Five arms take turns on one model in one process:
-vanilla and APEX, with eager and with fused SwiGLU, APEX by torch and by kernels. Every forward
-pass of APEX is assessed and every step trains operators: the most that APEX can cost.
+autocast over float32 weights, TF32 allowed as by Composer; fused AdamW. Five arms take turns on one
+model in one process: vanilla and APEX, with eager and with fused SwiGLU, APEX by torch and by
+kernels. Every forward pass of APEX is assessed and every step trains operators: the most that APEX
+can cost.
 
     python benchmarks/gpu/training_step.py --json step.json --profile missed
 """
@@ -25,7 +26,13 @@ from transformers.utils import is_flash_attn_2_available
 checkout.activate()
 
 from arms import ARMS, TINYLLAMA, Training, build_model  # noqa: E402
-from machine import choose_device, device_name, is_importable, peak_flops  # noqa: E402
+from machine import (  # noqa: E402
+    choose_device,
+    device_name,
+    is_importable,
+    peak_flops,
+    tf32_allowed,
+)
 from step_profile import write_profiles  # noqa: E402
 from step_results import missed_arms, report_arms  # noqa: E402
 
@@ -104,6 +111,7 @@ def measure(
     return found
 
 
+@tf32_allowed()
 def run(device: torch.device, options: argparse.Namespace) -> Report:
     """Measure, compare, and profile where asked for.
 
@@ -125,6 +133,7 @@ def run(device: torch.device, options: argparse.Namespace) -> Report:
     report.facts |= {
         "options": {k: v for k, v in vars(options).items() if not isinstance(v, Path)},
         "attention": attention,
+        "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
         "parameters": parameters,
         "flops_per_token": flops_per_token(parameters, options),
         "peak_flops": peak,

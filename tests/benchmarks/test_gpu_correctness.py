@@ -10,7 +10,7 @@ import pytest
 import torch
 from checks import Check, Finding, differing, relative_error
 
-from apex_composer import Expander, triton_kernels
+from apex_composer import Expander, monarch, reference, triton_kernels
 from apex_composer.fused_swiglu import FusedSwiGLU
 
 NORMS = "apex_composer.triton_kernels.norms.unit_square_sums"
@@ -91,6 +91,18 @@ def test_a_broken_gradient_map_is_found(device, monkeypatch):
     assert wrong(checks) == {"map: dL", "map: other bits in a second run"}
 
 
+def test_products_of_torch_in_tf32_are_found(device, monkeypatch):
+    checks = named(check_monarch.checks(device, small=True), "axis 0 tf32x3")
+
+    def tf32(tensor):  # 10 bits of mantissa
+        return tensor + 2**13 * tensor - 2**13 * tensor if tensor.dtype == torch.float32 else tensor
+
+    for module in (monarch, reference):
+        monkeypatch.setattr(module, "bmm", lambda one, other: torch.bmm(tf32(one), tf32(other)))
+    names = ["fold by torch: W[N]", *(f"map by torch: {name}" for name in ("dL", "dR", "G[P]"))]
+    assert wrong(checks) == set(names)
+
+
 def test_broken_norms_are_found(device, monkeypatch):
     checks = named(check_activations.checks(device, small=True), "K2", "[3, 7, 5, 1] float16")
     whole = triton_kernels.unit_square_sums
@@ -141,6 +153,14 @@ def test_waiting_for_the_device_is_found(device, monkeypatch):
     monkeypatch.setattr(Expander, "after_step", looks_at_a_value)
     names = {what.split(":")[0] for what in wrong(checks)}
     assert names == {"apex_torch", "apex_kernels", "apex_kernels_fused"}
+
+
+def test_tf32_is_allowed_during_the_checks_only(device, monkeypatch):
+    matmul = torch.backends.cuda.matmul
+    check = Check("flag", lambda: [Finding("off", float(not matmul.allow_tf32), 0.0)])
+    monkeypatch.setattr(correctness, "all_checks", lambda device, small: [(check, True)])
+    report = correctness.run(device)
+    assert report.lines[0]["met"] and report.facts["allow_tf32"] and not matmul.allow_tf32
 
 
 def test_what_raises_or_finds_no_time_has_failed(device, monkeypatch):

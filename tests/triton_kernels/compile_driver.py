@@ -20,11 +20,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from apex_composer.triton_kernels import availability, monarch_kernels, norms, swiglu
+from apex_composer.triton_kernels import availability, monarch_kernels, norms, swiglu, tiles
 from apex_composer.triton_kernels.monarch import MonarchBatch
 
 # Bytes that one program may use, from CUDA's programming guide, table of compute capabilities.
-SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024}
+SHARED_LIMITS = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+# Generations that compile as 8.0 does, but have less shared memory.
+LIKE_80 = {86, 89}
 
 KERNELS = {
     name: kernel
@@ -44,6 +46,11 @@ MONARCH = {
     "LLaMA-2-7B down": (4096, 11008, 1, 32, 43),
     "LLaMA-2-7B queries": (4096, 4096, 0, 16, 32),
     "LLaMA-2-7B attention output": (4096, 4096, 1, 16, 32),
+}
+# The largest blocks, of larger shares of wider models.
+LARGEST = {
+    "rows in blocks of 64 and 128": (16384, 4096, 0, 64, 128),
+    "columns in blocks of 64 and 128": (4096, 16384, 1, 64, 128),
 }
 # heads, head size, channels
 ACTIVATIONS = {"TinyLLaMA": (32, 64, 5632), "LLaMA-2-7B": (32, 128, 11008)}
@@ -95,7 +102,7 @@ class CompileOnlyDriver:
 
 def monarch_calls(name: str, precision: str) -> None:
     """fold and map_gradient of three matrices."""
-    rows, columns, axis, p, q = MONARCH[name]
+    rows, columns, axis, p, q = (MONARCH | LARGEST)[name]
     shapes = [(rows, columns), (q, p, p), (p, q, q)]
     weights, lefts, rights = ([torch.empty(shape) for _ in range(3)] for shape in shapes)
     indices = [torch.empty(p * q, dtype=torch.int64) for _ in range(3)]
@@ -123,15 +130,24 @@ def activation_calls(name: str, dtype: torch.dtype) -> None:
     swiglu._backward(product.detach(), *pair, True, True)
 
 
-def cases() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Everything that is compiled."""
-    for name in MONARCH:
+def cases(*, few: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Everything that is compiled; few: every kernel, and what needs most shared memory."""
+    for name in [*([] if few else MONARCH), *LARGEST]:
         yield name, lambda name=name: monarch_calls(name, "tf32x3")
+    if few:
+        yield "TinyLLaMA in bfloat16", lambda: activation_calls("TinyLLaMA", torch.bfloat16)
+        return
     name = "TinyLLaMA gate and up"
     yield f"{name}, ieee", lambda: monarch_calls(name, "ieee")
     for name in ACTIVATIONS:
         yield f"{name} in bfloat16", lambda name=name: activation_calls(name, torch.bfloat16)
     yield "TinyLLaMA in float32", lambda: activation_calls("TinyLLaMA", torch.float32)
+
+
+def predicted_memory(case: str) -> int | None:
+    """The shared memory that `tiles` says a case needs at most; None for activations."""
+    shape = (MONARCH | LARGEST).get(case)
+    return None if shape is None else tiles.shared_memory(*shape[3:])
 
 
 def compiled(kernel: triton.runtime.JITFunction) -> list:
@@ -169,13 +185,14 @@ def main() -> None:
     availability.unavailable_reason = lambda device: None
     for capability in map(int, sys.argv[1:]):
         driver.set_active(CompileOnlyDriver(capability))
-        for case, call in cases():
+        for case, call in cases(few=capability in LIKE_80):
             for kernel in KERNELS.values():
                 kernel.device_caches.clear()
             call()
             for name, kernel in KERNELS.items():
                 for variant in compiled(kernel):
                     line = {"capability": capability, "case": case, "kernel": name}
+                    line["predicted"] = predicted_memory(case)
                     print(json.dumps(line | resources(variant)), flush=True)
 
 

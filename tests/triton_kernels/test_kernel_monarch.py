@@ -17,6 +17,7 @@ SIZES = [
     (3, 5, 131),
     (1, 3, 1),
     (2, 70, 5),
+    (65, 66, 3),
 ]
 all_sizes = pytest.mark.parametrize(("p", "q", "width"), SIZES, ids=str)
 TOLERANCE = 5e-7  # float32's rounding is 6e-8; torch's own float32 error here is about 1e-7

@@ -5,13 +5,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import triton
 from kernel_cases import MonarchCase
 
 from apex_composer import triton_kernels
-from apex_composer.triton_kernels import availability, is_available, unavailable_reason
+from apex_composer.triton_kernels import (
+    availability,
+    is_available,
+    monarch_unavailable_reason,
+    unavailable_reason,
+)
 
 SOURCES = sorted((Path(__file__).parents[2] / "triton_kernels").glob("*.py"))
 
@@ -76,6 +83,48 @@ def test_reasons_name_what_is_missing(monkeypatch):
     assert "compute capability 7.5, the kernels need 8.0" in unavailable_reason("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert availability.is_available("cuda")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Pretends to have a GPU of a capability and shared memory, and a version of triton."""
+
+    def pretend(capability: tuple[int, int], shared: int, version: str = "3.3.0") -> None:
+        properties = SimpleNamespace(shared_memory_per_block_optin=shared)
+        monkeypatch.setattr(torch.version, "cuda", "12.6")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(triton, "__version__", version)
+
+    return pretend
+
+
+def test_blocks_are_refused_by_their_shape_and_by_the_devices_shared_memory(gpu):
+    gpu((8, 6), 101_376)
+    assert monarch_unavailable_reason("cuda", 64, 128) is None
+    told = "the kernels take blocks of up to 128, not 55 x 155"
+    assert monarch_unavailable_reason("cuda", 55, 155) == told
+    gpu((8, 0), 65_536)
+    assert monarch_unavailable_reason("cuda", 64, 64) is None
+    told = "blocks of 64 x 128 need 67,584 bytes of shared memory, cuda has 65,536"
+    assert monarch_unavailable_reason("cuda", 64, 128) == told
+    gpu((7, 5), 65_536)
+    assert "compute capability 7.5" in monarch_unavailable_reason("cuda", 2, 2)
+
+
+@pytest.mark.parametrize(("version", "runs"), [("3.3.0+git1", False), ("3.3.1", True)])
+def test_the_newest_generation_has_no_products_with_an_old_triton(version, runs, gpu):
+    gpu((12, 0), 101_376, version)
+    assert unavailable_reason("cuda") is None  # norms and SwiGLU
+    reason = monarch_unavailable_reason("cuda", 22, 32)
+    assert (reason is None) == runs
+    if not runs:
+        assert reason.startswith(
+            "triton 3.3.0 compiles no products for the compute capability 12.0"
+        )
+    gpu((10, 0), 232_448, version)
+    assert monarch_unavailable_reason("cuda", 22, 32) is None
 
 
 def replaced(name: str, place: int, tensor) -> dict:
@@ -151,7 +200,7 @@ def test_a_batch_refuses_unknown_settings(device):
     with pytest.raises(ValueError, match="axis is 2, allowed: 0"):
         case.batch()
     large = MonarchCase(1, 129, 2, 0, device)
-    with pytest.raises(ValueError, match="p, q = 1, 129, the kernels take at most 128"):
+    with pytest.raises(RuntimeError, match="take blocks of up to 128, not 1 x 129"):
         large.batch()
 
 
