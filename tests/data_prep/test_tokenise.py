@@ -30,6 +30,7 @@ def work_on(path, folder, **changes):
         "start": 0,
         "stop": None,
         "kept": {},
+        "sections": 1,
         "tokenizer_file": str(tokenizer_folder() / "tokenizer.json"),
         "bos": BOS,
         "eos": EOS,
