@@ -37,14 +37,14 @@ def parts_for_budgets(estimates: dict[str, Estimate], options: Options) -> dict[
     return parts
 
 
-def parts_for_limit(estimates: dict[str, Estimate], text_limit: int) -> dict[str, float]:
+def parts_for_limit(estimates: dict[str, Estimate], text_limit: int | None) -> dict[str, float]:
     """Part of every domain's documents that a limit of text leaves.
 
     Args:
         estimates: of the domains.
-        text_limit: bytes of text of all domains together.
+        text_limit: bytes of text of all domains together; None leaves all.
     """
-    limit = text_limit / max(1, len(estimates))
+    limit = math.inf if text_limit is None else text_limit / max(1, len(estimates))
     return {name: min(1.0, limit / max(1.0, e.text_bytes)) for name, e in estimates.items()}
 
 

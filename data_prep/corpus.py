@@ -150,7 +150,7 @@ def select(corpus: Corpus, plan: Plan, options: Options) -> tuple[np.ndarray, di
     """
     if options.shares is not None:
         kept = {domain: plan["kept"].get(domain, 1.0) for domain in corpus.domains}
-        wants = make_ranges(options.shares, kept)
+        wants = make_ranges(options.shares, kept, plan.get("few"))
         wanted = dict.fromkeys(wants)
     else:
         wants = wanted = wanted_tokens(options, corpus.domains)
@@ -200,25 +200,30 @@ def make_streams(
     return streams
 
 
-def check_streams(streams: list[Stream], sequence_length: int) -> None:
+def check_streams(streams: list[Stream], options: Options) -> None:
     """Refuse a preparation in which a domain has no sequence in some split.
+
+    By shares, a domain may leave out a split that others fill, and of domains with few documents
+    none is for continued training alone (`few_documents`).
 
     Args:
         streams: of all splits and domains.
-        sequence_length: tokens in a sequence, for the message.
+        options: of the preparation.
 
     Raises:
-        ValueError: a split of a domain is empty; the message names every one.
+        ValueError: a split of a domain is empty that must not be; the message names every one.
     """
+    filled = {stream.split for stream in streams if stream.sequences}
+    optional = filled | set(options.splits[2:]) if options.shares is not None else set()
     empty = [
         f"{stream.domain}/{stream.split} ({len(stream.documents)} documents, "
         f"{stream.tokens} tokens)"
         for stream in streams
-        if not stream.sequences
+        if not stream.sequences and stream.split not in optional
     ]
     if not streams or empty:
         raise ValueError(
-            f"Too little text for one sequence of {sequence_length} tokens in "
+            f"Too little text for one sequence of {options.sequence_length} tokens in "
             f"{', '.join(empty) or 'the whole input'}. Add documents to these domains or take "
             "them out, raise the split's budget or share, or lower sequence_length."
         )

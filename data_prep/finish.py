@@ -45,7 +45,7 @@ def finish(
     check_rejects(out, plan, corpus, options.max_reject_rate)
     codes, wanted = corpora.select(corpus, plan, options)
     streams = corpora.make_streams(corpus, codes, wanted, options.sequence_length)
-    corpora.check_streams(streams, options.sequence_length)
+    corpora.check_streams(streams, options)
     records = _write_shards(out, plan, corpus, streams, options, workers)
     files = {name: _describe_file(out / name) for name in _other_files(out)}
     manifest = manifests.make_manifest(plan, options, corpus, codes, streams, records, files)

@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from apex_composer.data_prep import split
-from apex_composer.data_prep.budgets import parts_for_limit
-from apex_composer.data_prep.estimate import estimate_domains, take_samples
+from apex_composer.data_prep.few_documents import lay_out, read_sections
 from apex_composer.data_prep.files import read_json
 from apex_composer.data_prep.manifest import FORMAT, MANIFEST, is_of_any_version
 from apex_composer.data_prep.options import Options, SettingsError
 from apex_composer.data_prep.plan import describe_source, hash_limit, source_differences
 from apex_composer.data_prep.preparation import prepare
 from apex_composer.data_prep.readers import Source, find_sources, read_documents
-from apex_composer.data_prep.selection import HASHES
-from apex_composer.data_prep.tokenise import hash_text
+from apex_composer.data_prep.selection import hash_text, make_ranges
 from apex_composer.data_prep.tokenizer import SMALLEST_VOCABULARY, save_tokenizer, train_tokenizer
 
 DEFAULTS = {
@@ -48,12 +46,14 @@ def prepare_from_scratch(
     Args:
         data: folder of text, see `find_sources`.
         out: folder to write.
-        vocabulary_size: tokens in the trained tokenizer. Default: 4096.
+        vocabulary_size: tokens in the trained tokenizer at most; fewer where the text yields no
+            more. Default: 4096.
         sequence_length: tokens in a training sequence. Default: 256.
         validation_share: share of documents held out. Default: 0.05.
         pretrain_share: share of documents for the base model. Default: 0.65.
-        text_limit: bytes of text to take at most, shared equally among the domains; None takes
-            everything. Default: None.
+        text_limit: bytes of text to take at most, shared equally among the domains; domains of
+            few documents are taken whole (see `few_documents`). None takes everything.
+            Default: None.
         tokenizer_sample: bytes of training text that the tokenizer learns from, shared equally
             among the domains. Default: 8,000,000.
         max_reject_rate: allowed share of unusable lines. Default: 0.001.
@@ -64,7 +64,7 @@ def prepare_from_scratch(
         The manifest.
 
     Raises:
-        As `prepare`, and SettingsError for a vocabulary that the text cannot fill.
+        As `prepare`, and SettingsError for a vocabulary that cannot hold all bytes.
     """
     given = locals()
     options = make_options({name: given[name] for name in DEFAULTS})
@@ -135,16 +135,15 @@ def training_texts(sources: list[Source], options: Options, sample: int) -> Iter
         options: of the preparation, with shares.
         sample: bytes of text of all domains together.
     """
-    samples = take_samples(sources)
-    estimates = estimate_domains(samples, None)
-    limit = options.text_limit
-    kept = parts_for_limit(estimates, limit) if limit is not None else {}
-    room = dict.fromkeys(estimates, sample // max(1, len(estimates)))
-    held_out = next(iter(options.shares.values()))
+    layout = lay_out(sources, options)
+    kept = layout["kept"]
+    held_out = make_ranges(options.shares, kept, layout["few"])[split.VALIDATION]
+    room = dict.fromkeys(kept, sample // max(1, len(kept)))
     for source in sources:
         if source.domain is not None and room.get(source.domain, 1) <= 0:
             continue
-        for document in read_documents(source, 0, None, lambda *reject: None):
+        whole = read_documents(source, 0, None, lambda *reject: None)
+        for document in read_sections(whole, layout["sections"]):
             domain, text = document.domain, document.text
             digest = hash_text(text)
             if room.get(domain, 0) <= 0 or digest >= hash_limit(kept, domain):
@@ -152,5 +151,5 @@ def training_texts(sources: list[Source], options: Options, sample: int) -> Iter
                     return
                 continue
             room[domain] -= len(text.encode("utf-8"))
-            if digest >= round(held_out * kept.get(domain, 1.0) * HASHES):
+            if not held_out.holds(domain, digest):
                 yield text

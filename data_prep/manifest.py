@@ -57,6 +57,7 @@ def make_manifest(
         "rejects": _count_rejects(corpus),
         "read": domains,
         "kept": plan["kept"],
+        "sections": plan.get("sections", 1),
         "splits": _count_splits(streams, options.sequence_length),
         "shards": _list_shards(records),
         "files": files,
@@ -136,6 +137,19 @@ def _describe_sources(plan: Plan, corpus: Corpus) -> list[dict[str, Any]]:
     return sources
 
 
+def filled_domains(manifest: dict[str, Any]) -> dict[str, list[str]]:
+    """The domains that have a sequence in a split, for every split that has any.
+
+    Args:
+        manifest: of the preparation.
+    """
+    filled = {
+        split: [domain for domain, counts in domains.items() if counts["sequences"]]
+        for split, domains in manifest["splits"].items()
+    }
+    return {split: domains for split, domains in filled.items() if domains}
+
+
 def write_streams(manifest: dict[str, Any], out: Path, remote: str | None = None) -> str:
     """The `streams:` block of every split, with the proportions of the options.
 
@@ -146,12 +160,13 @@ def write_streams(manifest: dict[str, Any], out: Path, remote: str | None = None
     """
     options = manifest["options"]
     folder = options["streams_folder"] or str(out.absolute())
-    shares, absent = share_out(options["proportions"], manifest["domains"])
+    absent = share_out(options["proportions"], manifest["domains"])[1]
     note = f"# Absent, so the others' proportions were raised: {', '.join(absent)}\n"
-    blocks = [
-        f"# {split}\n" + make_streams(f"{folder}/{split}", shares, remote and f"{remote}/{split}")
-        for split in manifest["splits"]
-    ]
+    blocks = []
+    for split, domains in filled_domains(manifest).items():
+        shares = share_out(options["proportions"], domains)[0]
+        streams = make_streams(f"{folder}/{split}", shares, remote and f"{remote}/{split}")
+        blocks.append(f"# {split}\n{streams}")
     # One block is a YAML document: paste the one that the run shall use.
     return (note if absent else "") + "---\n".join(blocks)
 

@@ -76,6 +76,7 @@ def _piece_task(out: Path, plan: Plan, number: int) -> dict[str, Any]:
         "start": start,
         "stop": stop,
         "kept": plan["kept"],
+        "sections": plan.get("sections", 1),
         "tokenizer_file": str(out / TOKENIZER_FOLDER / "tokenizer.json"),
         "bos": tokenizer["bos"],
         "eos": tokenizer["eos"],

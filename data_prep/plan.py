@@ -9,9 +9,9 @@ from apex_composer.data_prep.budgets import (
     check_budgets,
     check_enough,
     parts_for_budgets,
-    parts_for_limit,
 )
 from apex_composer.data_prep.estimate import estimate_domains, take_samples
+from apex_composer.data_prep.few_documents import lay_out
 from apex_composer.data_prep.files import read_json, write_json
 from apex_composer.data_prep.options import Options, SettingsError
 from apex_composer.data_prep.readers import Source
@@ -40,21 +40,21 @@ def make_plan(
         SettingsError: a budget is too small for a sequence of some domain.
         ValueError: by the estimate a domain has far too little text for its budgets.
     """
-    kept: dict[str, float] = {}
-    if not options.takes_all:
+    layout: dict[str, Any] = {"kept": {}}
+    if options.shares is not None:
+        layout = lay_out(sources, options)
+    elif not options.takes_all:
         estimates = estimate_domains(take_samples(sources), tokenizer_file)
         check_budgets(options, list(estimates))
         check_enough(estimates, options)
-        kept = parts_for_budgets(estimates, options)
-    elif options.text_limit is not None:
-        kept = parts_for_limit(estimate_domains(take_samples(sources), None), options.text_limit)
+        layout = {"kept": parts_for_budgets(estimates, options)}
     return {
         "format": FORMAT,
         "options": options.as_dict(),
         "tokenizer": tokenizer,
         "sources": [describe_source(source) for source in sources],
-        "kept": kept,
         "pieces": make_pieces(sources, options.piece_bytes),
+        **layout,
     }
 
 

@@ -4,6 +4,7 @@ The order of the hashes is a shuffle that depends on nothing but the texts, so n
 the files nor the number of workers moves a document. Equal texts have equal hashes.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,15 @@ DUPLICATE = -2  # in no split: the same text is in an earlier one, or in validat
 HASHES = 1 << 64
 # Hashes that are looked up at a time, to bound the memory.
 AT_ONCE = 1 << 20
+
+
+def hash_text(text: str) -> int:
+    """Map a text to 64 bits that depend on nothing but the text.
+
+    Args:
+        text: a document.
+    """
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
 
 
 class ShortfallError(ValueError):
@@ -40,6 +50,10 @@ class Range:
 
     start: Mapping[str, int]
     stop: Mapping[str, int]
+
+    def holds(self, domain: str, digest: int) -> bool:
+        """Whether a document is in it."""
+        return self.start[domain] <= digest < self.stop[domain]
 
 
 # What a split takes: tokens per domain, a range of hashes, or (None) all that is left.
@@ -136,20 +150,27 @@ def _position(ordered: np.ndarray, bound: int) -> int:
     return int(np.searchsorted(ordered, np.uint64(bound)))
 
 
-def make_ranges(shares: Mapping[str, float], kept: Mapping[str, float]) -> dict[str, Range]:
+def make_ranges(
+    shares: Mapping[str, float],
+    kept: Mapping[str, float],
+    few: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
+) -> dict[str, Range]:
     """Divide the interval of the hashes among splits.
 
     Args:
         shares: of the splits, in order; the last takes what the others leave.
         kept: part of each domain's documents that is used at all, up to 1.
+        few: start and stop of every split in domains that are divided otherwise. Default: none.
     """
     ranges, start = {}, 0.0
     for number, (name, share) in enumerate(shares.items(), start=1):
         stop = 1.0 if number == len(shares) else start + share
-        ranges[name] = Range(
-            {domain: round(start * part * HASHES) for domain, part in kept.items()},
-            {domain: round(stop * part * HASHES) for domain, part in kept.items()},
-        )
+        bounds = {
+            domain: [round(share * part * HASHES) for share in (start, stop)]
+            for domain, part in kept.items()
+        }
+        bounds |= {domain: splits[name] for domain, splits in (few or {}).items()}
+        ranges[name] = Range(*({d: pair[end] for d, pair in bounds.items()} for end in (0, 1)))
         start = stop
     return ranges
 

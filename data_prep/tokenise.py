@@ -11,9 +11,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from apex_composer.data_prep.few_documents import read_sections
 from apex_composer.data_prep.files import new_folder
 from apex_composer.data_prep.plan import hash_limit, read_source
 from apex_composer.data_prep.readers import read_documents
+from apex_composer.data_prep.selection import hash_text
 from apex_composer.data_prep.word_encoder import Encoder, read_encoder
 
 TOKENS = "tokens.bin"
@@ -39,22 +41,13 @@ PROGRESS = ("documents", "tokens", "characters")
 Progress = Callable[[dict[str, Any]], None]
 
 
-def hash_text(text: str) -> int:
-    """Map a text to 64 bits that depend on nothing but the text.
-
-    Args:
-        text: a document.
-    """
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
-
-
 def tokenise_piece(task: dict[str, Any], report_progress: Progress) -> dict[str, Any]:
     """Write the folder of one piece, whole or not at all.
 
     Args:
         task: `folder` to write, `source`, `start`, `stop`, `kept` (part of each domain that is
-            tokenised), `tokenizer_file`, `bos`, `eos`, `dtype` and `downloads` (folder for remote
-            files).
+            tokenised), `sections` (of each document), `tokenizer_file`, `bos`, `eos`, `dtype` and
+            `downloads` (folder for remote files).
         report_progress: called after every batch with the documents, tokens and characters since
             the last one.
 
@@ -127,14 +120,15 @@ class Piece:
     def _kept(self) -> Iterator[tuple[tuple[int, int], str]]:
         """The documents whose hash is below their domain's limit."""
         task, limits = self.task, {}
-        for document in read_documents(
+        whole = read_documents(
             self.source,
             task["start"],
             task["stop"],
             self._reject,
             on_end=self._count_lines,
             cache=Path(task["downloads"]),
-        ):
+        )
+        for document in read_sections(whole, task["sections"]):
             digest = hash_text(document.text)
             self.content.update(digest.to_bytes(8, "big"))
             self.counts["documents"] += 1

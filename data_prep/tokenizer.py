@@ -26,10 +26,11 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> "Tokenizer":
 
     Args:
         texts: training documents only, so that nothing is learned from the validation ones.
-        vocabulary_size: number of tokens, special ones included; at least 259.
+        vocabulary_size: number of tokens, special ones included; at least 259. Texts in which no
+            two tokens are left to be joined give fewer.
 
     Raises:
-        ValueError: the vocabulary cannot hold all bytes, or the texts are too few to fill it.
+        ValueError: the vocabulary cannot hold all bytes.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -48,11 +49,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> "Tokenizer":
         show_progress=True,
     )
     tokenizer.train_from_iterator(texts, trainer=trainer)
-    if tokenizer.get_vocab_size() < vocabulary_size:
-        raise ValueError(
-            f"vocabulary_size={vocabulary_size} is too large for the data: its text yields only "
-            f"{tokenizer.get_vocab_size()} tokens. Lower vocabulary_size or add documents."
-        )
     # Prompts then start as the training documents do.
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]

@@ -16,6 +16,7 @@ from apex_composer.data_prep.manifest import (
     MANIFEST,
     STREAMS,
     TOKENIZER_FOLDER,
+    filled_domains,
     read_manifest,
     write_streams,
 )
@@ -50,7 +51,7 @@ def upload(out: Path | str, address: str) -> None:
         stream: [*(Path(file["file"]).name for file in files), INDEX]
         for stream, files in manifest["shards"].items()
     }
-    folders |= {split: [INDEX] for split in manifest["splits"]}
+    folders |= {split: [INDEX] for split in filled_domains(manifest)}
     folders[TOKENIZER_FOLDER] = sorted(path.name for path in (out / TOKENIZER_FOLDER).iterdir())
     folders["."] = [REJECTS, STREAMS, MANIFEST]
     digest = hashlib.sha256((out / MANIFEST).read_bytes()).hexdigest()

@@ -9,7 +9,8 @@ pattern's branches for words, numbers and signs together do, cuts only where it 
 
 SentencePiece BPE (Llama 1 and 2, TinyLlama), which knows no words: blanks become U+2581, and no
 token of the vocabulary has one after another character. So no merge ever joins across that place.
-The same holds before and after a line's end when no longer token contains one. Both are checked.
+The same holds before and after a line's end when no longer token contains one, and where letters,
+digits and signs of ASCII meet when nothing joins them. All of it is checked.
 """
 
 import json
@@ -34,6 +35,8 @@ ASCII_WORDS = re.compile(
 )
 BLANK_WORDS = re.compile(f"{BLANK}*[^{BLANK}]+|{BLANK}+")
 BLANK_WORDS_OF_LINES = re.compile(f"{BLANK}*[^{BLANK}\n]+|{BLANK}+|\n")
+ASCII_BLANK_WORDS = re.compile(f"{BLANK}*(?:[A-Za-z]+|[0-9]+|[^{BLANK}A-Za-z0-9]+)|{BLANK}+")
+BYTE = re.compile("<0x[0-9A-F]{2}>")
 # White space to Python's `re` only, or only by older versions of Unicode.
 DISPUTED = re.compile("[\x1c-\x1f\u180e]")
 # About 100 MB in a worker. Words that occur again come soon, so an emptied cache fills quickly.
@@ -90,7 +93,8 @@ def make_word_encoder(backend: "Tokenizer") -> Encoder | None:
         return None
     has_lines = any("\n" in token and token != "\n" for token in parts["model"]["vocab"])
     words = BLANK_WORDS if has_lines else BLANK_WORDS_OF_LINES
-    return WordEncoder(backend, None, prepare, words, None).encode
+    smaller = ASCII_BLANK_WORDS if _joins_no_kinds(parts["model"]) else None
+    return WordEncoder(backend, None, prepare, words, smaller).encode
 
 
 class WordEncoder:
@@ -146,7 +150,11 @@ class WordEncoder:
     def _encode_new(self, words: Iterable[str]) -> dict[str, bytes]:
         if self.smaller_words is None:
             return self._encode_plain(words)
-        ascii_words = {word: self.smaller_words.findall(word) for word in words if word.isascii()}
+        ascii_words = {
+            word: self.smaller_words.findall(word)
+            for word in words
+            if word.lstrip(BLANK).isascii()  # to GPT-2's pattern U+2581 is a sign like others
+        }
         # Not `- keys()`, which would go through the whole cache.
         smaller = set(chain.from_iterable(ascii_words.values())).difference(self.smaller)
         self.smaller |= self._encode_plain(smaller)
@@ -230,3 +238,15 @@ def _cuts_before_blanks(model: dict[str, Any]) -> bool:
         and not model.get("ignore_merges")
         and not any(crosses.search(token) for token in model["vocab"])
     )
+
+
+def _joins_no_kinds(model: dict[str, Any]) -> bool:
+    """Whether no merge joins ASCII characters of two kinds: letters, digits, all others."""
+    for merge in model["merges"]:
+        first, second = merge.split(" ") if isinstance(merge, str) else merge
+        if BYTE.search(first + second):  # stands for a character of any kind
+            return False
+        ends = first[-1] + second[0]
+        if ends.isascii() and len({(end.isalpha(), end.isdigit()) for end in ends}) > 1:
+            return False
+    return True

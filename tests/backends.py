@@ -3,7 +3,7 @@
 import json
 
 from corpus import sentences
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from apex_composer.data_prep.tokenizer import train_tokenizer
 from apex_composer.data_prep.word_encoder import BLANK
@@ -19,10 +19,17 @@ def byte_level():
     return train_tokenizer(TEXTS, 400)
 
 
-def sentencepiece(kind="prepend", **model_changes):
-    """What Llama's `tokenizer.json` holds, with a small vocabulary."""
+def sentencepiece(kind="prepend", joins_kinds=True, **model_changes):
+    """What Llama's `tokenizer.json` holds, with a small vocabulary.
+
+    Llama's own has no tokens of letters and signs or digits together (`joins_kinds=False`).
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=BLANK)
+    if not joins_kinds:
+        kinds = Regex(f"{BLANK}?(?:\\p{{L}}+|\\p{{N}}+|[^{BLANK}\\p{{L}}\\p{{N}}]+)")
+        apart = pre_tokenizers.Split(kinds, "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([tokenizer.pre_tokenizer, apart])
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(TEXTS, trainer)
@@ -45,6 +52,7 @@ def sentencepiece(kind="prepend", **model_changes):
 BACKENDS = {
     "byte level": byte_level(),
     "prepend": sentencepiece(),
+    "kinds apart": sentencepiece(joins_kinds=False),
     "always": sentencepiece("always"),
     "first": sentencepiece("first"),
 }

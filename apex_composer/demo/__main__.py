@@ -77,13 +77,16 @@ def run_job(data: Path | None, out: Path, yaml: Path, overrides: list[str]) -> d
     template = load_template(yaml, out, overrides)
     console.rule("data")
     manifest = prepare_data(data, out, template)
+    vocabulary = manifest["tokenizer"]["vocabulary_size"]
+    if vocabulary < template.variables.vocabulary_size:
+        console.print(f"vocabulary: {vocabulary} tokens, the text yields no more")
     sequence_length = template.shared.max_seq_len
     tokenizer = out / "data" / TOKENIZER_FOLDER
     write_model_folder(out / "model", tokenizer, dict(template.variables.model), sequence_length)
     for name in RESULTS:  # an earlier job's results must not pass for this one's
         shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
     configurations = build_configurations(
-        template, manifest["domains"], out / "data", choose_precision()
+        template, manifest["splits"], out / "data", choose_precision()
     )
     metrics = {name: start_run(name, out, settings) for name, settings in configurations.items()}
     exported = out / "apex" / "huggingface"

@@ -1,6 +1,6 @@
 """Build the three runs' llm-foundry configurations from one YAML."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ SECTIONS = {
     "vanilla": ("shared", "continued"),
     "apex": ("shared", "continued", "apex"),
 }
-SPLITS = {"base": "pretrain", "vanilla": "train", "apex": "train"}
-VALIDATION = "validation"
+PRETRAIN, VALIDATION = "pretrain", "validation"
+SPLITS = {"base": PRETRAIN, "vanilla": "train", "apex": "train"}
 
 
 def load_template(yaml: Path, out: Path, overrides: Sequence[str] = ()) -> DictConfig:
@@ -65,24 +65,54 @@ def load_template(yaml: Path, out: Path, overrides: Sequence[str] = ()) -> DictC
 
 
 def build_configurations(
-    template: DictConfig, domains: Sequence[str], data: Path, precision: str
+    template: DictConfig,
+    splits: Mapping[str, Mapping[str, Mapping[str, int]]],
+    data: Path,
+    precision: str,
 ) -> dict[str, Settings]:
     """Build the complete configuration of every run, all references resolved.
 
     Args:
         template: as `load_template` returns it.
-        domains: names of the data's domains.
+        splits: of the data's manifest: counts per split and domain.
         data: folder of the prepared data, with `<split>/<domain>/`.
         precision: `fp32` on a CPU, `amp_bf16` on a GPU.
 
     Returns:
         One llm-foundry configuration for each of `base`, `vanilla` and `apex`.
+
+    Raises:
+        ValueError: a run has less text than a batch.
     """
-    return {run: _build(run, template, domains, data, precision) for run in SECTIONS}
+    return {run: _build(run, template, splits, data, precision) for run in SECTIONS}
+
+
+def training_splits(
+    run: str, splits: Mapping[str, Mapping[str, Mapping[str, int]]]
+) -> dict[str, str]:
+    """Name the split of every domain that a run trains on.
+
+    A domain of too few documents has none for the continued runs alone: they read again what the
+    base model has read of it.
+
+    Args:
+        run: `base`, `vanilla` or `apex`.
+        splits: of the data's manifest.
+    """
+    return {
+        domain: split
+        for split in (PRETRAIN, SPLITS[run])
+        for domain, counts in splits[split].items()
+        if counts["sequences"]
+    }
 
 
 def _build(
-    run: str, template: DictConfig, domains: Sequence[str], data: Path, precision: str
+    run: str,
+    template: DictConfig,
+    splits: Mapping[str, Mapping[str, Mapping[str, int]]],
+    data: Path,
+    precision: str,
 ) -> Settings:
     template = OmegaConf.create(OmegaConf.to_container(template))  # a copy that may grow keys
     merged = OmegaConf.merge(
@@ -90,18 +120,37 @@ def _build(
         *(template[section] for section in SECTIONS[run]),
     )
     settings = OmegaConf.to_container(merged, resolve=True)
-    settings["train_loader"]["dataset"]["streams"] = _streams(data / SPLITS[run], domains)
+    trained = training_splits(run, splits)
+    _check_batch(
+        run, settings, sum(splits[s][domain]["sequences"] for domain, s in trained.items())
+    )
+    settings["train_loader"]["dataset"]["streams"] = _streams(data, trained)
     settings["eval_loader"] = [
-        _evaluation_loader(settings["eval_loader"], data, domain) for domain in domains
+        _evaluation_loader(settings["eval_loader"], data, domain)
+        for domain, counts in splits[VALIDATION].items()
+        if counts["sequences"]
     ]
     return settings
 
 
+def _check_batch(run: str, settings: Settings, sequences: int) -> None:
+    batch = settings["global_train_batch_size"]
+    if sequences < batch:
+        raise ValueError(
+            f"Too little text: the run {run!r} has {sequences} sequences of "
+            f"{settings['max_seq_len']} tokens, a batch takes {batch}. Add text, or lower "
+            "shared.max_seq_len or shared.global_train_batch_size."
+        )
+
+
 def _evaluation_loader(loader: Settings, data: Path, domain: str) -> Settings:
-    streams = _streams(data / VALIDATION, [domain])
+    streams = _streams(data, {domain: VALIDATION})
     return loader | {"label": domain, "dataset": loader["dataset"] | {"streams": streams}}
 
 
-def _streams(folder: Path, domains: Sequence[str]) -> Settings:
+def _streams(data: Path, splits: Mapping[str, str]) -> Settings:
     """Streams of local shards. Without `remote`, a killed run cannot block the next one."""
-    return {domain: {"local": str(folder / domain), "remote": None} for domain in domains}
+    return {
+        domain: {"local": str(data / split / domain), "remote": None}
+        for domain, split in splits.items()
+    }

@@ -42,11 +42,11 @@ def predicted_tokens(manifest: Mapping[str, Any]) -> dict[str, int]:
     """Count the predicted tokens of every domain's validation set: all but each sequence's first.
 
     Args:
-        manifest: of the prepared data.
+        manifest: of the prepared data; a domain without a validation set is left out.
     """
     per_sequence = manifest["options"]["sequence_length"] - 1
     validation = manifest["splits"]["validation"]
-    return {domain: n["sequences"] * per_sequence for domain, n in validation.items()}
+    return {d: n["sequences"] * per_sequence for d, n in validation.items() if n["sequences"]}
 
 
 def step_times(seconds: list[float]) -> Numbers:
@@ -114,4 +114,7 @@ def _describe_data(manifest: Numbers, predicted: dict[str, int]) -> Numbers:
             if split != "validation"
         },
         "predicted_validation_tokens": predicted,
+        "training_only": [domain for domain in manifest["domains"] if domain not in predicted],
+        "held_out_are_sections": manifest.get("sections", 1) > 1,
+        "vocabulary_size": manifest["tokenizer"]["vocabulary_size"],
     }

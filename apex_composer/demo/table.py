@@ -11,12 +11,7 @@ def make_table(summary: dict[str, Any]) -> Table:
     Args:
         summary: content of `summary.json`.
     """
-    ratio, times = summary["step_time_ratio"], summary["step_seconds"]
-    caption = (
-        f"median step: vanilla {times['vanilla']['median'] * 1000:.1f} ms, "
-        f"APEX {times['apex']['median'] * 1000:.1f} ms, ratio {ratio:.3f}"
-    )
-    table = Table(title="validation perplexity (lower is better)", caption=caption)
+    table = Table(title="validation perplexity (lower is better)", caption=_caption(summary))
     table.add_column("domain")
     for name in ("tokens", "base", "vanilla", "APEX", "APEX - vanilla"):
         table.add_column(name, justify="right")
@@ -24,10 +19,26 @@ def make_table(summary: dict[str, Any]) -> Table:
     runs = [summary[f"{run}_ppl"] for run in ("base", "vanilla", "apex")]
     for domain, count in tokens.items():
         table.add_row(*_row(domain, count, [run["domains"][domain] for run in runs]))
+    for domain in summary["data"]["training_only"]:
+        table.add_row(domain, "0", *["-"] * 3, "training only")
     table.add_section()
     total = sum(tokens.values())
     table.add_row(*_row("total", total, [run["total"] for run in runs]), style="bold")
     return table
+
+
+def _caption(summary: dict[str, Any]) -> str:
+    ratio, times = summary["step_time_ratio"], summary["step_seconds"]
+    caption = (
+        f"median step: vanilla {times['vanilla']['median'] * 1000:.1f} ms, "
+        f"APEX {times['apex']['median'] * 1000:.1f} ms, ratio {ratio:.3f}"
+    )
+    if summary["data"]["training_only"]:
+        caption += "\ntraining only: of one document, or too short to hold a sequence out"
+    if summary["data"]["held_out_are_sections"]:
+        caption += "\nNo domain has two documents that fill a sequence: what was held out are "
+        caption += "sections of the same documents that were trained on."
+    return caption
 
 
 def _row(name: str, tokens: int, values: list[float]) -> list[str]:

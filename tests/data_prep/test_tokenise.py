@@ -30,6 +30,7 @@ def work_on(path, folder, **changes):
         "start": 0,
         "stop": None,
         "kept": {},
+        "sections": 1,
         "tokenizer_file": str(tokenizer_folder() / "tokenizer.json"),
         "bos": BOS,
         "eos": EOS,
@@ -110,4 +111,4 @@ def test_the_tokens_of_the_parts_are_those_of_the_text(name, words):
 
 def test_a_tokenizer_that_begins_with_a_blank_is_known():
     found = {name: starts_with_blank(make_encoder(backend)) for name, backend in BACKENDS.items()}
-    assert found == {"byte level": False, "prepend": True, "always": True, "first": True}
+    assert found == {name: name != "byte level" for name in BACKENDS}

@@ -41,6 +41,21 @@ def test_a_full_cache_changes_nothing(name, monkeypatch):
     assert len(encoder.__self__.known) <= 3
 
 
+def test_words_are_cut_between_letters_signs_and_digits_only_when_nothing_joins_them():
+    apart = BACKENDS["kinds apart"]
+    vocabulary = json.loads(apart.to_str())["model"]["vocab"]
+    assert {f"{BLANK}return", "'", "10"} <= set(vocabulary)
+    assert make_word_encoder(apart).__self__.smaller_words is word_encoder.ASCII_BLANK_WORDS
+    assert make_word_encoder(BACKENDS["prepend"]).__self__.smaller_words is None
+    merges = json.loads(apart.to_str())["model"]["merges"]
+    for joined in (["n", "'"], ["1", "a"], ["(", "1"], ["<0x41>", "<0x42>"]):
+        added = dict(vocabulary)
+        for token in (*joined, "".join(joined)):
+            added.setdefault(token, len(added))
+        crossing = sentencepiece(joins_kinds=False, vocab=added, merges=[*merges, joined])
+        assert make_word_encoder(crossing).__self__.smaller_words is None
+
+
 def change(tokenizer, **changes):
     parts = json.loads(tokenizer.to_str()) | changes
     changed = Tokenizer.from_str(json.dumps(parts))

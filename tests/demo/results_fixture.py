@@ -4,8 +4,9 @@ from apex_composer.demo.results import summarise
 
 MANIFEST = {
     "options": {"sequence_length": 11},
-    "tokenizer": {"sha256": "0" * 64},
+    "tokenizer": {"sha256": "0" * 64, "vocabulary_size": 300},
     "documents": 9,
+    "domains": ["arxiv", "github"],
     "splits": {
         split: {
             "arxiv": {"documents": 2, "tokens": 35, "sequences": 3},
@@ -14,6 +15,7 @@ MANIFEST = {
         for split in ("validation", "pretrain", "train")
     },
 }
+SINGLE = {"documents": 0, "tokens": 0, "sequences": 0}
 SETTINGS = {
     "seed": 17,
     "precision": "fp32",
@@ -40,11 +42,11 @@ def example_metrics(offset: float, seconds: float) -> dict:
     }
 
 
-def example_summary() -> dict:
-    """The summary of the three runs."""
+def example_summary(**changes) -> dict:
+    """The summary of the three runs; changes are made to the manifest."""
     metrics = {
         "base": example_metrics(1.0, 1.0),
         "vanilla": example_metrics(0.0, 1.0),
         "apex": example_metrics(-0.1, 1.5),
     }
-    return summarise(metrics, MANIFEST, dict.fromkeys(metrics, SETTINGS))
+    return summarise(metrics, MANIFEST | changes, dict.fromkeys(metrics, SETTINGS))

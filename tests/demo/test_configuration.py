@@ -12,9 +12,20 @@ from apex_composer.demo.configuration import (
 DOMAINS = ["arxiv", "github"]
 
 
-def build(overrides=(), out="runs/x", precision="fp32"):
+def count_splits(**sequences):
+    """A manifest's counts: sequences of validation, pretrain and train for each domain."""
+    return {
+        split: {domain: {"sequences": numbers[place]} for domain, numbers in sequences.items()}
+        for place, split in enumerate(("validation", "pretrain", "train"))
+    }
+
+
+SPLITS = count_splits(arxiv=(1, 8, 8), github=(1, 8, 8))
+
+
+def build(overrides=(), out="runs/x", precision="fp32", splits=SPLITS):
     template = load_template(DEFAULT_YAML, Path(out), overrides)
-    return build_configurations(template, DOMAINS, Path(out) / "data", precision)
+    return build_configurations(template, splits, Path(out) / "data", precision)
 
 
 def differences(left, right, path=""):
@@ -52,6 +63,23 @@ def test_the_base_and_the_pair_train_on_different_documents():
     assert streams["base"]["arxiv"] == {"local": "runs/x/data/pretrain/arxiv", "remote": None}
     assert streams["apex"]["github"] == {"local": "runs/x/data/train/github", "remote": None}
     assert streams["vanilla"] == streams["apex"]
+
+
+def test_a_domain_of_few_documents_is_read_again_and_evaluated_if_it_can_be():
+    runs = build(
+        splits=count_splits(arxiv=(1, 9, 9), book=(0, 9, 0), pair=(2, 9, 0), tiny=(0,) * 3)
+    )
+    for run in ("base", "vanilla", "apex"):
+        assert [loader["label"] for loader in runs[run]["eval_loader"]] == ["arxiv", "pair"]
+        streams = runs[run]["train_loader"]["dataset"]["streams"]
+        read = {domain: Path(stream["local"]).parent.name for domain, stream in streams.items()}
+        own = "pretrain" if run == "base" else "train"
+        assert read == {"arxiv": own, "book": "pretrain", "pair": "pretrain"}
+
+
+def test_text_for_less_than_a_batch_is_refused():
+    with pytest.raises(ValueError, match="the run 'vanilla' has 7 sequences of 256 tokens"):
+        build(splits=count_splits(arxiv=(1, 8, 7)))
 
 
 def test_every_domain_is_evaluated_under_its_name():

@@ -3,7 +3,7 @@ import json
 import math
 
 import pytest
-from results_fixture import example_summary
+from results_fixture import MANIFEST, SINGLE, example_summary
 from rich.console import Console
 
 from apex_composer.demo.results import perplexities, step_times
@@ -36,9 +36,22 @@ def test_the_summary_has_what_the_readme_promises_and_is_json():
     assert {"python", "torch", "mosaicml", "apex-composer"} <= set(summary["versions"])
 
 
-def test_the_table_shows_every_domain_and_the_total():
+def printed(summary):
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(make_table(example_summary()))
-    text = console.export_text()
+    console.print(make_table(summary))
+    return console.export_text()
+
+
+def test_the_table_shows_every_domain_and_the_total():
+    text = printed(example_summary())
     for expected in ("arxiv", "github", "total", "7.389", "ratio 1.500"):
         assert expected in text
+    assert "training only" not in text and "sections" not in text
+
+
+def test_the_table_says_which_domains_are_for_training_only():
+    splits = {name: counts | {"book": SINGLE} for name, counts in MANIFEST["splits"].items()}
+    text = printed(example_summary(splits=splits, domains=["arxiv", "book", "github"]))
+    [row] = [line for line in text.splitlines() if "book" in line]
+    assert "0" in row and "training only" in row
+    assert "sections of the same documents" in printed(example_summary(sections=20))
