@@ -70,14 +70,15 @@ class Preemption(Callback):
                 for line in repair(folder, saver.filename.filename, saver.latest_filename.filename):
                     _say(line)
         dist.barrier()
-        self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        self._watch()
 
     def after_load(self, state: State, logger: Logger) -> None:
         """Shelter the workers that load data: the first assessment starts them at FIT_START."""
         self._shelter(state)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Shelter also the workers of loaders that came with `fit()`."""
+        """Watch in a further fit too; shelter also the workers of loaders that came with it."""
+        self._watch()
         self._shelter(state)
 
     def batch_start(self, state: State, logger: Logger) -> None:
@@ -100,6 +101,10 @@ class Preemption(Callback):
     def close(self, state: State, logger: Logger) -> None:
         """Stop watching."""
         self._restore()
+
+    def _watch(self) -> None:
+        if self._previous is None:
+            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
 
     def _restore(self) -> None:
         if self._previous is not None:

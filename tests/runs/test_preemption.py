@@ -109,6 +109,20 @@ def test_after_the_last_batch_the_run_is_finished(tmp_path, expected):
     assert torch.equal(weights["model.norm.weight"], expected["model.norm.weight"])
 
 
+def test_a_further_fit_is_watched_too(tmp_path):
+    trainer = make_trainer(
+        callbacks=(Preemption(), Terminate(Event.AFTER_FORWARD, 7)),
+        save_folder=str(tmp_path),
+        save_interval="1dur",
+    )
+    trainer.fit()
+    with pytest.raises(SystemExit) as exit:
+        trainer.fit(duration="4ba")
+    trainer.close()
+    assert exit.value.code == 0
+    assert json.loads((tmp_path / MARKER).read_text())["batch"] == 8
+
+
 def test_a_run_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(ValueError, match="preemption needs checkpoints.*save_folder"):
         make_trainer(callbacks=(Preemption(),))
