@@ -49,12 +49,14 @@ class Carrier:
     """
 
     def __init__(self, matrices: Sequence[Matrix], ranks: ShardRanks, device: torch.device):
-        self._matrices, self._ranks = matrices, ranks
+        self._matrices, self._ranks, self._device = matrices, ranks, device
         self.plan = plan_exchange(matrices, ranks.rank, ranks.size)
         alike = groupby(range(len(matrices)), key=self._kind)
         self.families = [list(places) for _, places in alike]
         self._routes = {n: _on_device(route, device) for n, route in self.plan.routes.items()}
-        self._sets = [{n: s.to(device) for n, s in m.sets.items()} for m in matrices]
+        self._columns = [
+            {n: s.to(device) for n, s in m.sets.items()} if m.axis == 1 else {} for m in matrices
+        ]
         self._places = {n: [self._arriving(n, f) for f in self.families] for n in self._routes}
         self._packing = {
             columns: maps and tuple(places.to(device) for places in maps)
@@ -69,7 +71,7 @@ class Carrier:
     def _arriving(self, name: str, family: Sequence[int]) -> Tensor | None:
         """Where in a family's rows those belong that arrive, [m * n]; None: in order."""
         side = self.plan.routes[name].workers
-        size = len(self._sets[family[0]][name])
+        size = len(self._matrices[family[0]].sets[name])
         places = torch.cat(
             [
                 place * size + lane.local[i]
@@ -78,7 +80,7 @@ class Carrier:
             ]
         )
         in_order = bool((places.diff() > 0).all())
-        return None if in_order else places.to(self._sets[family[0]][name].device)
+        return None if in_order else places.to(self._device)
 
     def take(self, name: str, shards: Sequence[Tensor]) -> Parts:
         """The entries of a set that this rank holds.
@@ -140,7 +142,7 @@ class Carrier:
             strict=True,
         ):
             i, width = family[0], self.plan.widths[family[0]]
-            shape = (len(family), len(self._sets[i][name]), -1)
+            shape = (len(family), len(self._matrices[i].sets[name]), -1)
             if width == 0:
                 families.append(block.new_empty(*shape[:2], 0))
             elif self._matrices[i].axis == 1:
@@ -185,7 +187,7 @@ class Carrier:
     def _selected(self, name: str, place: int) -> Tensor:
         """Of the rows that this rank holds whole, the selected ones; at axis 1, their columns."""
         if self._matrices[place].axis == 1:
-            return self._sets[place][name]
+            return self._columns[place][name]
         return self._routes[name].owners.blocks.local[place]
 
     def _pack(self, rows: Sequence[Tensor]) -> Tensor:
