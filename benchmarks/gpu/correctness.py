@@ -16,7 +16,6 @@ import torch
 from checks import Check, Finding, poisoned_memory
 from measuring import Deadline
 from report import Report, failed, print_table
-from tqdm.auto import tqdm
 
 checkout.activate()
 
@@ -24,6 +23,8 @@ import check_activations  # noqa: E402
 import check_monarch  # noqa: E402
 import check_steps  # noqa: E402
 from machine import choose_device  # noqa: E402
+
+from apex_composer.data_prep.progress import progress_bar  # noqa: E402
 
 
 def all_checks(device: torch.device, *, small: bool) -> Iterator[tuple[Check, bool]]:
@@ -53,7 +54,9 @@ def run(
         path: of the JSON file.
     """
     report, deadline = Report("correctness", path), Deadline(budget)
-    for check, poisoned in tqdm(list(all_checks(device, small=small)), desc="checks", delay=5):
+    for check, poisoned in progress_bar(
+        list(all_checks(device, small=small)), desc="checks", delay=5
+    ):
         if not deadline.allows():
             report.add(check.what, "not run: no time was left", "within bounds", False)
             continue
