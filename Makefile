@@ -35,7 +35,8 @@ $(STAMP): pyproject.toml constraints.txt
 	    echo "Install one (Debian and Ubuntu: also its package python3-venv) and name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; \
 	    exit 1; \
 	  fi; \
-	  echo "Building $(VENV) with $$("$$chosen" --version): about 7 GB, most of it torch with CUDA. Allow some minutes."; \
+	  echo "First, once: $(VENV) with $$("$$chosen" --version), about 7 GB, most of it torch with CUDA: about 5 minutes,"; \
+	  echo "more with a slow package registry. Then: make $(or $(MAKECMDGOALS),install)$(if $(filter train,$(MAKECMDGOALS)), (about 9 minutes on 2 CPU cores))."; \
 	  "$$chosen" -m venv $(VENV); \
 	fi
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'

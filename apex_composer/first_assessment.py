@@ -1,6 +1,7 @@
 """The first stage's scores: forward passes over training data before training."""
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -102,11 +103,14 @@ def assess_training_data(
         goal: how much to read; where the data ends before, a warning says so.
         device: for sums over ranks.
     """
+    seconds = 0.1 if sys.stderr.isatty() else 30.0  # in a log every state of the bar stays
     bar = tqdm(
         desc="apex: first assessment",
         total=goal.total,
         unit=goal.unit,
         delay=5,
+        mininterval=seconds,
+        maxinterval=max(10.0, seconds),
         disable=global_rank() != 0,
     )
     with undisturbed(dataloader), bar, _evaluating(model), torch.no_grad():

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from apex_composer import reference
+from apex_composer.data_prep.progress import progress_bar
 from apex_composer.monarch import init_factors, multiply, to_dense
 
 # Of glibc's malloc.h.
@@ -78,7 +78,7 @@ def measure(arguments: argparse.Namespace) -> dict[tuple[str, str], list[float]]
     """Seconds of every call."""
     calls = build(arguments)
     seconds: dict[tuple[str, str], list[float]] = {name: [] for name in calls}
-    for i in tqdm(range(arguments.warmup + arguments.pairs), desc="pairs", delay=5):
+    for i in progress_bar(range(arguments.warmup + arguments.pairs), desc="pairs", delay=5):
         # Whoever comes second finds a warmer machine, so the order alternates.
         for name in sorted(calls, reverse=i % 2 == 0):
             elapsed = timed(calls[name], arguments.repeats)

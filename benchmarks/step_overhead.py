@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from apex_composer import Expander, find_sites
+from apex_composer.data_prep.progress import progress_bar
 
 
 def build(arguments: argparse.Namespace) -> LlamaForCausalLM:
@@ -80,7 +80,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     expander.begin_stage()
     expander.stopwatch.running = True
     seconds: dict[str, list[float]] = {"vanilla": [], "apex": [], "parts": []}
-    for i in tqdm(range(arguments.warmup + arguments.steps), desc="pairs of steps", delay=5):
+    for i in progress_bar(
+        range(arguments.warmup + arguments.steps), desc="pairs of steps", delay=5
+    ):
         ids = batch().to(arguments.device)
         arms = {
             "vanilla": lambda ids=ids: step(models["vanilla"], optimizers["vanilla"], ids),

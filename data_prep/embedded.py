@@ -19,6 +19,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from apex_composer.data_prep.progress import progress_bar
+
 SOURCES_SKIPPED = {
     "test", "tests", "testing", "idlelib", "idle_test", "turtledemo", "ensurepip", "lib2to3",
     "pydoc_data", "site-packages", "dist-packages", "__pycache__", "_vendor", "vendor",
@@ -61,7 +63,7 @@ def write_embedded_corpus(out: Path | str, *, domain_limit: int = 8_000_000) -> 
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     for domain, collect in collectors.items():
-        with tqdm(
+        with progress_bar(
             total=domain_limit, unit="B", unit_scale=True, desc=f"collecting {domain}"
         ) as bar:
             documents = choose_documents(collect(), domain_limit, bar)

@@ -1,5 +1,6 @@
-"""The one progress bar: files, documents, tokens, tokens per second, and the time that is left."""
+"""Progress bars; of phase 1: files, documents, tokens, tokens per second, and the time left."""
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -10,6 +11,19 @@ from tqdm import tqdm
 from apex_composer.data_prep.estimate import TYPICAL_RATIO
 
 COMPRESSED = (".gz", ".zst", ".parquet")
+# Between two states of a bar that goes to a file or a pipe, where every state stays.
+SECONDS_IN_LOGS = 30.0
+
+
+def progress_bar(*iterable: Any, **options: Any) -> tqdm:
+    """A bar on a terminal, and a line now and then everywhere else.
+
+    Args:
+        iterable: what is gone through, if anything.
+        options: of tqdm.
+    """
+    seconds = 0.1 if sys.stderr.isatty() else SECONDS_IN_LOGS
+    return tqdm(*iterable, mininterval=seconds, maxinterval=max(10.0, seconds), **options)
 
 
 class ReadingBar:
@@ -32,7 +46,7 @@ class ReadingBar:
         self.archives = {"bytes": 1.0, "characters": TYPICAL_RATIO}  # of finished ones
         self.started = time.monotonic()
         total = done_bytes + sum(size for _, size in pieces)
-        self.bar = tqdm(
+        self.bar = progress_bar(
             total=total, initial=done_bytes, unit="B", unit_scale=True, desc="tokenising"
         )
 
@@ -93,4 +107,4 @@ def token_bar(tokens: int, description: str) -> tqdm:
         tokens: that will be written or read.
         description: what is done.
     """
-    return tqdm(total=tokens, unit=" tokens", unit_scale=True, desc=description)
+    return progress_bar(total=tokens, unit=" tokens", unit_scale=True, desc=description)

@@ -21,6 +21,7 @@ from apex_composer.data_prep.manifest import (
     write_streams,
 )
 from apex_composer.data_prep.options import SettingsError
+from apex_composer.data_prep.progress import progress_bar
 from apex_composer.data_prep.remote import FILE_SCHEME, is_remote
 from apex_composer.data_prep.tokenise import REJECTS
 
@@ -59,7 +60,8 @@ def upload(out: Path | str, address: str) -> None:
     earlier = read_json(out / UPLOADED)
     if earlier is not None and earlier | {"files": []} == begun:
         begun = earlier
-    with tqdm(total=sum(map(len, folders.values())), unit=" files", desc="uploading") as bar:
+    count = sum(map(len, folders.values()))
+    with progress_bar(total=count, unit=" files", desc="uploading") as bar:
         for folder, names in folders.items():
             _upload_folder(out, folder, names, begun, bar)
     (out / UPLOADED).unlink()

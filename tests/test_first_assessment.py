@@ -1,5 +1,6 @@
 """How much data the first assessment reads, and that it leaves model and order as they were."""
 
+import time
 import warnings
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from helpers import TokenDataset, tiny_llama
 from torch import nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
+from apex_composer import first_assessment
 from apex_composer.first_assessment import (
     AssessmentGoal,
     assess_training_data,
@@ -202,3 +205,10 @@ def test_the_weights_are_left_alone():
     assess_training_data(model, loader_of(), forward, AssessmentGoal("tok", 1), CPU)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_bar_leaves_few_states_in_a_log(monkeypatch, capsys):
+    monkeypatch.setattr(first_assessment, "tqdm", lambda **options: tqdm(**options | {"delay": 0}))
+    goal, batches = AssessmentGoal("ba", 200), DataLoader(TokenDataset(200), batch_size=1)
+    assess_training_data(nn.Identity(), batches, lambda batch: time.sleep(0.005), goal, CPU)
+    assert 1 <= capsys.readouterr().err.count("\r") <= 3

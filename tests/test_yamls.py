@@ -1,16 +1,31 @@
+import random
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from corpus import write_jsonl
 from omegaconf import OmegaConf
-from tiny_run import SEQUENCE, composer, write_model, write_shards
+from tiny_run import SEQUENCE, VOCABULARY, composer, write_model
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from apex_composer.data_prep import Options, read_manifest
+from apex_composer.data_prep.__main__ import prep_app
+from apex_composer.data_prep.budgets import wanted_tokens
+from apex_composer.data_prep.options import parse_amount
+from apex_composer.data_prep.proportions import LLAMA1
 
 ROOT = Path(__file__).parents[1]
 YAMLS = ROOT / "yamls"
 DOMAINS = ("cc", "c4", "github", "book", "wikipedia", "arxiv", "stackexchange")
 NAMES = ("tinyllama_apex", "tinyllama_vanilla", "tinyllama_vanilla_constant")
+# Options in which the documented commands may differ: where things are, and which machine works.
+PLACES = {"--out", "--tokenizer", "--workers", "--shard"}
+# What budgets are divided by for a test: sequences have 16 tokens in place of 4096.
+IN_SMALL = {"--val-tokens": 1000, "--train-tokens": 10**6, "--cpt-tokens": 10**6}
 
 
 def load(name: str) -> dict:
@@ -86,15 +101,67 @@ def test_autoresume_has_what_it_needs(name):
     assert not config.get("save_overwrite", False)
 
 
+def documented_commands() -> list[dict[str, str]]:
+    """Options of every `apex-composer prep` command on the pages about it."""
+    pages = [(ROOT / page).read_text() for page in ("README.md", "data_prep/README.md")]
+    blocks = re.findall(r"^```bash\n(.*?)^```", "".join(pages), re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    found = [shlex.split(line) for line in lines if line.startswith("apex-composer prep ")]
+    return [dict(zip(words[3::2], words[4::2], strict=True)) for words in found]
+
+
+def test_the_documented_commands_are_one():
+    commands = documented_commands()
+    assert len(commands) >= 3
+    for name in {name for options in commands for name in options} - PLACES:
+        assert len({options.get(name) for options in commands}) == 1, name
+    assert load("tinyllama_apex")["variables"]["data"] == commands[0]["--out"]
+    assert int(commands[0]["--seq-len"]) == load("tinyllama_apex")["max_seq_len"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_domain_is_drawn_twice_from_what_the_documented_command_writes(name):
+    options = {
+        key: parse_amount(v) for key, v in documented_commands()[0].items() if "tokens" in key
+    }
+    budget = Options(val_tokens=options["--val-tokens"], train_tokens=options["--train-tokens"],
+                     proportions=LLAMA1)  # fmt: skip
+    written, config = wanted_tokens(budget, list(DOMAINS))["train"], load(name)
+    batches = int(config["max_duration"].removesuffix("ba"))
+    drawn = batches * config["global_train_batch_size"] * config["max_seq_len"]
+    for domain, stream in config["train_loader"]["dataset"]["streams"].items():
+        assert stream["proportion"] / 100 * drawn <= written[domain]
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    """A folder with a tiny model in `model` and shards of all domains in `data`."""
+    """A folder with a tiny model in `model` and what the documented command writes in `data`."""
     folder = tmp_path_factory.mktemp("inputs")
     write_model(folder / "model")
     for number, domain in enumerate(DOMAINS):
-        write_shards(folder / "data" / "train" / domain, seed=number)
-        write_shards(folder / "data" / "validation" / domain, samples=4, seed=100 + number)
+        words = random.Random(number).choices([f"w{n}" for n in range(VOCABULARY - 1)], k=20_000)
+        texts = [" ".join(words[start : start + 25]) for start in range(0, len(words), 25)]
+        write_jsonl(folder / "text" / domain / "x.jsonl", texts)
+    options = documented_commands()[0]
+    small = {name: parse_amount(value) for name, value in options.items() if "tokens" in name}
+    small |= {name: value // IN_SMALL[name] for name, value in small.items()}
+    small |= {"--seq-len": SEQUENCE, "--tokenizer": folder / "model", "--out": folder / "data"}
+    arguments = [str(part) for pair in (options | small).items() for part in pair]
+    result = CliRunner().invoke(prep_app, [str(folder / "text"), *arguments, "--workers", "1"])
+    assert result.exit_code == 0, result.output
     return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_yaml_reads_all_that_the_documented_command_writes(name, inputs):
+    config = OmegaConf.load(YAMLS / f"{name}.yaml")
+    config.variables.data = str(inputs / "data")
+    config = OmegaConf.to_container(config, resolve=True)
+    read = [stream["local"] for stream in config["train_loader"]["dataset"]["streams"].values()]
+    read += [loader["dataset"]["local"] for loader in config["eval_loader"]]
+    manifest = read_manifest(inputs / "data")
+    written = {str(inputs / "data" / stream) for stream in manifest["shards"]}
+    assert set(read) == written and len(read) == 2 * len(DOMAINS)
 
 
 def tiny_overrides(inputs: Path) -> dict:

@@ -23,6 +23,7 @@ from apex_composer.demo.model import write_model_folder
 from apex_composer.demo.plot import plot_losses
 from apex_composer.demo.results import summarise
 from apex_composer.demo.run import METRICS
+from apex_composer.demo.steps import describe_steps, expected_minutes, show_minutes
 from apex_composer.demo.table import make_table
 
 # More threads slow so small a model down.
@@ -75,7 +76,9 @@ def run_job(data: Path | None, out: Path, yaml: Path, overrides: list[str]) -> d
         RuntimeError: a run failed.
     """
     template = load_template(yaml, out, overrides)
-    console.rule("data")
+    minutes = expected_minutes(template)
+    console.print(describe_steps(minutes), soft_wrap=True, highlight=False)
+    console.rule(f"data: {show_minutes(minutes['data'])}")
     manifest = prepare_data(data, out, template)
     vocabulary = manifest["tokenizer"]["vocabulary_size"]
     if vocabulary < template.variables.vocabulary_size:
@@ -86,9 +89,12 @@ def run_job(data: Path | None, out: Path, yaml: Path, overrides: list[str]) -> d
     for name in RESULTS:  # an earlier job's results must not pass for this one's
         shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
     configurations = build_configurations(
-        template, manifest["splits"], out / "data", choose_precision()
+        template, manifest["splits"], out / "data", choose_precision(), sys.stderr.isatty()
     )
-    metrics = {name: start_run(name, out, settings) for name, settings in configurations.items()}
+    metrics = {}
+    for name, settings in configurations.items():
+        console.rule(f"{name}: {settings['max_duration']}, {show_minutes(minutes[name])}")
+        metrics[name] = start_run(name, out, settings)
     exported = out / "apex" / "huggingface"
     os.replace(exported / "final", out / "hf")
     exported.rmdir()
@@ -146,7 +152,6 @@ def start_run(name: str, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     config = out / name / "config.yaml"
     write_text(config, OmegaConf.to_yaml(settings))
     (out / name / METRICS).unlink(missing_ok=True)
-    console.rule(f"{name}: {settings['max_duration']}")
     command = [sys.executable, "-m", "apex_composer.demo.run", str(config)]
     status = subprocess.run(command, env=run_environment()).returncode
     if status != 0:

@@ -27,6 +27,8 @@ SECTIONS = {
 }
 PRETRAIN, VALIDATION = "pretrain", "validation"
 SPLITS = {"base": PRETRAIN, "vanilla": "train", "apex": "train"}
+# Composer's bar would leave each of its states in a log, two for every batch.
+STATES_IN_LOGS = 5
 
 
 def load_template(yaml: Path, out: Path, overrides: Sequence[str] = ()) -> DictConfig:
@@ -69,6 +71,7 @@ def build_configurations(
     splits: Mapping[str, Mapping[str, Mapping[str, int]]],
     data: Path,
     precision: str,
+    is_watched: bool = True,
 ) -> dict[str, Settings]:
     """Build the complete configuration of every run, all references resolved.
 
@@ -77,6 +80,8 @@ def build_configurations(
         splits: of the data's manifest: counts per split and domain.
         data: folder of the prepared data, with `<split>/<domain>/`.
         precision: `fp32` on a CPU, `amp_bf16` on a GPU.
+        is_watched: whether progress goes to a terminal; a log gets its state now and then.
+            Default: True.
 
     Returns:
         One llm-foundry configuration for each of `base`, `vanilla` and `apex`.
@@ -84,7 +89,14 @@ def build_configurations(
     Raises:
         ValueError: a run has less text than a batch.
     """
-    return {run: _build(run, template, splits, data, precision) for run in SECTIONS}
+    configurations = {run: _build(run, template, splits, data, precision) for run in SECTIONS}
+    if not is_watched:
+        for settings in configurations.values():
+            batches = int(settings["max_duration"].removesuffix("ba"))
+            interval = f"{max(1, batches // STATES_IN_LOGS)}ba"
+            settings |= {"progress_bar": False, "log_to_console": True}
+            settings["console_log_interval"] = interval
+    return configurations
 
 
 def training_splits(

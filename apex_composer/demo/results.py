@@ -114,7 +114,16 @@ def _describe_data(manifest: Numbers, predicted: dict[str, int]) -> Numbers:
             if split != "validation"
         },
         "predicted_validation_tokens": predicted,
-        "training_only": [domain for domain in manifest["domains"] if domain not in predicted],
+        "not_evaluated": {
+            domain: _why_not_evaluated(manifest["splits"], domain)
+            for domain in manifest["domains"]
+            if domain not in predicted
+        },
         "held_out_are_sections": manifest.get("sections", 1) > 1,
         "vocabulary_size": manifest["tokenizer"]["vocabulary_size"],
     }
+
+
+def _why_not_evaluated(splits: Mapping[str, Any], domain: str) -> str:
+    sequences = sum(domains[domain]["sequences"] for domains in splits.values())
+    return "training only" if sequences else "too little text"

@@ -19,8 +19,8 @@ def make_table(summary: dict[str, Any]) -> Table:
     runs = [summary[f"{run}_ppl"] for run in ("base", "vanilla", "apex")]
     for domain, count in tokens.items():
         table.add_row(*_row(domain, count, [run["domains"][domain] for run in runs]))
-    for domain in summary["data"]["training_only"]:
-        table.add_row(domain, "0", *["-"] * 3, "training only")
+    for domain, reason in summary["data"]["not_evaluated"].items():
+        table.add_row(domain, "0", *["-"] * 3, reason)
     table.add_section()
     total = sum(tokens.values())
     table.add_row(*_row("total", total, [run["total"] for run in runs]), style="bold")
@@ -33,8 +33,8 @@ def _caption(summary: dict[str, Any]) -> str:
         f"median step: vanilla {times['vanilla']['median'] * 1000:.1f} ms, "
         f"APEX {times['apex']['median'] * 1000:.1f} ms, ratio {ratio:.3f}"
     )
-    if summary["data"]["training_only"]:
-        caption += "\ntraining only: of one document, or too short to hold a sequence out"
+    if "training only" in summary["data"]["not_evaluated"].values():
+        caption += "\ntraining only: no two documents of which one fills a sequence"
     if summary["data"]["held_out_are_sections"]:
         caption += "\nNo domain has two documents that fill a sequence: what was held out are "
         caption += "sections of the same documents that were trained on."

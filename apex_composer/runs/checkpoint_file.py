@@ -77,10 +77,10 @@ def read_checkpoint(path: Path | str) -> CheckpointFile:
 
 def hash_file(path: Path) -> str:
     """The sha256 of a file, with a progress bar where it takes long."""
-    from tqdm import tqdm
+    from apex_composer.data_prep.progress import progress_bar
 
     digest, size = hashlib.sha256(), path.stat().st_size
-    bar = tqdm(desc="sha256", total=size, unit="B", unit_scale=True, delay=2)
+    bar = progress_bar(desc="sha256", total=size, unit="B", unit_scale=True, delay=2)
     with path.open("rb") as file, bar:
         while block := file.read(_BLOCK):
             digest.update(block)

@@ -16,12 +16,11 @@ import checkout
 import torch
 from measuring import Deadline, device_seconds, quartiles
 from report import Report, print_table
-from tqdm.auto import tqdm
 
 checkout.activate()
 
 from bandwidth_cases import Case, all_cases  # noqa: E402
-from machine import choose_device  # noqa: E402
+from machine import choose_device, progress_bar  # noqa: E402
 
 GOALS = {"K1": 0.70, "K2": 0.85, "K3": 0.85}
 
@@ -104,7 +103,7 @@ def run(
     report.facts["copy_bytes_per_second"] = rate
     report.add(f"copy of {large / 2**30:.1f} GiB, read and written", f"{rate / 1e12:.2f} TB/s")
     groups = list(all_cases(device, small=small))
-    for place, cases in enumerate(tqdm(groups, desc="groups of kernels", delay=5)):
+    for place, cases in enumerate(progress_bar(groups, desc="groups of kernels", delay=5)):
         if not deadline.allows():
             report.add(f"{len(groups) - place} groups of kernels", "not run: no time was left")
             return report

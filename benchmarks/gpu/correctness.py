@@ -19,14 +19,13 @@ import torch
 from checks import Check, Finding, poisoned_memory
 from measuring import Deadline
 from report import Report, failed, print_table
-from tqdm.auto import tqdm
 
 checkout.activate()
 
 import check_activations  # noqa: E402
 import check_monarch  # noqa: E402
 import check_steps  # noqa: E402
-from machine import choose_device, tf32_allowed  # noqa: E402
+from machine import choose_device, progress_bar, tf32_allowed  # noqa: E402
 
 
 def all_checks(device: torch.device, *, small: bool) -> Iterator[tuple[Check, bool]]:
@@ -58,7 +57,9 @@ def run(
     """
     report, deadline = Report("correctness", path), Deadline(budget)
     report.facts["allow_tf32"] = torch.backends.cuda.matmul.allow_tf32
-    for check, poisoned in tqdm(list(all_checks(device, small=small)), desc="checks", delay=5):
+    for check, poisoned in progress_bar(
+        list(all_checks(device, small=small)), desc="checks", delay=5
+    ):
         if not deadline.allows():
             report.add(check.what, "not run: no time was left", "within bounds", False)
             continue

@@ -1,7 +1,8 @@
 """What a result depends on besides the code: device, driver, versions, commit."""
 
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import import_module
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from checkout import ROOT
+from tqdm import tqdm
 
 PACKAGES = ("torch", "triton", "transformers", "flash_attn", "liger_kernel")
 
@@ -53,6 +55,18 @@ def choose_device(wanted: str | None) -> torch.device:
     if reason is not None:
         raise SystemExit(f"no benchmark on {device}: {reason}")
     return device
+
+
+def progress_bar(iterable: Iterable[Any], **options: Any) -> tqdm:
+    """A bar on a terminal, and a line now and then in a file or a pipe, where every line stays.
+
+    Not that of `apex_composer.data_prep`: a GPU machine need not have what that imports.
+
+    Args:
+        iterable: what is gone through.
+        options: of tqdm.
+    """
+    return tqdm(iterable, mininterval=0.1 if sys.stderr.isatty() else 30.0, **options)
 
 
 @contextmanager

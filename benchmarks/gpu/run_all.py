@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 checkout.activate()
 
-from machine import choose_device, describe, now  # noqa: E402
+from machine import choose_device, describe, now, progress_bar  # noqa: E402
 
 # Seconds of each part, and of grace for what it has begun: 1,455 in all at most.
 BUDGETS = {"correctness": 300, "bandwidth": 240, "training_step": 780}
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = earlier_parts(options.out, machine)
     wanted = [part for part in BUDGETS if part in options.parts]
     with tempfile.TemporaryDirectory() as folder:
-        for part in tqdm(wanted, desc="parts"):
+        for part in progress_bar(wanted, desc="parts"):
             parts[part] = run_part(part, options, Path(folder))
             parts = {name: parts[name] for name in BUDGETS if name in parts}
             write_json(options.out, {"machine": machine, "parts": parts})

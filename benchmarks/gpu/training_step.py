@@ -20,7 +20,6 @@ import torch
 from measuring import Deadline, seconds_of
 from report import Report, print_table
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers.utils import is_flash_attn_2_available
 
 checkout.activate()
@@ -31,6 +30,7 @@ from machine import (  # noqa: E402
     device_name,
     is_importable,
     peak_flops,
+    progress_bar,
     tf32_allowed,
 )
 from step_profile import write_profiles  # noqa: E402
@@ -83,7 +83,7 @@ def time_arm(training: Training, name: str, ids: Tensor, microbatch: int) -> tup
 
 def rounds(options: argparse.Namespace, deadline: Deadline) -> Iterator[int]:
     """Numbers of rounds until enough are done or the next one would not end in time."""
-    bar = tqdm(range(options.warmup + options.rounds), desc="rounds of all arms", delay=5)
+    bar = progress_bar(range(options.warmup + options.rounds), desc="rounds of all arms", delay=5)
     longest, last = 0.0, time.monotonic()
     for turn in bar:
         if not deadline.allows(longest):

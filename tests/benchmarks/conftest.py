@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/gpu import each other by name, as they do when they are started."""
+"""The scripts of benchmarks/ import each other by name, as they do when they are started."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "gpu"
-sys.path.append(str(SCRIPTS))
+sys.path += [str(SCRIPTS), str(SCRIPTS.parent)]
 
 
 @pytest.fixture

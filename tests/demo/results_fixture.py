@@ -15,7 +15,6 @@ MANIFEST = {
         for split in ("validation", "pretrain", "train")
     },
 }
-SINGLE = {"documents": 0, "tokens": 0, "sequences": 0}
 SETTINGS = {
     "seed": 17,
     "precision": "fp32",

@@ -23,9 +23,9 @@ def count_splits(**sequences):
 SPLITS = count_splits(arxiv=(1, 8, 8), github=(1, 8, 8))
 
 
-def build(overrides=(), out="runs/x", precision="fp32", splits=SPLITS):
+def build(overrides=(), out="runs/x", precision="fp32", splits=SPLITS, is_watched=True):
     template = load_template(DEFAULT_YAML, Path(out), overrides)
-    return build_configurations(template, splits, Path(out) / "data", precision)
+    return build_configurations(template, splits, Path(out) / "data", precision, is_watched)
 
 
 def differences(left, right, path=""):
@@ -107,7 +107,17 @@ def test_nothing_is_left_to_resolve():
         assert "${" not in pyyaml.safe_dump(settings)
 
 
-def test_llm_foundry_knows_every_key():
+def test_a_log_gets_the_state_of_a_run_now_and_then():
+    for settings in build(is_watched=False).values():
+        assert settings["progress_bar"] is False and settings["log_to_console"] is True
+    intervals = [run["console_log_interval"] for run in build(is_watched=False).values()]
+    assert intervals == ["160ba", "60ba", "60ba"]
+    assert build(["variables.batches=3"], is_watched=False)["apex"]["console_log_interval"] == "1ba"
+    assert build()["apex"]["progress_bar"] is True
+
+
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_llm_foundry_knows_every_key(is_watched):
     from llmfoundry.utils.config_utils import (
         TRAIN_CONFIG_KEYS,
         TrainConfig,
@@ -115,7 +125,7 @@ def test_llm_foundry_knows_every_key():
     )
     from omegaconf import OmegaConf
 
-    for settings in build().values():
+    for settings in build(is_watched=is_watched).values():
         _, checked = make_dataclass_and_log_config(
             OmegaConf.create(settings), TrainConfig, TRAIN_CONFIG_KEYS, transforms="all"
         )

@@ -27,6 +27,7 @@ def test_errors_are_one_line_and_a_status():
     result = CliRunner().invoke(demo.app, ["--data", "absent", "--out", "absent-too"])
     assert result.exit_code == 1
     assert "error: input='absent' is not a folder" in result.output.replace("\n", " ")
+    assert result.output.lstrip().startswith("1. data")  # what will happen comes before all else
     assert not Path("absent-too").exists()
 
 

@@ -3,7 +3,7 @@ import json
 import math
 
 import pytest
-from results_fixture import MANIFEST, SINGLE, example_summary
+from results_fixture import MANIFEST, example_summary
 from rich.console import Console
 
 from apex_composer.demo.results import perplexities, step_times
@@ -50,8 +50,12 @@ def test_the_table_shows_every_domain_and_the_total():
 
 
 def test_the_table_says_which_domains_are_for_training_only():
-    splits = {name: counts | {"book": SINGLE} for name, counts in MANIFEST["splits"].items()}
-    text = printed(example_summary(splits=splits, domains=["arxiv", "book", "github"]))
-    [row] = [line for line in text.splitlines() if "book" in line]
-    assert "0" in row and "training only" in row
+    nothing = {"documents": 0, "tokens": 0, "sequences": 0}
+    splits = {
+        name: counts | {"book": nothing | {"sequences": 9 * (name == "pretrain")}, "tiny": nothing}
+        for name, counts in MANIFEST["splits"].items()
+    }
+    text = printed(example_summary(splits=splits, domains=["arxiv", "book", "github", "tiny"]))
+    rows = {line.split()[1]: line for line in text.splitlines() if " 0 " in line}
+    assert "training only" in rows["book"] and "too little text" in rows["tiny"]
     assert "sections of the same documents" in printed(example_summary(sections=20))

@@ -1,0 +1,118 @@
+"""Texts and tokenizers of `prep_throughput.py`."""
+
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from apex_composer.data_prep.embedded import write_embedded_corpus
+from apex_composer.data_prep.progress import progress_bar
+from apex_composer.data_prep.readers import find_sources, read_documents
+from apex_composer.data_prep.tokenizer import save_tokenizer, train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+FAMILIES = ("byte-level", "sentencepiece")
+# A domain of the embedded corpus at most: all that there is, for start-up to be a small part.
+EMBEDDED_BYTES = 60_000_000
+FEW_BYTES = 100_000  # some sequences for every domain, and a hundredth of the whole at most
+# Text that a tokenizer learns from: every so many-th document, up to this size.
+SAMPLE_BYTES = 30_000_000
+
+
+def write_texts(data: Path | None, megabytes: float, work: Path) -> list[str]:
+    """Write the texts as plain jsonl without `meta`, all that llm-foundry's converter can read.
+
+    `<work>/all` has them all and `<work>/few` the first of every domain; the same files stand
+    flat in `<work>/all-flat` and `<work>/few-flat`, because the converter takes no sub-folders.
+
+    Args:
+        data: RedPajama folder, or None for the embedded corpus.
+        megabytes: of text used at most, shared equally among the domains.
+        work: folder to write.
+
+    Returns:
+        The texts.
+    """
+    data = data or write_embedded_corpus(work / "embedded", domain_limit=EMBEDDED_BYTES)
+    sources = find_sources(data)
+    limit = megabytes * 1e6 / len({source.domain for source in sources})
+    texts, taken = [], Counter()
+    for source in progress_bar(sources, desc="reading", unit="file"):
+        for document in read_documents(source, 0, None, lambda *reject: None):
+            size = len(document.text.encode())
+            if taken[document.domain] + size > limit:
+                continue
+            kinds = ("all", "few") if taken[document.domain] < FEW_BYTES else ("all",)
+            taken[document.domain] += size
+            texts.append(document.text)
+            for kind in kinds:
+                path = work / kind / document.domain / f"{document.domain}.jsonl"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a") as file:
+                    file.write(json.dumps({"text": document.text}) + "\n")
+    for kind in ("all", "few"):
+        flat = work / f"{kind}-flat"
+        flat.mkdir()
+        for path in sorted((work / kind).rglob("*.jsonl")):
+            os.link(path, flat / path.name)
+    print(f"{sum(taken.values()) / 1e6:.0f} MB of text: {dict(taken)}")
+    return texts
+
+
+def write_tokenizer(family: str, texts: list[str], vocabulary: int, folder: Path) -> None:
+    """Train a tokenizer on a part of the texts.
+
+    Args:
+        family: one of FAMILIES.
+        texts: all of them.
+        vocabulary: number of tokens.
+        folder: to write, as `AutoTokenizer` reads it.
+    """
+    step = max(1, sum(map(len, texts)) // SAMPLE_BYTES)
+    if family == "byte-level":
+        save_tokenizer(train_tokenizer(texts[::step], vocabulary), folder)
+    else:
+        train_sentencepiece(texts[::step], vocabulary, folder).save_pretrained(folder)
+
+
+def train_sentencepiece(
+    texts: Iterable[str], vocabulary: int, folder: Path
+) -> "PreTrainedTokenizerFast":
+    """Train SentencePiece BPE as Llama's was: bytes for the unknown, digits one by one.
+
+    Args:
+        texts: to learn from, by lines.
+        vocabulary: number of tokens.
+        folder: for its `tokenizer.model`.
+
+    Returns:
+        A tokenizer with the `tokenizer.json` that Llama 2 and TinyLlama are published with.
+    """
+    import sentencepiece
+    from transformers import LlamaTokenizerFast
+
+    lines = (line for text in texts for line in text.split("\n") if line)
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines,
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocabulary,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        character_coverage=0.99995,
+        max_sentence_length=1 << 14,
+        minloglevel=2,
+    )
+    folder.mkdir(parents=True)
+    path = folder / "tokenizer.model"
+    path.write_bytes(model.getvalue())
+    return LlamaTokenizerFast(vocab_file=str(path), legacy=True, add_prefix_space=True)
