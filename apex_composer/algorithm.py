@@ -215,6 +215,7 @@ class APEX(Algorithm):
 
     def _start(self, state: State, logger: Logger) -> None:
         """FIT_START of a fresh, a resumed or a further fit."""
+        self._swiglu.log_compiled(state.model)
         plan = self.stage_plan(state)
         if self._expander is not None:
             if self._plan != plan:
