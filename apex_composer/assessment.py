@@ -81,6 +81,7 @@ class Assessment:
     def _hook(self, cohort: _Cohort, place: int):
         unit_size = cohort.groups[place].unit_size
 
+        @torch.compiler.disable
         def collect(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if place in cohort.ahead:
                 cohort.ahead.remove(place)

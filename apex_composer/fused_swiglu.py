@@ -2,6 +2,7 @@
 
 Only `forward` of the MLP modules is replaced, on the instances: names, parameters and modules stay
 what they are, so checkpoints do too. The numbers are those of eager mode (`triton_kernels.swiglu`).
+Inside torch.compile the modules compute by their own forward, and their norms are counted by hooks.
 """
 
 import logging
@@ -80,6 +81,15 @@ class FusedSwiGLU:
                 forward = MethodType(_fused_forward(module, name, collector), module)
                 module.forward = self._forwards[name] = forward
 
+    def log_compiled(self, model: nn.Module) -> None:
+        """Say, if so, that a model is compiled and computes by its own SwiGLU.
+
+        Args:
+            model: as the trainer calls it.
+        """
+        if self.modules and hasattr(model.forward, "_torchdynamo_orig_callable"):
+            log.info("apex: SwiGLU is the model's own, which torch.compile compiles")
+
     def remove(self) -> None:
         """Give the modules their own forward back, where it was replaced by this object."""
         for name, forward in self._forwards.items():
@@ -106,6 +116,9 @@ def _fused_forward(module: nn.Module, name: str, collector: Collector | None) ->
     swiglu = swiglu_kernel()
 
     def forward(self: nn.Module, x: Tensor) -> Tensor:
+        # torch.compile fuses the module's own into one kernel too, and would break the graph here.
+        if torch.compiler.is_compiling():
+            return type(self).forward(self, x)
         gate, up = self.gate_proj(x), self.up_proj(x)
         # A deep copy of the model has this forward too, and must not count.
         counting = collector is not None and self is module

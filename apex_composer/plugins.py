@@ -157,6 +157,10 @@ class FusedSwiGLUCallback(Callback):
         device = "cuda" if state.device.name == "gpu" else state.device.name
         self._fused = FusedSwiGLU(state.model, self.setting, device=device)
 
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Say where a compiled model keeps its own."""
+        self._fused.log_compiled(state.model)
+
     def close(self, state: State, logger: Logger) -> None:
         """Give the MLPs their own forward back."""
         if self._fused is not None:
