@@ -4,6 +4,7 @@ import composer.core.state
 import torch
 import torch.distributed.fsdp._fully_shard._fsdp_collectives as collectives
 import torch.distributed.fsdp._fully_shard._fsdp_param_group as param_group
+import torch.distributed.fsdp.fully_sharded_data_parallel as fsdp1
 
 
 def patch() -> None:
@@ -13,11 +14,12 @@ def patch() -> None:
     reduce-scatter, which gloo answers with the sum, without an error: gradients come out too
     large by the number of ranks. With replicas it insists on an event of a CUDA stream, to keep a
     buffer alive until the device has read it. torch crashes when FSDP1's full state dict of CPU
-    weights is offloaded to the CPU.
+    weights is offloaded to the CPU. FSDP1 measures gradients in float32 only and refuses float64.
     """
     torch.cuda.current_device = lambda: torch.device("cpu")
     collectives._get_gradient_divide_factors = _divide_after_summing
     param_group.foreach_reduce = _without_buffer(param_group.foreach_reduce)
+    fsdp1._get_grad_norm = _norm_in_its_dtype
     options = composer.core.state.StateDictOptions
     composer.core.state.StateDictOptions = lambda **given: options(
         **{**given, "cpu_offload": False}
@@ -32,6 +34,12 @@ def _without_buffer(foreach_reduce):
         return (*first, None, event, partial)
 
     return reduce
+
+
+def _norm_in_its_dtype(params, norm_type, zero, device) -> torch.Tensor:
+    """FSDP1's norm of a rank's gradients, for clipping, without its cast to float32."""
+    grads = [param.grad for param in params if param.grad is not None]
+    return torch.nn.utils.get_total_norm(grads, norm_type) if grads else zero.double()
 
 
 def _divide_after_summing(shards, replicas, *others, **more) -> tuple[float, float]:

@@ -28,7 +28,8 @@ def train(folder: str) -> None:
     apex = APEX(stages=2, threshold=0.25, assessment={"tokens": 40})
     trainer = make_trainer(
         apex,
-        model=tiny_llama(),
+        # Ranks add gradients up in another order: in float32 AdamW would make whole steps of it.
+        model=tiny_llama(dtype=torch.float64),
         loader=DataLoader(dataset, batch_size=size, sampler=sampler),
         microbatch=1,
     )

@@ -18,7 +18,7 @@ def train_loop(mesh: DeviceMesh | None = None) -> dict:
     Args:
         mesh: (replicas, shards), or None for one process.
     """
-    model = tiny_llama(**ODD)
+    model = tiny_llama(**ODD, dtype=torch.float64)  # as in shards_worker.py
     share = slice(None)
     if mesh is not None:
         for layer in (*model.model.layers, model):

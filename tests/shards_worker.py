@@ -103,6 +103,7 @@ def sharding(mode: str, state_dict: str) -> dict[str, Any] | None:
     common = {
         "activation_checkpointing": not mode.endswith("root"),
         "state_dict_type": state_dict,
+        "mixed_precision": "FULL",  # that of the model: float64
     }
     if mode.startswith("fsdp1"):
         strategy = "SHARD_GRAD_OP" if mode.endswith("root") else "FULL_SHARD"
@@ -119,7 +120,9 @@ def sharding(mode: str, state_dict: str) -> dict[str, Any] | None:
 
 def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX, list[Callback]]:
     """A run of two stages with clipping, microbatches and checkpointed activations."""
-    llama = tiny_llama(**(EVEN if run.get("even") else ODD))
+    # Ranks add gradients up in another order: in float32 AdamW would make whole steps of it.
+    kind = EVEN if run.get("even") else ODD | {"dtype": torch.float64}
+    llama = tiny_llama(**kind)
     model = HuggingFaceModel(llama, tokenizer=None, use_logits=True)
     if not run["mode"].endswith("root"):
         llama.fsdp_wrap_fn = lambda module: isinstance(module, LlamaDecoderLayer)

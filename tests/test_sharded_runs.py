@@ -17,6 +17,11 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from apex_composer.traffic import EXCHANGES, SUMS, SiteSize, step_traffic
 
+# All is in float64 but for the norm by which FSDP2's gradients are clipped, which torch takes in
+# float32: to 1e-6. AdamW divides by the size of a gradient, so that of six steps of lr 0.01 no more
+# than 6e-8 differs, and of the operators' learning rate, which is three times as large, 2e-7.
+WEIGHTS_BOUND, FACTORS_BOUND = 1e-7, 3e-7
+
 WORKER = Path(__file__).with_name("shards_worker.py")
 
 
@@ -64,20 +69,20 @@ def pairs(tmp_path_factory) -> dict[str, list[dict]]:
 
 
 def compare(ranks: list[dict], expected: dict) -> None:
-    """Weights to 1e-5, selections and scores equal, operators the same bits on all ranks."""
+    """Weights to 1e-7, selections and scores equal, operators the same bits on all ranks."""
     for own in ranks:
         for name, weight in expected["weights"].items():
-            torch.testing.assert_close(own["weights"][name], weight, rtol=0, atol=1e-5)
+            torch.testing.assert_close(own["weights"][name], weight, rtol=0, atol=WEIGHTS_BOUND)
         for record, wanted in zip(own["history"], expected["history"], strict=True):
             for key in ("advantageous", "disadvantageous", "samples", "start_batch"):
                 assert record[key] == wanted[key], key
         for name, norm in expected["norms"].items():
             assert norm > 0.003
-            assert own["norms"][name] == pytest.approx(norm, rel=1e-3)
+            assert own["norms"][name] == pytest.approx(norm, rel=1e-5)
         for name, pair in expected["state"]["factors"].items():
             for side, factor in enumerate(pair):
                 found = own["state"]["factors"][name][side]
-                torch.testing.assert_close(found, factor, rtol=0, atol=1e-4)
+                torch.testing.assert_close(found, factor, rtol=0, atol=FACTORS_BOUND)
                 assert torch.equal(found, ranks[0]["state"]["factors"][name][side])
         for name, (scores, _, samples) in expected["state"]["scores"].items():
             found = own["state"]["scores"][name]
@@ -108,9 +113,9 @@ def test_shards_are_what_this_rank_holds(pairs, mode):
 def compare_loops(ranks: list[dict], expected: dict) -> None:
     for own in ranks:
         assert own["executors"] == ["ShardedExecutor"]
-        assert own["norms"] == pytest.approx(expected["norms"], rel=1e-3)
+        assert own["norms"] == pytest.approx(expected["norms"], rel=1e-9)
         for name, weight in expected["weights"].items():
-            torch.testing.assert_close(own["weights"][name], weight, rtol=0, atol=1e-5)
+            torch.testing.assert_close(own["weights"][name], weight, rtol=0, atol=1e-10)
             assert torch.equal(own["weights"][name], ranks[0]["weights"][name])
         for name, pair in ranks[0]["factors"].items():
             assert all(map(torch.equal, own["factors"][name], pair))
@@ -151,8 +156,9 @@ def test_a_step_sends_what_is_documented(pairs):
 def test_rows_cut_anywhere_cost_no_more_calls(pairs):
     """FSDP1: at most every selected number travels, and the entries of rows that are cut."""
     sites = sites_of(ODD)
-    everything = EXCHANGES * 4 * sum(s.selected * s.free for s in sites if s.axis == 0)
-    cut_rows = EXCHANGES * 4 * sum(s.selected for s in sites if s.axis == 1)
+    number = torch.float64.itemsize
+    everything = EXCHANGES * number * sum(s.selected * s.free for s in sites if s.axis == 0)
+    cut_rows = EXCHANGES * number * sum(s.selected for s in sites if s.axis == 1)
     for own in pairs["fsdp1"]:
         assert len(own["calls"]) == EXCHANGES + SUMS
     sent = sum(
