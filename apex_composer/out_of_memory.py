@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 from composer.core import State
+
+# Private, but the rule itself: what counts as out of memory, halving, its end, and cleaning up.
 from composer.trainer.trainer import _adjust_device_train_microbatch_size, _is_cuda_oom
 from composer.utils import dist
 
