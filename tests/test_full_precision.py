@@ -160,8 +160,9 @@ def test_on_a_gpu_tf32_changes_the_models_products_and_not_ours(lowered):
     left, right = torch.randn(32, 64, 64, device="cuda"), torch.randn(32, 64, 2048, device="cuda")
     exact = left.double() @ right.double()
     own, plain = (
-        (x.double() - exact).norm() / exact.norm()
-        for x in (bmm(left, right), torch.bmm(left, right))
+        float((found.double() - exact).norm() / exact.norm())
+        for found in (bmm(left, right), torch.bmm(left, right))
     )
-    # 24 bits against 11: sums of 64 products, each off by half a last bit.
-    assert own < 1e-6 < 1e-4 < plain
+    assert own < 1e-6  # 24 bits, sums of 64
+    if torch.cuda.get_device_capability() >= (8, 0):  # older ones have no TF32, of 11 bits
+        assert plain > 1e-4

@@ -23,7 +23,14 @@ LLAMA_2_7B = [
 ]
 ODD = [
     Shape("odd", 2 * p * q + 3, width, p, q, axis=axis)
-    for p, q, width in [(22, 32, 2047), (32, 33, 17), (3, 5, 131), (2, 70, 5), (1, 3, 1)]
+    for p, q, width in [
+        (22, 32, 2047),
+        (32, 33, 17),
+        (3, 5, 131),
+        (2, 70, 5),
+        (66, 80, 300),
+        (1, 3, 1),
+    ]
     for axis in (0, 1)
 ]
 SMALL = [Shape("small", 2 * p * q + 3, 20, p, q, axis=axis) for p, q in [(2, 4)] for axis in (0, 1)]

@@ -233,7 +233,9 @@ def test_ieee_products_are_at_hand(device):
 
 @pytest.mark.gpu
 @both_axes
-@pytest.mark.parametrize("size", [(22, 32, 2048), (32, 43, 4096), (16, 16, 2048)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(22, 32, 2048), (32, 43, 4096), (16, 16, 2048), (40, 80, 2048)], ids=str
+)
 def test_real_sizes_keep_float32_accuracy_and_bits(size, axis):
     case = MonarchCase(*size, axis, torch.device("cuda"), matrices=4)
     before = case.copy(case.gradients)
