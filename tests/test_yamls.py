@@ -175,7 +175,6 @@ def tiny_overrides(inputs: Path) -> dict:
         "max_seq_len": SEQUENCE,
         "global_train_batch_size": 4,
         "precision": "fp32",  # the only one that Composer has on CPUs
-        "eval_subset_num_batches": 1,
         "console_log_interval": "1ba",
     }
 
