@@ -244,6 +244,7 @@ def test_prepared_data_is_compared_with_the_run(tmp_path):
     check(state_with(tmp_path / "elsewhere", description, vocabulary=1, length=1), None)
 
 
+@pytest.mark.numeric
 def test_a_run_without_apex_may_have_the_same_swiglu():
     import torch
     from composer_run import run
