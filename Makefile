@@ -45,8 +45,9 @@ $(STAMP): pyproject.toml constraints.txt
 train: $(STAMP)  ## the whole job, from text to an APEX-trained model (DATA=folder, OUT=runs/demo)
 	$(BIN)/apex-composer demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
 
-test: $(STAMP)  ## all tests; no GPU, no network
+test: $(STAMP)  ## all tests, the numeric ones as on lesser CPUs too; no GPU, no network
 	$(BIN)/python -m pytest -m "not long" $(TESTS)
+	$(if $(TESTS),,$(BIN)/python tests/lower_capabilities.py)
 
 test-long: $(STAMP)  ## the tests that take minutes, or a quiet machine
 	$(BIN)/python -m pytest -m long $(TESTS)

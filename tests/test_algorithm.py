@@ -74,6 +74,7 @@ def test_uneven_stages_and_a_plain_one():
     assert seen == [14, 0, 0, 0, 14, 14]
 
 
+@pytest.mark.numeric
 def test_a_plain_run_equals_one_without_apex():
     _, vanilla, _ = run()
     _, plain, _ = run(APEX(expansion=False))
@@ -114,6 +115,7 @@ def test_first_assessment_leaves_the_order_of_streamed_batches(workers, tmp_path
     assert len({str(batch) for batch in orders[0][:4]}) == 4
 
 
+@pytest.mark.numeric
 def test_microbatches_evaluation_and_checkpointing_do_not_change_scores():
     reference, _, _ = run(APEX(stages=1), **exact())
     micro, _, _ = run(APEX(stages=1), **exact(microbatch=1))
@@ -149,6 +151,7 @@ class OutOfMemoryOnce(Callback):
         self._fail(state, "after_backward")
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("where", ["after_forward", "after_backward"])
 def test_an_out_of_memory_retry_counts_once(where):
     reference, _, _ = run(APEX(stages=1), **exact(microbatch=2))
@@ -163,6 +166,7 @@ def test_an_out_of_memory_retry_counts_once(where):
     trainer.close()
 
 
+@pytest.mark.numeric
 def test_padding_does_not_count():
     loader = lambda padded: DataLoader(  # noqa: E731
         TokenDataset(24, padded=padded), batch_size=BATCH_SIZE
@@ -198,6 +202,7 @@ def test_interval_scores_every_kth_batch():
     assert all(s[2] == 2 * BATCH_SIZE for s in final_scores(apex).values())
 
 
+@pytest.mark.numeric
 def test_clipping_acts_on_the_effective_gradient_in_any_order():
     clip = GradientClipping("norm", 0.01)
     _, first, _ = run(APEX(), clip)
@@ -223,6 +228,7 @@ def test_an_error_in_the_optimizer_leaves_effective_weights():
     assert apex._expander.folded
 
 
+@pytest.mark.numeric
 def test_a_second_fit_goes_on():
     whole, expected, _ = run(APEX(stages=["3ba", "3ba"]))
     apex = APEX(stages=["3ba", "3ba"])
@@ -314,6 +320,7 @@ def test_targets_limit_what_is_expanded():
     assert names == {"channels"}
 
 
+@pytest.mark.numeric
 def test_kernels_train_as_torch_does():
     options = {"max_duration": "4ba", "eps": SMOOTH_EPS}
     _, expected, _ = run(APEX(stages=2, implementation="torch"), **options)

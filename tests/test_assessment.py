@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from apex_composer import Expander, Group, find_sites
 from apex_composer.assessment import Assessment, GroupTotals, _say_packed
 
+pytestmark = pytest.mark.numeric
+
 tiny_llama = partial(helpers.tiny_llama, dtype=torch.float64)
 COUNTS = {"head": 1, "channel": 6}  # threshold 0.25 of 4 heads and 24 channels
 

@@ -9,6 +9,8 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from apex_composer import Expander, find_sites
 
+pytestmark = pytest.mark.numeric
+
 LR = 1e-2
 
 

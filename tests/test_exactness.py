@@ -149,14 +149,17 @@ def test_composer_run_equals_autograd_in_float64(optimizer, clip_first):
     compare(model, optimizer, clip, clip_first, tolerance=1e-10)
 
 
+@pytest.mark.numeric
 def test_composer_run_equals_autograd_in_float32():
     compare(tiny_llama(kv_heads=2), "AdamW", None, None, tolerance=1e-5)
 
 
+@pytest.mark.numeric
 def test_biases_are_expanded_with_their_rows():
     compare(tiny_qwen(dtype=torch.float64), "AdamW", None, None, tolerance=1e-10)
 
 
+@pytest.mark.numeric
 def test_fused_projection_of_mpt_equals_autograd():
     """Three operators share the rows of one Wqkv weight and its bias."""
     from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM

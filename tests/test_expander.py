@@ -7,6 +7,8 @@ from oracle import Oracle
 
 from apex_composer import Expander, find_sites
 
+pytestmark = pytest.mark.numeric
+
 LR, BETAS, EPS = 1e-2, (0.9, 0.95), 1e-8
 
 

@@ -8,6 +8,8 @@ from oracle import dense_operator
 from apex_composer.expansion import ExpansionOperator
 from apex_composer.monarch import MonarchFactors, to_dense
 
+pytestmark = pytest.mark.numeric
+
 # rows, columns, axis, unit_size, offset, bias: odd sizes, fused projections, biases
 SITES = {
     "rows": (9, 5, 0, 1, 0, False),

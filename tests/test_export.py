@@ -1,5 +1,6 @@
 """llm-foundry's HuggingFaceCheckpointer in the middle of a stage."""
 
+import pytest
 import torch
 from composer.models import HuggingFaceModel
 from composer_run import BATCH_SIZE
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from apex_composer import APEX
 
 
+@pytest.mark.numeric
 def test_a_mid_stage_export_computes_what_the_trainer_computes(tmp_path):
     from composer import Callback, Trainer
     from llmfoundry.callbacks import HuggingFaceCheckpointer

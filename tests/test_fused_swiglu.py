@@ -9,6 +9,8 @@ from helpers import tiny_llama, tiny_qwen, tokens
 from apex_composer import Expander, FusedSwiGLU, find_sites
 from apex_composer.fused_swiglu import find_swiglus
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("make_model", [tiny_llama, tiny_qwen])
 def test_values_gradients_and_names_are_those_of_eager_mode(make_model):

@@ -10,6 +10,8 @@ from torch.optim import SGD, AdamW
 from apex_composer.expansion import ExpansionOperator
 from apex_composer.operator_optimizer import OperatorOptimizer, param_group_places
 
+pytestmark = pytest.mark.numeric
+
 SELECTED = selection([0, 2, 5, 6], [1, 3, 4, 7])
 
 

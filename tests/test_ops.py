@@ -43,7 +43,7 @@ def forget() -> None:
     ops.resolve_monarch.cache_clear()
 
 
-def trained(make_model, implementation: str, steps: int = 3, **settings):
+def trained(make_model, implementation: str, steps: int = 2, **settings):
     """A model after some steps of a stage, and its expander."""
     model = make_model()
     expander = Expander(
@@ -62,7 +62,9 @@ def trained(make_model, implementation: str, steps: int = 3, **settings):
     return model, expander
 
 
-@pytest.mark.parametrize("make_model", [tiny_llama, tiny_qwen])
+@pytest.mark.parametrize(
+    "make_model", [tiny_llama, pytest.param(tiny_qwen, marks=pytest.mark.numeric)]
+)
 def test_kernels_train_as_torch_does(make_model):
     start, fresh = trained(make_model, "torch", steps=0)
     expected, by_torch = trained(make_model, "torch")
@@ -79,7 +81,7 @@ def test_kernels_train_as_torch_does(make_model):
 
 
 def test_unfolding_takes_away_what_folding_added():
-    _, expander = trained(tiny_llama, "triton")
+    _, expander = trained(tiny_llama, "triton", steps=1)
     weights = [site.weight.detach().clone() for site in expander.sites]
     for executor in expander.executors:
         executor.unfold()
@@ -120,6 +122,7 @@ def test_memory_of_weights_and_biases_may_be_replaced():
         assert torch.equal(weight, found[1][name]), name
 
 
+@pytest.mark.numeric
 def test_scores_of_kernels_are_those_of_torch():
     model = tiny_llama(heads=4, channels=24)
     mask = torch.ones(3, 12, dtype=torch.bool)

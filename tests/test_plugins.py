@@ -265,6 +265,7 @@ def test_prepared_data_is_compared_once_and_as_early_as_it_is_known(monkeypatch,
     assert compared == [str(tmp_path / "built"), str(tmp_path / "fit")]
 
 
+@pytest.mark.numeric
 def test_a_run_without_apex_may_have_the_same_swiglu():
     import torch
     from composer_run import run

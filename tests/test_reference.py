@@ -9,6 +9,8 @@ from apex_composer.monarch import MonarchFactors
 from apex_composer.packed_samples import find_samples
 from apex_composer.reference import fold, map_gradient, take, unit_square_sums
 
+pytestmark = pytest.mark.numeric
+
 NAN = float("nan")
 # p, q, length of the other axis, spare indices that are in neither set
 SIZES = [(1, 1, 1, 0), (1, 3, 5, 2), (2, 3, 1, 5), (3, 2, 7, 1), (3, 5, 11, 13)]

@@ -50,6 +50,7 @@ def train(model: nn.Module) -> tuple[Expander, dict]:
     return expander, expander.relative_norms()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("build", [tiny_llama, tiny_qwen])
 def test_a_plain_loop_trains_the_same_with_fsdp2(build):
     """In float64: where a gradient is next to zero, rounding in float32 decides AdamW's step."""

@@ -6,6 +6,8 @@ import torch
 from apex_composer import reference, stacked
 from apex_composer.monarch import MonarchFactors
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("shape", [(1, 2, 3, 5), (3, 2, 2, 7), (2, 3, 5, 1), (2, 2, 3, 0)])
 def test_stacked_operators_equal_the_reference(shape):

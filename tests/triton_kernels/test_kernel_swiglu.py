@@ -33,6 +33,7 @@ def with_gradients(function, gate, up, incoming) -> list[torch.Tensor]:
     return [product.detach(), *torch.autograd.grad(product, (gate, up), incoming)]
 
 
+@pytest.mark.numeric
 @all_dtypes
 @all_sizes
 def test_product_and_gradients_are_as_exact_as_torch(size, dtype, device):
@@ -43,10 +44,12 @@ def test_product_and_gradients_are_as_exact_as_torch(size, dtype, device):
     again = with_gradients(swiglu, *tensors)
     for own, other, wanted, second in zip(found, torchs, exact, again, strict=True):
         assert own.dtype == dtype and torch.equal(own, second)
-        bound = 2 * max(relative_error(other, wanted), EPSILON[dtype])
+        # Each number is half a dozen roundings of EPSILON, of which two numbers are no average.
+        bound = 2 * max(relative_error(other, wanted), 2 * EPSILON[dtype])
         assert relative_error(own, wanted) <= bound
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_values_are_rounded_where_eager_mode_rounds(dtype, device):
     tensors = inputs((2, 70, 300), dtype, device)
@@ -75,6 +78,7 @@ def test_real_sizes_are_bit_equal_to_eager_mode(dtype):
     )
 
 
+@pytest.mark.numeric
 @all_dtypes
 @all_sizes
 def test_square_sums_are_those_of_the_rounded_product(size, dtype, device):
@@ -88,6 +92,7 @@ def test_square_sums_are_those_of_the_rounded_product(size, dtype, device):
     assert (buffer == -1).all()
 
 
+@pytest.mark.numeric
 @all_sizes
 def test_masked_tokens_do_not_count_whatever_they_hold(size, device):
     gate, up, _ = inputs(size, torch.float32, device)
@@ -119,6 +124,7 @@ def test_gate_or_up_alone_may_need_a_gradient(which, device):
     assert torch.equal(torch.autograd.grad(product, leaf, tensors[2])[0], expected)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 3, 5, 7), (2, 0, 7), (0, 4)], ids=str)
 def test_leading_dimensions_are_free_without_square_sums(shape, device):
     tensors = inputs(shape, torch.float32, device)
