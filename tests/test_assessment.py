@@ -434,6 +434,7 @@ def test_a_full_mask_still_tells_unpadded_samples_apart():
     totals = assessment.totals()["channels"]
     norms = values.double().square().sum(1).sqrt().sum(0)
     assert totals.samples == 4
+    # Three squares of float32 and a root: half a dozen roundings to 6e-8 at most.
     torch.testing.assert_close(totals.norm_sums, 2 * norms, rtol=1e-6, atol=0)
 
 
