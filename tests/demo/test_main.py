@@ -1,11 +1,14 @@
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from corpus import sentences, write_corpus, write_jsonl
 from typer.testing import CliRunner
 
 from apex_composer.demo import __main__ as demo
 from apex_composer.demo.configuration import DEFAULT_YAML, load_template
+from apex_composer.demo.files import read_json
 
 
 def test_a_failed_run_is_named_with_its_configuration(tmp_path, monkeypatch):
@@ -32,11 +35,41 @@ def test_errors_are_one_line_and_a_status():
 
 
 def test_prepared_data_is_used_again(tmp_path, monkeypatch):
-    from corpus import write_corpus
-
     corpus = write_corpus(tmp_path / "corpus", documents=60)
     overrides = ["variables.vocabulary_size=320", "shared.max_seq_len=32"]
     template = load_template(DEFAULT_YAML, tmp_path / "out", overrides)
     first = demo.prepare_data(corpus, tmp_path / "out", template)
     monkeypatch.setattr(demo, "prepare_from_scratch", pytest.fail)
     assert demo.prepare_data(corpus, tmp_path / "out", template) == first
+
+
+TINY = [
+    "variables.base_batches=3",
+    "variables.batches=3",
+    "variables.vocabulary_size=300",
+    "variables.model.hidden_size=32",
+    "variables.model.intermediate_size=64",
+    "variables.model.num_hidden_layers=1",
+    "shared.max_seq_len=32",
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("documents", "lines"),
+    [
+        ({"book": 1}, ["sections of the same documents"]),
+        ({"book": 9}, []),
+        ({"book": 1, "arxiv": 2}, ["book .* training only"]),
+    ],
+)
+def test_few_long_documents_end_with_results(tmp_path, documents, lines):
+    for number, (domain, count) in enumerate(documents.items()):
+        texts = [sentences(10 * number + seed, words=6000) for seed in range(count)]
+        write_jsonl(tmp_path / "text" / domain / "x.jsonl", texts)
+    arguments = ["--data", tmp_path / "text", "--out", tmp_path / "out", *TINY]
+    result = CliRunner().invoke(demo.app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    for line in (*lines, "total"):
+        assert re.search(line, " ".join(result.output.split()))
+    assert read_json(tmp_path / "out" / "summary.json")["apex_ppl"]["total"] > 1
