@@ -36,6 +36,8 @@ class APEX(Algorithm):
     A fit whose clock stands at 0 begins the run anew, with a warning if there was one before:
     `fit(reset_time=True)`, or a checkpoint with `load_ignore_keys: [state/timestamp]`. What was
     trained stays part of the weights; the first assessment, stage 0 and an empty history follow.
+    The first batch has the last learning rate of the run before, as Composer's schedulers leave
+    it, unless the scheduler is `stagewise`.
 
     An object belongs to one Trainer: given to a second one, it leaves the first.
 
@@ -217,7 +219,7 @@ class APEX(Algorithm):
         if running and batch > 0:
             check_further(self._plan.describe(), stages, self.history, batch)
             return
-        if batch == 0 and (running or self._loaded is not None):
+        if batch == 0 and (running or (self._loaded or {"stage": -1})["stage"] >= 0):
             warn_anew()
             self._loaded, self.branching = None, False
         self._closing.end_stages()
