@@ -213,6 +213,7 @@ class APEX(Algorithm):
 
     def _start(self, state: State, logger: Logger) -> None:
         """FIT_START of a fresh, a resumed or a further fit; with the clock at 0, a run's start."""
+        check_run(state)
         self._swiglu.log_compiled(state.model)
         plan, batch = self.stage_plan(state), state.timestamp.batch.value
         running, stages = self._expander is not None and self._expander.stage >= 0, plan.describe()

@@ -15,11 +15,17 @@ def check_run(state: State) -> None:
     """Refuse runs that could only fail later.
 
     Args:
-        state: of the trainer, before wrapping.
+        state: of the trainer, before wrapping; and at FIT_START, for `fit()` may change it.
 
     Raises:
-        ValueError: for the precision, the optimizers, or the sharding.
+        ValueError: for the precision, the optimizers, the sharding, or a second APEX.
     """
+    count = [type(algorithm).__name__ for algorithm in state.algorithms].count("APEX")
+    if count > 1:
+        raise ValueError(
+            f"algorithms: got apex {count} times, allowed: once. Composer's checkpoints tell "
+            "algorithms apart by their class only: give one of them all `targets`"
+        )
     if state.precision == Precision.AMP_FP16:
         raise ValueError(
             "precision: got amp_fp16, allowed with apex: amp_bf16, fp32. Its gradient scaler "
