@@ -36,8 +36,11 @@ class APEX(Algorithm):
     A fit whose clock stands at 0 begins the run anew, with a warning if there was one before:
     `fit(reset_time=True)`, or a checkpoint with `load_ignore_keys: [state/timestamp]`. What was
     trained stays part of the weights; the first assessment, stage 0 and an empty history follow.
+    The first batch has the last learning rate of the run before, as Composer's schedulers leave
+    it, unless the scheduler is `stagewise`.
 
-    An object belongs to one Trainer: given to a second one, it leaves the first.
+    An object belongs to one Trainer: given to a second one, it leaves the first. Another object
+    on the same model or optimizer is refused until the first Trainer is closed.
 
     Args:
         threshold: share of units selected on each side, in (0, 0.5]. Default 0.125.
@@ -117,7 +120,7 @@ class APEX(Algorithm):
             Event.BEFORE_LOAD: self._check_stages,
             Event.AFTER_LOAD: self._after_load,
             Event.FIT_START: self._start,
-            Event.BATCH_START: self._arm,
+            Event.BATCH_START: self._time_batch,
             Event.BEFORE_TRAIN_BATCH: self._begin_batch,
             Event.BEFORE_FORWARD: self._open,
             Event.AFTER_FORWARD: self._close,
@@ -143,7 +146,7 @@ class APEX(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Do the event's part."""
-        if event is not Event.INIT:
+        if event not in (Event.INIT, Event.AFTER_LOAD):
             check_owner(self._closing, state)
         self._events[event](state, logger)
 
@@ -166,7 +169,7 @@ class APEX(Algorithm):
 
     def _check_run(self, state: State, logger: Logger) -> None:
         """Refuse at INIT, before data and weights are loaded, what could only fail later."""
-        check_run(state)
+        check_run(state, self._expander)
         if self.expansion:
             check_implementation(state, self.implementation)
         expander = self._build(state)
@@ -187,9 +190,11 @@ class APEX(Algorithm):
         """Refuse stages that do not fill the run as soon as its length can be known."""
         if state.max_duration is not None and state.train_dataloader is not None:
             self.stage_plan(state)
+        self._closing.step_aside(state)
 
     def _after_load(self, state: State, logger: Logger) -> None:
         """See where the run comes from, and put changed settings of the optimizer back."""
+        state.callbacks.append(self._closing)
         batch = state.timestamp.batch.value
         self.lineage, self.branching = trace(self._branch, self._loaded, batch)
         if not any(isinstance(callback, StageRates) for callback in state.callbacks):
@@ -211,13 +216,14 @@ class APEX(Algorithm):
 
     def _start(self, state: State, logger: Logger) -> None:
         """FIT_START of a fresh, a resumed or a further fit; with the clock at 0, a run's start."""
+        check_run(state, self._expander)
         self._swiglu.log_compiled(state.model)
         plan, batch = self.stage_plan(state), state.timestamp.batch.value
         running, stages = self._expander is not None and self._expander.stage >= 0, plan.describe()
         if running and batch > 0:
             check_further(self._plan.describe(), stages, self.history, batch)
             return
-        if batch == 0 and (running or self._loaded is not None):
+        if batch == 0 and (running or (self._loaded or {"stage": -1})["stage"] >= 0):
             warn_anew()
             self._loaded, self.branching = None, False
         self._closing.end_stages()
@@ -225,7 +231,7 @@ class APEX(Algorithm):
         self._expander = self._build(state)
         self._closing.hold(self._expander)
         self._attachment = self._expander.attach(state.optimizers[0])
-        self._attachment.armed = False
+        self._attachment.by_closure = True
         self._closing.hold(self._attachment)
         if not restore(self._expander, self._loaded, stages, self.targets, batch, self.branching):
             check_fit(state)
@@ -248,13 +254,14 @@ class APEX(Algorithm):
         self._expander.history[-1]["start_batch"] = state.timestamp.batch.value
         logger.log_metrics(stage_metrics(self._expander))
 
-    def _arm(self, state: State, logger: Logger) -> None:
-        self._attachment.armed = True
+    def _time_batch(self, state: State, logger: Logger) -> None:
         batch = state.timestamp.batch.value
         self._expander.stopwatch.running = (batch + 1) % self.log_interval == 0
 
     def _begin_batch(self, state: State, logger: Logger) -> None:
-        """Also runs when a batch is tried again in smaller microbatches after an OOM."""
+        """Within the step's closure; again when a batch is tried anew after an OOM."""
+        self._expander.ensure_folded()
+        self._attachment.armed = True
         self._expander.assessment.discard()
         mask = attention_mask(state.batch)
         # A mask on the GPU cannot be looked at without waiting for it, so it counts as padded.
@@ -274,7 +281,6 @@ class APEX(Algorithm):
 
     def _end_batch(self, state: State, logger: Logger) -> None:
         """The clock has advanced: commit scores, log, and pass a stage's boundary."""
-        self._attachment.armed = False
         self._expander.assessment.commit()
         if self._expander.stopwatch.running:
             logger.log_metrics(step_metrics(self._expander))

@@ -104,6 +104,7 @@ class Assessment:
                     implementation=self._implementation,
                 )
 
+        collect.owner = self, cohort.groups[place].probe
         return collect
 
     def _collect_packed(self, cohort: _Cohort, place: int, activation: Tensor) -> None:
@@ -262,6 +263,16 @@ class Assessment:
                 torch.stack([t.norm_sums for t in own]).to(device),
                 torch.tensor(own[0].samples, device=device),
             )
+
+
+def assessments(model: torch.nn.Module) -> list[Assessment]:
+    """Those whose hooks are on a model; a deep copy's hooks belong to the original."""
+    owners = [
+        (module, *getattr(hook, "owner", (None, None)))
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+    ]
+    return [owner for module, owner, probe in owners if probe is module]
 
 
 def _sum_over_ranks(cohort: _Cohort) -> Counts | None:

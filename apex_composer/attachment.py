@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from apex_composer.expander import Expander
 
 
+_LEFT_BEHIND = (
+    "the model holds base weights, without what operators add to them: a step of a run with apex "
+    "has failed, and the run is open. Call trainer.close() of its Trainer (without one: `remove()` "
+    "of the Expander and of its attachment), which puts the operators' part back, then go on"
+)
 _MOVED_TOO_EARLY = (
     "the optimizer changed the weights before it called its closure, while they held W + T W[P]; "
     "it will put back a copy from there, to which T W[P] would be added a second time. With a SAM "
@@ -30,12 +35,22 @@ class Attachment:
 
     Attributes:
         armed: False makes steps pass untouched. torch's checkpoint code calls phantom steps with
-            zero gradients on loading; the Composer algorithm is armed within a batch only.
+            zero gradients on loading.
+        by_closure: True makes every step begin disarmed, to be armed while its closure runs. So
+            the Composer algorithm acts on its own trainer's steps only: after an error that trainer
+            may stay open while another one trains with the same optimizer. Default False.
     """
 
     def __init__(self, expander: "Expander", optimizer: Optimizer):
-        self.armed = self.attached = True
-        self._expander = expander
+        weights = {id(site.weight) for site in expander.sites}
+        for other in attachments(optimizer):
+            if not weights.isdisjoint(id(site.weight) for site in other.expander.sites):
+                raise RuntimeError(
+                    "another expander of the same weights is attached to this optimizer, and both "
+                    "would act on every step: call remove() of its attachment, and of itself, first"
+                )
+        self.armed, self.attached, self.by_closure = True, True, False
+        self.expander = expander
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -48,13 +63,15 @@ class Attachment:
         self.attached = False
 
     def _before(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]):
-        if not self.armed or not self._expander.operators:
+        if self.by_closure:
+            self.armed = False
+        if not (self.armed or self.by_closure) or not self.expander.operators:
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            if not _gradients_overflowed(optimizer):
+            if self.armed and not _gradients_overflowed(optimizer):
                 # A GradScaler leaves the division by its scale to a fused optimizer.
-                self._expander.before_step(getattr(optimizer, "grad_scale", None))
+                self.expander.before_step(getattr(optimizer, "grad_scale", None))
             return None
         return (args[0],), {**kwargs, "closure": self._wrap(closure, optimizer)}
 
@@ -63,21 +80,33 @@ class Attachment:
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             nonlocal before, called
-            if before is not None and _versions(optimizer) != before:
-                raise RuntimeError(_MOVED_TOO_EARLY)
+            moved = before is not None and _versions(optimizer) != before
             # A second call asks for the gradient where the optimizer has moved the weights to, on
             # all ranks. A first one may follow a step that died half-way on this rank alone.
             together, before, called = called, None, False
-            self._expander.ensure_folded(together)
+            if self.armed:
+                self.expander.ensure_folded(together)
             loss = closure(*args, **kwargs)
-            self._expander.before_step()
-            called = True
+            if self.armed and moved:
+                raise RuntimeError(_MOVED_TOO_EARLY)
+            if self.armed:
+                self.expander.before_step()
+                called = True
+            elif not self.expander.folded:
+                raise RuntimeError(_LEFT_BEHIND)
             return loss
 
         return wrapped
 
     def _after(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
-        self._expander.after_step()
+        if self.armed:
+            self.expander.after_step()
+
+
+def attachments(optimizer: Optimizer) -> list[Attachment]:
+    """Those that act on an optimizer's steps."""
+    owners = [getattr(h, "__self__", None) for h in optimizer._optimizer_step_pre_hooks.values()]
+    return [owner for owner in owners if isinstance(owner, Attachment)]
 
 
 def _versions(optimizer: Optimizer) -> list[int]:

@@ -1,5 +1,7 @@
 """What a run leaves behind when its trainer closes: an ordinary model."""
 
+import weakref
+
 from composer.core import Callback, State
 from composer.loggers import Logger
 
@@ -16,6 +18,7 @@ _ELSEWHERE = (
 class Closing(Callback):
     """Leaves the model folded and free of hooks when the trainer closes, also after an error.
 
+    Its evaluations and predictions see the effective weights, also after a step that failed.
     Every run has its own, which knows that run's objects only: Python may collect a Trainer, and
     so close it, while the next one trains with the same algorithm.
 
@@ -35,10 +38,27 @@ class Closing(Callback):
         """Take note of what has hooks on the model or on the optimizer."""
         self._held.append(held)
 
+    def step_aside(self, state: State) -> None:
+        """Leave the callbacks while a checkpoint is loaded; to be appended again after it.
+
+        There is nothing to load, but Composer would miss the callback in older checkpoints. Should
+        loading fail, the model is closed when that trainer is collected, as Composer's own are.
+        """
+        state.callbacks.remove(self)
+        weakref.finalize(state, self.close).atexit = False
+
     def end_stages(self) -> None:
         """Fold, and remove the stages' hooks."""
         while self._held:
             self._held.pop().remove()
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        """After a step that failed: let an evaluation see the effective weights."""
+        for held in self._held:
+            if isinstance(held, Expander):
+                held.ensure_folded()
+
+    predict_start = eval_start
 
     def close(self, state: State | None = None, logger: Logger | None = None) -> None:
         """Fold, and remove all hooks."""

@@ -189,7 +189,7 @@ class Expander:
             A handle whose `remove()` undoes it.
 
         Raises:
-            RuntimeError: if it is attached already.
+            RuntimeError: if it is attached already, or another expander of the same weights is.
             ValueError: if a site's weight or bias is not trained by the optimizer, or if the
                 operators cannot follow it (settings that AdamW has not, weights of its own).
         """
@@ -265,8 +265,8 @@ class Expander:
         return {name: getattr(self, name) for name in names}
 
     def remove(self) -> None:
-        """Fold, and take the assessment's hooks off the model."""
-        self.ensure_folded()
+        """Fold (see `StageOperators.recover`), and take the assessment's hooks off the model."""
+        self._running.recover()
         self.assessment.remove()
 
     @property

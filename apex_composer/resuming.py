@@ -188,7 +188,8 @@ def restore(
             )
         return False
     settings, targets = expander.settings(), list(targets)
-    if branching and not keeps_the_stage(loaded, settings, targets, plan):
+    assessing = loaded["stage"] < 0  # saved before the run's stage had begun
+    if assessing or (branching and not keeps_the_stage(loaded, settings, targets, plan)):
         expander.history = trained_records(loaded["history"], batch)
         return False
     if branching:
@@ -201,10 +202,10 @@ def restore(
 
 
 def warn_anew() -> None:
-    """Say that the clock of a run that has trained was set back to 0."""
+    """Say that the clock of a run whose stages had begun stands at 0."""
     warnings.warn(
-        "the run's clock stands at 0 although apex has trained before (reset_time, or a "
-        "checkpoint without its timestamp): the run begins anew, with a first assessment and "
-        "stage 0. What was trained is part of the weights",
+        "the run's clock stands at 0 although apex has begun before (reset_time, a checkpoint "
+        "without its timestamp, or a first batch that failed): the run begins anew, with a first "
+        "assessment and stage 0. What was trained is part of the weights",
         stacklevel=2,
     )

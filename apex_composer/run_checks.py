@@ -1,25 +1,39 @@
 """What a run must be like for APEX, checked before data are read and weights moved."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from composer.algorithms import LayerFreezing
 from composer.core import Precision, State
 from composer.utils import dist
 
+from apex_composer.assessment import assessments
+from apex_composer.attachment import attachments
 from apex_composer.executors import check_sharded
 from apex_composer.operator_optimizer import param_group_places
 from apex_composer.sites import Site, clean_name
 
+if TYPE_CHECKING:
+    from apex_composer.expander import Expander
 
-def check_run(state: State) -> None:
+
+def check_run(state: State, own: "Expander | None" = None) -> None:
     """Refuse runs that could only fail later.
 
     Args:
-        state: of the trainer, before wrapping.
+        state: of the trainer, before wrapping; and at FIT_START, for `fit()` may change it.
+        own: the algorithm's Expander, default none so far.
 
     Raises:
-        ValueError: for the precision, the optimizers, or the sharding.
+        ValueError: for the precision, the optimizers, the sharding, or a second APEX.
+        RuntimeError: an earlier run still acts on the model or the optimizer.
     """
+    count = [type(algorithm).__name__ for algorithm in state.algorithms].count("APEX")
+    if count > 1:
+        raise ValueError(
+            f"algorithms: got apex {count} times, allowed: once. Composer's checkpoints tell "
+            "algorithms apart by their class only: give one of them all `targets`"
+        )
     if state.precision == Precision.AMP_FP16:
         raise ValueError(
             "precision: got amp_fp16, allowed with apex: amp_bf16, fp32. Its gradient scaler "
@@ -27,6 +41,7 @@ def check_run(state: State) -> None:
         )
     if len(state.optimizers) != 1:
         raise ValueError(f"apex needs exactly one optimizer, got {len(state.optimizers)}")
+    _check_alone(state, own)
     _check_sharding(state)
 
 
@@ -88,6 +103,20 @@ def check_implementation(state: State, implementation: str) -> None:
         # FSDP2 has no strategies: it shards.
         if getattr(state.fsdp_config, "sharding_strategy", None) != "NO_SHARD":
             check_sharded(implementation)
+
+
+def _check_alone(state: State, own: "Expander | None") -> None:
+    """Refuse a model or an optimizer on which an earlier run still acts."""
+    others = [found.expander for found in attachments(state.optimizers[0])]
+    own_assessment = None if own is None else own.assessment
+    if any(other is not own for other in others) or any(
+        other is not own_assessment for other in assessments(state.model)
+    ):
+        raise RuntimeError(
+            "algorithms: on this model or its optimizer another run of apex still acts, whose "
+            "Trainer is open (perhaps its fit has failed): call trainer.close() of that Trainer "
+            "first. It leaves an ordinary model, with what was trained as part of the weights"
+        )
 
 
 def _check_sharding(state: State) -> None:

@@ -1,5 +1,6 @@
 """The operators of the running stage around an optimizer's step: who acts, and what trains them."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -35,6 +36,7 @@ class StageOperators:
         self._main: Optimizer | None = None
         self._optimizer: OperatorOptimizer | None = None
         self._moments: Mapping[str, dict[str, Any]] = {}
+        self._base: list[int] = []  # versions of the weights when they became base weights
 
     def begin(
         self, operators: Sequence[ExpansionOperator], moments: Mapping[str, dict[str, Any]]
@@ -92,6 +94,7 @@ class StageOperators:
                 divide_gradients(self.operators, grad_scale)
             for executor in self.executors:
                 executor.unfold()
+        self._base = self._versions()
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -113,6 +116,22 @@ class StageOperators:
         for executor in self.executors:
             if not executor.folded:
                 executor.fold() if together else executor.restore()
+
+    def recover(self) -> None:
+        """As `ensure_folded`, at a time when others may have put other weights in place."""
+        if self.folded or self._versions() == self._base:
+            self.ensure_folded(together=False)
+            return
+        warnings.warn(
+            "apex: a step failed while the model held base weights, and the weights have changed "
+            "since: by a part of that step, by other training or by loading. They are left as "
+            "they are, for T W[P] may not belong to them. Load a checkpoint if they are the "
+            "failed run's",
+            stacklevel=2,
+        )
+
+    def _versions(self) -> list[int]:
+        return [p._version for operator in self.operators for p in operator.site.parameters()]
 
     def moments(self) -> Mapping[str, dict[str, Any]]:
         """Of the operators' optimizer, by factor, on the CPU."""

@@ -308,11 +308,15 @@ def test_an_optimizer_that_steps_its_base_class_is_refused(closure):
         run.optimizer.step(run.closure()) if closure else run.step()
 
 
-def test_a_second_attachment_is_refused():
+@pytest.mark.parametrize("own", [True, False], ids=["same expander", "another expander"])
+def test_a_second_attachment_is_refused(own):
     """Two would map every gradient twice and subtract T W[P] twice."""
     run = Run()
-    with pytest.raises(RuntimeError, match="attached"):
-        run.expander.attach(run.optimizer)
+    expander = run.expander if own else Expander(run.expander.sites, operator_lr_scale=1.0)
+    with pytest.raises(RuntimeError, match=r"attached.*remove\(\)"):
+        expander.attach(run.optimizer)
+    run.attachment.remove()
+    expander.attach(run.optimizer)
 
 
 def test_attaching_before_the_stage_begins_is_the_same():

@@ -1,13 +1,17 @@
 """A trainer that closes, is collected, or shares its algorithm leaves ordinary models behind."""
 
+import copy
 import gc
+import sys
+import warnings
 import weakref
 
 import pytest
 import torch
 from composer import Callback
 from composer_run import make_trainer, run
-from helpers import tiny_llama
+from helpers import TokenDataset, tiny_llama
+from torch.utils.data import DataLoader
 
 from apex_composer import APEX
 
@@ -126,3 +130,170 @@ def test_a_refused_start_leaves_no_hooks():
         trainer.fit()
     trainer.close()
     assert_without_hooks(model, trainer.state.optimizers[0])
+
+
+class Fail(Callback):
+    """Fails in the fourth batch, where operators exist, before the optimizer has stepped."""
+
+    def after_train_batch(self, state, logger):
+        if state.timestamp.batch.value == 3:
+            raise RuntimeError("no luck")
+
+
+def failed_in_a_batch(model, **settings):
+    """A trainer that has not been closed after an error."""
+    trainer = make_trainer(APEX(**SETTINGS | settings), model=model, callbacks=(Fail(),))
+    with pytest.raises(RuntimeError, match="no luck"):
+        trainer.fit()
+    return trainer
+
+
+def failed_in_a_step(model, apex: APEX | None = None):
+    """The same, with base weights in place; and the effective ones."""
+    trainer = trained_in_part(apex or APEX(**SETTINGS), model=model)
+    effective = {name: weight.clone() for name, weight in model.state_dict().items()}
+    trainer.state.max_duration = "6ba"
+
+    def failing(*args, **kwargs):
+        raise RuntimeError("no luck")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="no luck"):
+        patch.setattr(sys.modules["torch.optim.adam"], "adam", failing)
+        trainer.fit()
+    return trainer, effective
+
+
+def assert_close(weights: dict, expected: dict) -> None:
+    """W + D - D + D instead of W + D: some roundings of float32 of weights below 1."""
+    for name, weight in expected.items():
+        torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-6, msg=name)
+
+
+def on(trainer, *algorithms, optimizer=None, **options):
+    """A further trainer on a trainer's model, and on its optimizer or another one."""
+    model = trainer.state.model.model
+    if optimizer is None:
+        options["optimizer"] = lambda *args, **kwargs: trainer.state.optimizers[0]
+    return make_trainer(*algorithms, model=model, **options)
+
+
+OPEN = r"^algorithms: .*another run of apex.*call trainer.close\(\)"
+
+
+@pytest.mark.parametrize("optimizer", [None, "new"], ids=["same optimizer", "new optimizer"])
+def test_a_second_run_beside_one_that_failed_is_refused_until_that_is_closed(optimizer):
+    first = failed_in_a_batch(tiny_llama())
+    with pytest.raises(RuntimeError, match=OPEN):
+        on(first, APEX(**SETTINGS), optimizer=optimizer)
+    first.close()
+    apex = APEX(**SETTINGS)
+    second = on(first, apex, optimizer=optimizer)
+    second.fit()
+    assert len(second.state.optimizers[0]._optimizer_step_pre_hooks) == 1
+    assert [record["start_batch"] for record in apex.history] == [0, 2]
+    second.close()
+
+
+def test_a_run_that_was_built_before_another_one_began_is_refused_at_its_start():
+    model = tiny_llama()
+    first, second = (make_trainer(APEX(**SETTINGS), model=model, callbacks=(Stop(),)) for _ in "12")
+    first.fit()
+    with pytest.raises(RuntimeError, match=OPEN):
+        second.fit()
+    first.state.max_duration = "6ba"
+    first.fit()  # which is not in its own way
+    first.close()
+    second.fit()
+    second.close()
+
+
+def test_a_copy_of_the_model_of_an_open_run_is_free():
+    first = trained_in_part(APEX(**SETTINGS), model=tiny_llama())
+    second = make_trainer(APEX(**SETTINGS), model=copy.deepcopy(first.state.model.model))
+    second.fit()
+    for trainer in (second, first):
+        trainer.close()
+
+
+def test_operators_of_a_run_that_failed_do_not_train_along():
+    """A trainer without apex cannot refuse: the failed run's hooks have to let it pass."""
+    ends = []
+    for closed in (True, False):
+        first = failed_in_a_batch(tiny_llama(), fused_swiglu=False)
+        if closed:
+            first.close()
+        second = on(first)
+        second.fit()
+        ends.append({n: t.clone() for n, t in second.state.model.model.state_dict().items()})
+        for trainer in (second, first):
+            trainer.close()
+    assert_equal(*ends)
+
+
+def test_base_weights_that_a_failed_step_left_are_not_trained_in_silence():
+    first, effective = failed_in_a_step(tiny_llama())
+    second = on(first)
+    with pytest.raises(RuntimeError, match=r"base weights.*trainer.close\(\)"):
+        second.fit()
+    first.close()
+    assert_close(first.state.model.model.state_dict(), effective)
+
+
+def test_closing_adds_nothing_to_weights_that_have_moved_on():
+    first, _ = failed_in_a_step(tiny_llama())
+    second = on(first, optimizer="new")
+    second.fit()
+    after = {n: t.clone() for n, t in second.state.model.model.state_dict().items()}
+    with pytest.warns(UserWarning, match="weights have changed since"):
+        first.close()
+    assert_equal(after, second.state.model.model.state_dict())
+    assert_without_hooks(second.state.model.model, first.state.optimizers[0])
+    second.close()
+
+
+@pytest.mark.parametrize("how", ["eval", "predict"])
+def test_effective_weights_are_evaluated_after_a_step_that_failed(how):
+    model = tiny_llama()
+    apex = APEX(**SETTINGS)
+    trainer, effective = failed_in_a_step(model, apex)
+    seen = []
+    model.model.register_forward_pre_hook(lambda *_: seen.append(apex._expander.folded))
+    getattr(trainer, how)(DataLoader(TokenDataset(4), batch_size=4))
+    assert seen == [True]
+    assert_close(model.state_dict(), effective)
+    trainer.close()
+
+
+def test_an_earlier_trainer_may_still_evaluate():
+    apex = APEX(**SETTINGS)
+    first = trained_in_part(apex, model=tiny_llama())
+    second, _ = failed_in_a_step(tiny_llama(seed=1), apex)
+    first.eval(DataLoader(TokenDataset(4), batch_size=4))
+    assert not apex._expander.folded
+    for trainer in (first, second):
+        trainer.close()
+
+
+def test_a_checkpoint_of_before_this_callback_loads_without_a_warning(tmp_path):
+    first = trained_in_part(APEX(**SETTINGS), model=tiny_llama())
+    first.save_checkpoint(str(tmp_path / "new.pt"))
+    first.close()
+    saved = torch.load(tmp_path / "new.pt", weights_only=False)
+    saved["state"]["callbacks"].pop("Closing", None)
+    torch.save(saved, tmp_path / "old.pt")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Closing")
+        second = make_trainer(APEX(**SETTINGS), load_path=str(tmp_path / "old.pt"))
+    second.fit()
+    optimizer = second.state.optimizers[0]
+    second.close()
+    assert_without_hooks(second.state.model.model, optimizer)
+
+
+def test_a_checkpoint_that_cannot_be_loaded_leaves_an_ordinary_model(tmp_path):
+    model = tiny_llama()
+    with pytest.raises(FileNotFoundError):
+        make_trainer(APEX(**SETTINGS), model=model, load_path=str(tmp_path / "none.pt"))
+    gc.collect()
+    for name, module in model.named_modules():
+        assert not module._forward_pre_hooks and "forward" not in module.__dict__, name

@@ -1,5 +1,6 @@
 """A clock that is set back to 0 begins the run anew: exactly as a fresh run from these weights."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from composer_run import make_trainer
 from apex_composer import APEX, StagewiseScheduler
 
 STAGES, LR = 2, 1e-2
-AGAIN = "the run's clock stands at 0 although apex has trained before"
+AGAIN = "the run's clock stands at 0 although apex has begun before"
 
 
 class Watch(Callback):
@@ -34,6 +35,17 @@ class StopOnce(Callback):
         if state.timestamp.batch.value == self.batch:
             self.batch = None
             state.stop_training()
+
+
+class FailOnce(Callback):
+    """Fails at an event of the first batch, or in the first assessment."""
+
+    failed = False
+
+    def run_event(self, event, state, logger):
+        if event.value == "after_forward" and not self.failed:
+            self.failed = True
+            raise RuntimeError("no luck")
 
 
 def build(*callbacks: Callback, stages=STAGES, **options) -> tuple[Trainer, APEX, Watch]:
@@ -148,3 +160,57 @@ def test_a_refused_start_is_refused_again(tmp_path):
     with pytest.raises(ValueError, match="stages: "):
         trainer.fit()
     assert apex.history == []
+
+
+def test_a_first_batch_that_failed_is_a_cause_too():
+    trainer, apex, _ = build(FailOnce())
+    with pytest.raises(RuntimeError, match="no luck"):
+        trainer.fit()
+    with pytest.warns(UserWarning, match=AGAIN + ".*or a first batch that failed"):
+        trainer.fit()
+    assert [record["start_batch"] for record in apex.history] == [0, 3]
+
+
+def interrupt_once(model: torch.nn.Module) -> None:
+    """Let the next forward pass be interrupted."""
+
+    def interrupt(*_):
+        handle.remove()
+        raise KeyboardInterrupt
+
+    handle = model.model.register_forward_pre_hook(interrupt)
+
+
+def interrupted_assessment(folder: Path, **options) -> str:
+    """A checkpoint of a run that was interrupted before its first stage began."""
+    trainer, _, _ = build(**options)
+    interrupt_once(trainer.state.model.model)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    trainer.save_checkpoint(str(folder / "interrupted.pt"))
+    trainer.close()
+    return str(folder / "interrupted.pt")
+
+
+def test_an_assessment_that_was_interrupted_begins_again_without_a_warning(tmp_path):
+    other, expected, seen = build()
+    other.fit()
+    trainer, apex, watch = build(load_path=interrupted_assessment(tmp_path))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*clock")
+        trainer.fit()
+    # Loading leaves a step of zero in AdamW's count (torch's own), so weights are not compared.
+    assert watch.rates == seen.rates and watch.operators == seen.operators
+    assert apex.history[0] == expected.history[0] and len(apex.history) == STAGES
+
+
+def test_an_interrupted_assessment_in_mid_run_begins_again(tmp_path):
+    checkpoint = saved(tmp_path, StopOnce(3))
+    with pytest.warns(UserWarning, match="loaded without the state of apex"):
+        checkpoint = interrupted_assessment(
+            tmp_path, load_path=checkpoint, load_ignore_keys=["state/algorithms"]
+        )
+    trainer, apex, watch = build(load_path=checkpoint)
+    trainer.fit()
+    assert [record["start_batch"] for record in apex.history] == [3]
+    assert watch.operators == [14, 14, 14]

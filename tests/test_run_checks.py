@@ -20,6 +20,13 @@ class Refusing(Callback):
         raise ValueError("not with this data")
 
 
+class Stop(Callback):
+    """Ends a fit after its first batch."""
+
+    def batch_end(self, state, logger):
+        state.stop_training()
+
+
 class Batches(torch.utils.data.Dataset):
     """Counts what is read of it."""
 
@@ -113,6 +120,26 @@ def test_a_weight_that_is_not_trained_is_refused_when_the_run_is_built():
     told = "layers.1.mlp.up_proj.weight is not trained by the optimizer"
     with pytest.raises(ValueError, match=told):
         make_trainer(APEX(), model=model)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_second_apex_in_a_run_is_refused(same):
+    """Composer's checkpoints tell algorithms apart by their class, so one would be lost."""
+    first = APEX(targets=["head"])
+    with pytest.raises(ValueError, match="^algorithms: got apex 2 times, allowed: once"):
+        make_trainer(first, first if same else APEX(targets=["channel"]))
+
+
+@pytest.mark.parametrize("fits", [0, 1])
+def test_a_precision_that_comes_with_fit_is_checked_there(fits, loader, monkeypatch):
+    monkeypatch.setattr("composer.trainer.trainer._validate_precision", lambda *_: None)
+    trainer = make_trainer(APEX(stages=1), loader=loader, callbacks=(Stop(),))
+    for _ in range(fits):
+        trainer.fit()
+    read, trainer.state.max_duration = loader.dataset.read, "6ba"
+    with pytest.raises(ValueError, match="^precision: got amp_fp16"):
+        trainer.fit(precision="amp_fp16")
+    assert loader.dataset.read == read
 
 
 def test_freezing_what_is_not_expanded_is_allowed():
