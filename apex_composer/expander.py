@@ -175,7 +175,7 @@ class Expander:
 
     def fuse(self) -> None:
         """End the stage: the weights already hold W + T, so the operators are dropped."""
-        self.ensure_folded()
+        self._running.settle()
         self._running.end()
 
     def attach(self, optimizer: Optimizer) -> Attachment:
@@ -241,7 +241,7 @@ class Expander:
 
         Collective in a distributed run: scores are summed over the ranks.
         """
-        self.ensure_folded()
+        self._running.settle()
         return pack_state(self, self._running.moments())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
