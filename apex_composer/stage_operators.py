@@ -13,7 +13,13 @@ from torch.optim import Optimizer
 from apex_composer.changes import Gradients, version
 from apex_composer.executors import Executor, make_executors
 from apex_composer.expansion import ExpansionOperator
-from apex_composer.operator_optimizer import OperatorOptimizer, divide_gradients
+from apex_composer.main_optimizer import warn_of_other_rates
+from apex_composer.operator_optimizer import (
+    OperatorOptimizer,
+    divide_gradients,
+    param_group_places,
+)
+from apex_composer.sites import Site
 from apex_composer.stopwatch import Stopwatch
 
 
@@ -22,7 +28,8 @@ class StageOperators:
 
     Args:
         implementation: `auto`, `torch` or `triton`, see `make_executors`.
-        lr_scale: the operators' learning rate over the main optimizer's.
+        lr_scale: the operators' learning rate over the main optimizer's; None: 1, with a warning
+            where that does not suit them.
         stopwatch: counts the time that steps take.
 
     Attributes:
@@ -30,12 +37,13 @@ class StageOperators:
         executors: who do their work.
     """
 
-    def __init__(self, implementation: str, lr_scale: float, stopwatch: Stopwatch):
+    def __init__(self, implementation: str, lr_scale: float | None, stopwatch: Stopwatch):
         self.operators: list[ExpansionOperator] = []
         self.executors: list[Executor] = []
         self._implementation, self._lr_scale = implementation, lr_scale
         self._stopwatch = stopwatch
         self._main: Optimizer | None = None
+        self._warned_of: Optimizer | None = None
         self._optimizer: OperatorOptimizer | None = None
         self._moments: Mapping[str, dict[str, Any]] = {}
         self._folded: list[list[tuple[int, ...]]] = []  # versions by executor; none: not yet folded
@@ -50,8 +58,10 @@ class StageOperators:
             operators: in the same order on all ranks.
             moments: of their optimizer, as `moments()` returned them; empty in a new stage.
         """
+        if self._main is not None and operators:
+            self.check([operator.site for operator in operators], self._main)
+        self.executors = make_executors(operators, self._implementation)
         self.operators, self._moments = list(operators), moments
-        self.executors = make_executors(self.operators, self._implementation)
         self._folded = []
         self._train()
 
@@ -59,6 +69,17 @@ class StageOperators:
         """Drop the operators; they are part of the weights."""
         self.operators, self.executors = [], []
         self._optimizer, self._moments = None, {}
+
+    def check(self, sites: Sequence[Site], main: Optimizer) -> None:
+        """Refuse an optimizer that operators cannot follow; warn, once, of other rates.
+
+        Raises:
+            ValueError: as `param_group_places`.
+        """
+        places = param_group_places(sites, main)
+        if self._lr_scale is None and main is not self._warned_of:
+            warn_of_other_rates(main, places)
+            self._warned_of = main
 
     def follow(self, main: Optimizer) -> None:
         """Train these and later operators as the main optimizer trains the weights."""
@@ -68,7 +89,7 @@ class StageOperators:
     def _train(self) -> None:
         """Build the operators' optimizer as soon as both they and the main one are known."""
         if self._main is not None and self.operators:
-            self._optimizer = OperatorOptimizer(self.operators, self._main, self._lr_scale)
+            self._optimizer = OperatorOptimizer(self.operators, self._main, self._lr_scale or 1.0)
             if self._moments:
                 self._optimizer.load_state_dict(self._moments)
                 self._moments = {}
@@ -78,6 +99,7 @@ class StageOperators:
         """Whether the parameters hold the effective weights, as they do outside of steps."""
         return all(executor.folded for executor in self.executors)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def before_step(self, grad_scale: Tensor | None) -> None:
         """See `Expander.before_step`."""
@@ -109,6 +131,7 @@ class StageOperators:
             for executor in self.executors:
                 executor.unfold()
 
+    @torch.compiler.disable
     @torch.no_grad()
     def after_step(self) -> None:
         """See `Expander.after_step`."""
