@@ -73,7 +73,10 @@ class Attachment:
                 # A GradScaler leaves the division by its scale to a fused optimizer.
                 self.expander.before_step(getattr(optimizer, "grad_scale", None))
             return None
-        return (args[0],), {**kwargs, "closure": self._wrap(closure, optimizer)}
+        wrapped = self._wrap(closure, optimizer)
+        if len(args) > 1:
+            return (args[0], wrapped, *args[2:]), kwargs
+        return args, {**kwargs, "closure": wrapped}
 
     def _wrap(self, closure: Callable[..., Any], optimizer: Optimizer) -> Callable[..., Any]:
         before, called = _versions(optimizer), False
@@ -110,7 +113,7 @@ def attachments(optimizer: Optimizer) -> list[Attachment]:
 
 
 def _versions(optimizer: Optimizer) -> list[int]:
-    """Counters that go up when a weight is changed in place."""
+    """Counters that go up when a weight is changed in place, but not through `parameter.data`."""
     return [p._version for group in optimizer.param_groups for p in group["params"]]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from apex_composer.distributed import ShardRanks
 from apex_composer.expansion import ExpansionOperator, as_matrix
@@ -31,6 +32,12 @@ class Executor(Protocol):
 
     def restore(self) -> None:
         """Fold after a failed step, by this rank alone."""
+
+    def refresh(self) -> None:
+        """The weights were changed since the fold: W_eff is what they hold now, T stays."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that it writes."""
 
     def map_gradient(self) -> None:
         """From dLoss/dW_eff to dLoss/dW, in place, and to the factors' gradients, in `.grad`."""
@@ -165,6 +172,13 @@ class KernelExecutor:
         self.folded = True
 
     restore = fold
+
+    def refresh(self) -> None:
+        """Nothing is kept between a fold and an unfold."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All weights, and biases."""
+        return [parameter for parameters in self._parameters for parameter in parameters]
 
     def unfold(self) -> None:
         """W[N] <- W[N] - T W[P] for every weight, and bias."""

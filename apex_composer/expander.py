@@ -16,9 +16,7 @@ from apex_composer.executors import Executor, check_executors
 from apex_composer.expander_state import check_state, pack_state
 from apex_composer.expansion import ExpansionOperator
 from apex_composer.history import stage_record
-from apex_composer.main_optimizer import warn_of_other_rates
 from apex_composer.monarch import MonarchFactors
-from apex_composer.operator_optimizer import param_group_places
 from apex_composer.selection import Selection, count_by_group, count_selected, select_alike
 from apex_composer.settings import (
     IMPLEMENTATIONS,
@@ -115,7 +113,7 @@ class Expander:
             implementation,
         )
         self._attachment: Attachment | None = None
-        self._running = StageOperators(implementation, operator_lr_scale or 1.0, self.stopwatch)
+        self._running = StageOperators(implementation, operator_lr_scale, self.stopwatch)
 
     @contextmanager
     def assessing(
@@ -175,11 +173,15 @@ class Expander:
 
     def fuse(self) -> None:
         """End the stage: the weights already hold W + T, so the operators are dropped."""
-        self.ensure_folded()
+        self._running.settle()
         self._running.end()
 
     def attach(self, optimizer: Optimizer) -> Attachment:
         """Make every `optimizer.step()` train the operators too.
+
+        Each step needs zero_grad() and a backward pass before it: gradients are mapped in place,
+        and must not be mapped again, nor added to. What is refused here is looked at again when a
+        stage begins, so do not freeze, replace or regroup the sites' weights within one.
 
         Args:
             optimizer: the user's, holding the sites' weights. Its lr, betas, eps and maximize
@@ -200,9 +202,7 @@ class Expander:
             )
         if self.expansion:
             reshard(self.sites)
-            places = param_group_places(self.sites, optimizer)
-            if self.operator_lr_scale is None:
-                warn_of_other_rates(optimizer, places)
+            self._running.check(self.sites, optimizer)
         self._running.follow(optimizer)
         self._attachment = Attachment(self, optimizer)
         return self._attachment
@@ -241,7 +241,7 @@ class Expander:
 
         Collective in a distributed run: scores are summed over the ranks.
         """
-        self.ensure_folded()
+        self._running.settle()
         return pack_state(self, self._running.moments())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

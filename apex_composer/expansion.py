@@ -55,6 +55,14 @@ class ExpansionOperator:
 
     restore = fold  # nobody else is needed for it
 
+    def refresh(self) -> None:
+        """The weight was changed since the fold: T W[P] is computed anew, as in a resumed run."""
+        self._deltas = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The weight, and the bias of an expanded output row."""
+        return self.site.parameters()
+
     def unfold(self) -> None:
         """W[N] <- W[N] - T W[P]: the parameter holds the base weight.
 

@@ -8,6 +8,7 @@ would be off by 4e-4 instead of 1e-7.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -36,14 +37,19 @@ def full_float32() -> Iterator[None]:
     """Inside, products of float32 are computed in float32: neither in TF32 nor in bfloat16.
 
     What was set before is set again afterwards, also after an error. A GPU's product is given its
-    precision when it is launched, so that nothing waits for its end.
+    precision when it is launched, so that nothing waits for its end. Threads take turns: the
+    setting is the process's, and one would set again what it has read inside another's block.
     """
-    before = _read()
-    _write(_FULL)
-    try:
-        yield
-    finally:
-        _write(before)
+    with _TURN:
+        before = _read()
+        _write(_FULL)
+        try:
+            yield
+        finally:
+            _write(before)
+
+
+_TURN = RLock()
 
 
 if hasattr(torch.backends.cuda.matmul, "fp32_precision"):

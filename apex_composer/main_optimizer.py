@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import ASGD, Optimizer
 
 # Where the main optimizer has no such setting (SGD, Lion's eps): AdamW's usual ones for LLMs.
 DEFAULT_BETAS = (0.9, 0.95)
@@ -79,15 +79,15 @@ def warn_of_other_rates(optimizer: Optimizer, places: Iterable[int]) -> None:
             f"{type(optimizer).__name__}, which is not of AdamW's size (Lion's is 3 to 10 times "
             "smaller, SGD's larger): give the ratio of a good AdamW learning rate to this one, or "
             "1.0 if that is meant",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
 def _keeps_weights(optimizer: Optimizer) -> bool:
-    """By name; by ScheduleFree's two modes; or because it wraps another one."""
+    """By name; by ScheduleFree's two modes; torch's averaged SGD; or as it wraps another one."""
     modes = [callable(getattr(optimizer, mode, None)) for mode in ("train", "eval")]
     wraps = isinstance(getattr(optimizer, "optimizer", None), Optimizer)
-    return _named(optimizer, _KEEP_WEIGHTS) or all(modes) or wraps
+    return _named(optimizer, _KEEP_WEIGHTS) or all(modes) or wraps or isinstance(optimizer, ASGD)
 
 
 def _named(optimizer: Optimizer, parts: Iterable[str]) -> bool:

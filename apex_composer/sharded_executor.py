@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from apex_composer import stacked
 from apex_composer.carrier import Carrier, Parts
@@ -25,6 +25,13 @@ from apex_composer.exchange import Matrix
 from apex_composer.expansion import ExpansionOperator
 from apex_composer.monarch import MonarchFactors
 from apex_composer.shards import Shard, reshard
+
+_CHANGED = (
+    "sharded weights were changed since the last step of this stage (load_state_dict, an in-place "
+    "write), and T W[P] is still that of the weights before. Allowed: to take state = "
+    "expander.state_dict() before the change and to call expander.load_state_dict(state) after it, "
+    "on all ranks; or to change weights between stages, after expander.fuse()"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +121,21 @@ class ShardedExecutor:
         reshard([operator.site for operator in self.operators])
         self.carrier.add("N", self._deltas, self._values(), +1)
         self.folded = True
+
+    def refresh(self) -> None:
+        """Refuse weights that were changed since the fold.
+
+        W[P] would have to be gathered anew, by all ranks together, and those that hold other parts
+        of the weights may have seen no change.
+
+        Raises:
+            RuntimeError: saying how to change weights in the middle of a stage.
+        """
+        raise RuntimeError(_CHANGED)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The sharded weights, and biases."""
+        return [job.shard.parameter for job in self._jobs]
 
     @torch.no_grad()
     def map_gradient(self) -> None:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 Unit = Literal["head", "kv_head", "channel"]
 
@@ -221,13 +222,24 @@ def check_sites(sites: Sequence[Site]) -> None:
         raise ValueError("sites: the list names a site twice, see find_sites(model)")
     for site in sites:
         check_expandable(site)
-    for first, second in combinations(sites, 2):
-        if first.weight is second.weight and _overlap(first, second):
-            raise ValueError(
-                f"{first.name} and {second.name} are one tied weight, whose rows two operators "
-                "would change. Allowed: weights of their own. Untie them, or give the Expander "
-                "the sites of one of the two only"
-            )
+    sharing: dict[tuple, list[tuple[Site, str]]] = {}
+    for site in sites:
+        for parameter, what in zip(site.parameters(), ("weight", "bias"), strict=False):
+            sharing.setdefault(_memory(parameter), []).append((site, what))
+    for several in sharing.values():
+        for (first, what), (second, _) in combinations(several, 2):
+            if _overlap(first, second):
+                raise ValueError(
+                    f"{first.name} and {second.name} are one tied {what}, whose rows two operators "
+                    "would change. Allowed: weights and biases of their own. Untie them, or give "
+                    "the Expander the sites of one of the two only"
+                )
+
+
+def _memory(parameter: nn.Parameter) -> tuple:
+    """The same for parameters that begin at one address; for one without memory, its own."""
+    address = 0 if isinstance(parameter, DTensor) else parameter.data_ptr()
+    return ("address", address) if address else ("object", id(parameter))
 
 
 def _overlap(first: Site, second: Site) -> bool:

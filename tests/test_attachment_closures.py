@@ -176,3 +176,26 @@ def test_weights_that_move_before_the_closure_are_refused():
     run.expander.attach(optimizer)
     with pytest.raises(RuntimeError, match="before it called its closure.*`base_optimizer`"):
         optimizer.step(lambda: run.closure(optimizer))
+
+
+def test_shards_changed_between_two_steps_are_refused():
+    """W[P] would have to be gathered anew, which one rank alone cannot decide; T W[P] is stale."""
+    ranked = [Small(trials=0) for _ in range(3)]
+
+    def run(ranks):
+        small = ranked[ranks.rank].on(ranks)
+        parameters = [p for site in small.sites for p in site.parameters()]
+        optimizer = Trials(parameters, lr=LR)
+        optimizer.trials = 0
+        small.expander.attach(optimizer)
+        optimizer.step(lambda: small.closure(optimizer))
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.clamp_(-0.01, 0.01)
+        calls = len(ranks.calls)
+        with pytest.raises(RuntimeError, match=r"since the last step.*expander\.state_dict"):
+            optimizer.step(lambda: small.closure(optimizer))
+        assert len(ranks.calls) == calls  # before any rank waits for another
+        assert all(parameter.abs().le(0.01).all() for parameter in parameters)
+
+    run_ranks(3, run)

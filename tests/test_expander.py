@@ -309,3 +309,17 @@ def test_the_state_does_not_change_with_later_training():
     state = expander.state_dict()
     state["history"][0]["stage"] = 99
     assert expander.history[0]["stage"] == 0
+
+
+def test_a_state_saved_before_attaching_is_a_copy_of_what_was_loaded():
+    model = tiny_llama(layers=1)
+    expander, optimizer = make_expander(model), make_optimizer(model)
+    expander.begin_stage()
+    expander.attach(optimizer)
+    plain_step(model, optimizer, tokens(4))
+    saved = expander.state_dict()
+    other = make_expander(model)
+    other.load_state_dict(saved)
+    name, found = next(iter(other.state_dict()["moments"].items()))
+    found["exp_avg"].zero_()
+    assert saved["moments"][name]["exp_avg"].abs().max() > 0

@@ -1,6 +1,7 @@
 """Our products are in full float32, whatever the process allows for the model's."""
 
 import importlib.util
+import threading
 
 import pytest
 import torch
@@ -166,3 +167,27 @@ def test_on_a_gpu_tf32_changes_the_models_products_and_not_ours(lowered):
     assert own < 1e-6  # 24 bits, sums of 64
     if torch.cuda.get_device_capability() >= (8, 0):  # older ones have no TF32, of 11 bits
         assert plain > 1e-4
+
+
+def test_two_threads_leave_what_was_set(lowered):
+    """One that came in between would read the other's setting, and set it again at its end."""
+    inside, outside = threading.Event(), threading.Event()
+
+    def hold():
+        with full_float32():
+            inside.set()
+            outside.wait(0.5)
+
+    first = threading.Thread(target=hold)
+    first.start()
+    inside.wait()
+
+    def overlap():
+        with full_float32():
+            outside.set()
+            first.join(0.5)
+
+    second = threading.Thread(target=overlap)
+    second.start()
+    for thread in (first, second):
+        thread.join()  # and the fixture looks at what is set

@@ -8,7 +8,7 @@ import torch_optimizer
 from composer.algorithms.sam.sam import SAMOptimizer
 from helpers import cross_entropy, tiny_llama, tiny_qwen, tokens
 from llmfoundry.optim import DecoupledLionW, NoOp
-from torch.optim import SGD, Adafactor, Adam, AdamW, NAdam, Optimizer
+from torch.optim import ASGD, SGD, Adafactor, Adam, AdamW, NAdam, Optimizer
 from transformers.optimization import Adafactor as HuggingFaceAdafactor
 
 from apex_composer import Expander, find_sites
@@ -88,8 +88,9 @@ def test_settings_that_adamw_has_not_are_refused(make, told):
         torch_optimizer.Ranger,
         torch_optimizer.MADGRAD,
         lambda parameters, lr: torch_optimizer.Lookahead(AdamW(parameters, lr)),
+        ASGD,
     ],
-    ids=["ScheduleFree", "modes", "wrapper", "Ranger", "MADGRAD", "Lookahead"],
+    ids=["ScheduleFree", "modes", "wrapper", "Ranger", "MADGRAD", "Lookahead", "averaged SGD"],
 )
 def test_optimizers_with_weights_of_their_own_are_refused(make):
     model = tiny_llama(layers=1)
@@ -120,6 +121,28 @@ def test_learning_rates_of_another_size_are_warned_about(make):
     (told,) = attach(make)
     assert told.startswith("operator_lr_scale: not given") and make.__name__ in told
     assert attach(make, operator_lr_scale=1.0) == []
+
+
+def test_a_plain_run_with_a_stage_of_operators_is_checked_when_they_begin():
+    """Attaching checks nothing where stages have no operators, as long as that is so."""
+    model = tiny_llama(layers=1)
+    for make, told in ((SGD, "operator_lr_scale: not given"), (AdamWScheduleFree, "of its own")):
+        expander = make_expander(model, expansion=False)
+        expander.attach(make(model.parameters(), lr=LR))
+        with pytest.raises((UserWarning, ValueError), match=told), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            expander.begin_stage(expansion=True)
+        assert not expander.operators and not expander.executors
+
+
+def test_learning_rates_are_warned_about_once():
+    model = tiny_llama(layers=1)
+    expander = make_expander(model)
+    with pytest.warns(UserWarning, match="operator_lr_scale"):
+        expander.attach(SGD(model.parameters(), lr=LR))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expander.begin_stage()
 
 
 def test_an_optimizer_that_does_nothing_is_warned_about():

@@ -1,8 +1,10 @@
 """Sites of every known architecture: names, axes, units, and rows that are what they are called."""
 
+import dataclasses
+
 import pytest
 import torch
-from helpers import VOCABULARY, tiny_llama, tiny_qwen, tokens
+from helpers import VOCABULARY, linear_site, tiny_llama, tiny_qwen, tokens
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import (
@@ -383,3 +385,43 @@ def test_a_tied_weight_is_refused():
         check_sites(find_sites(model))
     second.up_proj.weight = torch.nn.Parameter(first.up_proj.weight.detach().clone())
     check_sites(find_sites(model))
+
+
+def biased_sites() -> tuple[Site, Site]:
+    return tuple(linear_site(8, 6, bias=True, name=name) for name in ("first", "second"))
+
+
+def test_a_tied_bias_is_refused():
+    first, second = biased_sites()
+    check_sites([first, second])
+    second.module.bias = first.module.bias
+    with pytest.raises(ValueError, match="first and second are one tied bias"):
+        check_sites([first, second])
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_two_parameters_in_one_memory_are_refused(name):
+    first, second = biased_sites()
+    setattr(second.module, name, torch.nn.Parameter(getattr(first.module, name).data))
+    with pytest.raises(ValueError, match=f"first and second are one tied {name}"):
+        check_sites([first, second])
+
+
+def test_empty_parameters_are_not_taken_for_tied_ones():
+    """A rank of FSDP may hold nothing of a weight; so do all on the meta device."""
+    for change in (lambda p: p.data[:0], lambda p: p.data.to("meta")):
+        first, second = biased_sites()
+        for site in (first, second):
+            for name in ("weight", "bias"):
+                parameter = torch.nn.Parameter(change(getattr(site.module, name)))
+                setattr(site.module, name, parameter)
+        check_sites([first, second])
+
+
+def test_parts_of_a_fused_projection_share_weight_and_bias():
+    queries = linear_site(12, 6, bias=True, name="queries")
+    group = dataclasses.replace(queries.group, units=4)
+    parts = [dataclasses.replace(queries, group=group, offset=4 * i, name=f"{i}") for i in range(3)]
+    check_sites(parts)
+    with pytest.raises(ValueError, match="0 and 3 are one tied weight"):
+        check_sites([*parts, dataclasses.replace(parts[1], offset=3, name="3")])

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from composer_run import run
-from helpers import tiny_llama, tokens
+from helpers import CHANGE_BOUND, SMOOTH_EPS, change_error, tiny_llama, tokens
 from torch._dynamo.utils import counters
 
 from apex_composer import APEX, Expander, FusedSwiGLU, find_sites
@@ -137,3 +137,29 @@ def test_composer_trains_compiled_models_with_the_breaks_that_hooks_need():
 def test_composer_trains_models_that_inductor_compiles():
     """Takes a C++ compiler, and a minute of it."""
     check_composer({})
+
+
+def test_a_compiled_optimizer_step_leaves_ours_out():
+    """Traced, it would be compiled anew for every site, up to torch's limit."""
+    runs, graphs = [], []
+
+    def backend(graph, inputs):
+        graphs.append({str(node.target) for node in graph.graph.nodes})
+        return graph
+
+    for compiled in (False, True):
+        model = tiny_llama(layers=LAYERS)
+        expander = Expander(find_sites(model), threshold=0.25, method="random")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=SMOOTH_EPS)
+        expander.begin_stage()
+        expander.attach(optimizer)
+        start = {name: weight.clone() for name, weight in model.state_dict().items()}
+        step = torch.compile(lambda o=optimizer: o.step(), backend=backend)
+        for i in range(3):
+            optimizer.zero_grad()
+            model(input_ids=tokens(2, seed=i), labels=tokens(2, seed=i)).loss.backward()
+            step() if compiled else optimizer.step()
+        runs.append(model.state_dict())
+    assert not any("bmm" in target or "index" in target for graph in graphs for target in graph)
+    for name, weight in runs[0].items():
+        assert change_error(runs[1][name], weight, start[name]) < CHANGE_BOUND

@@ -23,15 +23,19 @@ class AddressTable:
         self.table: Tensor | None = None
         self.aligned = False
 
+    def has_moved(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether any tensor lies elsewhere than at the last `update`."""
+        return [tensor.data_ptr() for tensor in tensors] != self._addresses
+
     def update(self, tensors: Sequence[Tensor]) -> None:
         """Look where the tensors lie now, and write the table again if any has moved.
 
         Args:
             tensors: in the order of the table. The caller keeps them alive.
         """
-        addresses = [tensor.data_ptr() for tensor in tensors]
-        if addresses == self._addresses:
+        if not self.has_moved(tensors):
             return
+        addresses = [tensor.data_ptr() for tensor in tensors]
         on_cuda = self._device.type == "cuda"
         # From pinned memory the copy takes its turn in the stream and the host does not wait. The
         # pinned memory is new each time: torch reuses it only after the copy has been done.

@@ -13,7 +13,12 @@ from torch import Tensor
 
 from apex_composer.triton_kernels.addresses import AddressTable
 from apex_composer.triton_kernels.availability import mark_written, on_device, require_monarch
-from apex_composer.triton_kernels.monarch_checks import check_batch, check_gradients
+from apex_composer.triton_kernels.monarch_checks import (
+    Form,
+    check_batch,
+    check_gradients,
+    check_moved,
+)
 from apex_composer.triton_kernels.monarch_launch import Launcher, Layout, Tables
 
 # Enough for all 44 gate and up projections of TinyLLaMA-1.1B at once, in a training that holds more
@@ -62,6 +67,7 @@ class MonarchBatch:
     ):
         self._tensors = [list(t) for t in (weights, lefts, rights, advantageous, disadvantageous)]
         check_batch(*self._tensors, axis=axis, input_precision=input_precision)
+        self._forms = [Form.of(own[0]) for own in self._tensors]
         self._settings = {
             "axis": axis,
             "input_precision": input_precision,
@@ -88,7 +94,8 @@ class MonarchBatch:
             sign: +1 folds the operators in, -1 takes them out again. Default +1.
 
         Raises:
-            ValueError: for another sign.
+            ValueError: for another sign, and where a tensor has moved and is not what it was at
+                first (`model.to(dtype)`, another layout).
         """
         if sign not in (1, -1):
             raise ValueError(f"sign is {sign!r}, allowed: 1 (fold) and -1 (unfold)")
@@ -120,12 +127,12 @@ class MonarchBatch:
             into memory of the batch that the next call writes again.
 
         Raises:
-            ValueError: for gradients that do not fit the weights.
+            ValueError: for gradients that do not fit the weights, and as `fold`.
         """
-        check_gradients(self._tensors[0], gradients)
+        check_gradients(self._forms[0], len(self), gradients)
+        self._look_up()
         if any(gradient is None for gradient in gradients):
             return self._map_some(gradients)
-        self._look_up()
         self._launch.tables.gradients.update(gradients)
         size = self._launch.result_size
         if self._results is None:
@@ -169,5 +176,8 @@ class MonarchBatch:
         return torch.empty(parts, turn * size, dtype=torch.float32, device=self.device), turn
 
     def _look_up(self) -> None:
-        for table, tensors in zip(self._launch.tables, self._tensors, strict=False):
-            table.update(tensors)
+        found = zip(self._launch.tables, self._tensors, self._forms, strict=False)
+        for place, (table, tensors, form) in enumerate(found):
+            if table.has_moved(tensors):  # no tensor gets another dtype or layout where it lies
+                check_moved(place, tensors, form)
+                table.update(tensors)

@@ -1,6 +1,7 @@
 """What a batch of Monarch operators refuses, before anything is launched."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,32 +34,58 @@ def check_batch(*tensors: Sequence[Tensor], axis: int, input_precision: str) -> 
     _check_indices(tensors[1][0].shape[0] * tensors[1][0].shape[1], *tensors[3:])
 
 
-def check_gradients(weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-    """Raise ValueError unless there is a gradient like its weight, or None, for every weight."""
-    if len(gradients) != len(weights):
+class Form(NamedTuple):
+    """What the kernels have to know of a tensor beside its address."""
+
+    dtype: torch.dtype
+    device: torch.device
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Form":
+        """The form of a tensor as it is now."""
+        return cls(tensor.dtype, tensor.device, tensor.shape, tensor.stride())
+
+    def effective(self) -> "Form":
+        """The stride of an axis of length 1 means nothing, and torch lets it be anything."""
+        pairs = zip(self.shape, self.stride, strict=True)
+        stride = tuple(stride if size > 1 else 1 for size, stride in pairs)
+        return self._replace(shape=tuple(self.shape), stride=stride)
+
+
+def check_moved(place: int, tensors: Sequence[Tensor], form: Form) -> None:
+    """Raise ValueError where tensors that lie elsewhere now are not what they were at first.
+
+    Args:
+        place: of their kind: 0 weights, 1 lefts, 2 rights, 3 advantageous, 4 disadvantageous.
+        tensors: all of the kind.
+        form: of all of them at first.
+    """
+    for i, tensor in enumerate(tensors):
+        for what, found, wanted in _differences(tensor, form):
+            raise ValueError(
+                f"{_NAMES[place]}[{i}] has {what} {found} now and had {wanted} when the batch was "
+                "made, and its kernels rely on it. Allowed: to move tensors as they are. Convert "
+                "or transpose weights between stages (or make the batch anew)"
+            )
+
+
+def check_gradients(form: Form, count: int, gradients: Sequence[Tensor | None]) -> None:
+    """Raise ValueError unless there is a gradient like its weight, or None, for every weight.
+
+    Args:
+        form: of the weights.
+        count: of the weights.
+        gradients: of the weights.
+    """
+    if len(gradients) != count:
         raise ValueError(
-            f"{len(gradients)} gradients for {len(weights)} weights: give one of each, None where "
+            f"{len(gradients)} gradients for {count} weights: give one of each, None where "
             "a weight has no gradient"
         )
     for place, gradient in enumerate(gradients):
-        if gradient is not None and not _is_like(gradient, weights[0]):
-            _refuse_gradient(place, gradient, weights[0])
-
-
-def _is_like(one: Tensor, other: Tensor) -> bool:
-    # Every step asks this of every gradient: no more is looked at than needed.
-    return (
-        one.dtype == other.dtype
-        and one.shape == other.shape
-        and one.stride() == other.stride()
-        and one.device == other.device
-    )
-
-
-def _refuse_gradient(place: int, gradient: Tensor, weight: Tensor) -> None:
-    for what in ("dtype", "device", "shape", "stride"):
-        found, wanted = _property(gradient, what), _property(weight, what)
-        if found != wanted:
+        for what, found, wanted in () if gradient is None else _differences(gradient, form):
             raise ValueError(
                 f"gradients[{place}] has {what} {found}, its weight has {wanted}: the kernels "
                 "need them alike (for strides, copy the gradient: torch.empty_like(weight)"
@@ -66,13 +93,13 @@ def _refuse_gradient(place: int, gradient: Tensor, weight: Tensor) -> None:
             )
 
 
-def _property(tensor: Tensor, what: str):
-    if what == "stride":
-        # The stride of an axis of length 1 means nothing, and torch lets it be anything.
-        pairs = zip(tensor.shape, tensor.stride(), strict=True)
-        return tuple(stride if size > 1 else 1 for size, stride in pairs)
-    found = getattr(tensor, what)
-    return tuple(found) if what == "shape" else found
+def _differences(tensor: Tensor, form: Form) -> list[tuple[str, Any, Any]]:
+    """Every property that is not as in the form: its name, what it is and what it should be."""
+    found = Form.of(tensor)
+    if found == form:  # every step asks this of every gradient
+        return []
+    pairs = zip(Form._fields, found.effective(), form.effective(), strict=True)
+    return [(what, own, wanted) for what, own, wanted in pairs if own != wanted]
 
 
 def _check_alike(name: str, tensors: Sequence[Tensor], device: torch.device) -> None:
@@ -84,13 +111,11 @@ def _check_alike(name: str, tensors: Sequence[Tensor], device: torch.device) -> 
             raise ValueError(f"{name}[{place}] is {tensor.dtype}, the kernels take {dtype}")
         if tensor.device != device:
             raise ValueError(f"{name}[{place}] is on {tensor.device}, weights[0] on {device}")
-        for what in ("shape", "stride"):
-            found, wanted = _property(tensor, what), _property(tensors[0], what)
-            if found != wanted:
-                raise ValueError(
-                    f"{name}[{place}] has {what} {found}, {name}[0] has {wanted}: make one batch "
-                    "for each kind of matrix"
-                )
+        for what, found, wanted in _differences(tensor, Form.of(tensors[0])):
+            raise ValueError(
+                f"{name}[{place}] has {what} {found}, {name}[0] has {wanted}: make one batch "
+                "for each kind of matrix"
+            )
         if name != "weights" and not tensor.is_contiguous():
             raise ValueError(
                 f"{name}[{place}] is not contiguous: give {name}[{place}].contiguous()"
@@ -114,8 +139,7 @@ def _check_weight(weight: Tensor, axis: int, size: int) -> None:
             f"weights of shape {tuple(weight.shape)} cannot have {size} advantageous and {size} "
             f"disadvantageous indices along axis {axis}"
         )
-    strides = _property(weight, "stride")
-    if min(strides) != 1:
+    if min(Form.of(weight).effective().stride) != 1:
         raise ValueError(
             f"weights of strides {tuple(weight.stride())}, allowed: rows or columns that are "
             "contiguous in memory"

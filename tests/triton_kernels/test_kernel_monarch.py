@@ -193,6 +193,42 @@ def test_weights_may_move(device):
         assert relative_error(found, exact) < TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda w: w.double(), "dtype"),
+        (lambda w: w.bfloat16(), "dtype"),
+        (lambda w: w.t().contiguous().t(), "stride"),
+        (lambda w: w[:-1].clone(), "shape"),
+    ],
+    ids=["float64", "bfloat16", "transposed", "shorter"],
+)
+def test_weights_that_move_and_change_are_refused(device, change, what):
+    """`model.to(dtype)` and `parameter.data = ...`: the kernels would read other numbers."""
+    case = MonarchCase(2, 4, 40, 0, device)
+    case.weights = [torch.nn.Parameter(w) for w in case.weights]
+    batch = case.batch()
+    case.weights[1].data = change(case.weights[1].data)
+    before = case.weights[1].detach().clone()
+    for _ in range(2):  # an error is not forgotten
+        with pytest.raises(ValueError, match=rf"weights\[1\] has {what} .* now and had"):
+            batch.fold()
+        for gradients in (case.gradients, [None, case.gradients[1]]):
+            with pytest.raises(ValueError, match=rf"weights\[1\] has {what} .* now and had"):
+                batch.map_gradient(gradients)
+    assert torch.equal(case.weights[1].nan_to_num(), before.nan_to_num())
+
+
+def test_gradients_are_compared_with_the_weights_as_they_were_at_first(device):
+    case = MonarchCase(2, 4, 40, 0, device)
+    batch = case.batch()
+    for i, weight in enumerate(case.weights):
+        weight.data = weight.data.t().contiguous().t()
+        case.gradients[i] = case.gradients[i].t().contiguous().t()
+    with pytest.raises(ValueError, match=r"gradients\[0\] has stride"):
+        batch.map_gradient(case.gradients)
+
+
 def test_weights_without_a_gradient_leave_their_factors_without_one(device):
     case = MonarchCase(2, 4, 20, 0, device, matrices=3)
     exact, factors = case.mapped(1, case.gradients[1])
