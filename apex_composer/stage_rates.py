@@ -39,7 +39,7 @@ class StageRates(Callback):
         """
         callbacks = getattr(state, "callbacks", None)
         if callbacks is not None and not any(isinstance(callback, cls) for callback in callbacks):
-            callbacks.append(cls(scheduler, read_settings(state.optimizers[0])))
+            callbacks.append(cls(scheduler, read_settings(state.optimizers[0], state.model)))
 
     def after_load(self, state: State, logger: Logger) -> None:
         """Put the settings' base rates and hyper-parameters back over those of a checkpoint."""
