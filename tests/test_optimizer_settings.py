@@ -119,12 +119,15 @@ def test_the_schedulers_within_a_scheduler_follow_too():
     assert rates == [0.02, 0.02, 0.01]
 
 
+MOVED = r"^lr: .*base rates \[0.01\], .* \[0.02\], which"
+
+
 @pytest.mark.parametrize(
     ("trained", "state", "told"),
     [
-        (1e-2, False, r"^lr: .*base rates \[0.01\], .* \[0.02\], which"),  # the optimizer is of another kind
+        (1e-2, False, MOVED),  # the optimizer is of another kind
         (2e-2, False, None),  # and moved by training
-        (None, True, r"^lr: .*base rates \[0.01\], .* \[0.02\], which"),  # an older checkpoint's other order
+        (None, True, MOVED),  # an older checkpoint's other order
         (None, False, None),  # nothing was loaded
     ],
 )
