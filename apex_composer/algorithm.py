@@ -182,7 +182,7 @@ class APEX(Algorithm):
         self._swiglu = FusedSwiGLU(
             state.model, self.fused_swiglu, device=_device(state), collector=self._place_ahead
         )
-        self._optimizer = read_settings(state.optimizers[0])
+        self._optimizer = read_settings(state.optimizers[0], state.model)
         self._closing = Closing(self._swiglu)
         state.callbacks.append(self._closing)
 

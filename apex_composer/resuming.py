@@ -92,6 +92,9 @@ def check_branch(branch: Any) -> dict[str, Any] | None:
             f"branch: got {branch!r}, allowed: a mapping of {', '.join(BRANCH_KEYS)}, as "
             "`apex-composer branch` writes it into a YAML"
         )
+    for key in ("parent", "sha256"):
+        if not isinstance(branch[key], str):
+            raise ValueError(f"branch: {key}: got {branch[key]!r}, allowed: a string")
     for key in ("batch", "stage"):
         check_not_negative(f"branch: {key}", branch[key])
     pairs = branch["changed"]

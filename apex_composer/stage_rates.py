@@ -6,7 +6,7 @@ from typing import Any
 from composer.core import Callback, State
 from composer.loggers import Logger
 
-from apex_composer.optimizer_settings import put_back, read_settings
+from apex_composer.optimizer_settings import alike, put_back, read_settings, set_base_rates
 
 
 class StageRates(Callback):
@@ -15,16 +15,18 @@ class StageRates(Callback):
     Composer restores the base learning rate of a checkpoint over the one in the settings, in
     silence; a new `lr` would have no effect. The scheduler `stagewise` adds this callback to every
     run. After loading it puts the run's own base rates back (and the optimizer's other settings,
-    see `optimizer_settings.py`), and at the start it refuses differences for stages that have
-    begun.
+    see `optimizer_settings.py`), and at the start of every fit it refuses differences for stages
+    that have begun.
 
     Args:
-        scheduler: the run's StagewiseScheduler.
         settings: `read_settings` of the optimizer, before a checkpoint is loaded.
+        batch: where the run stands.
     """
 
-    def __init__(self, scheduler: Any, settings: list[dict[str, Any]]):
-        self._scheduler, self._optimizer = scheduler, settings
+    def __init__(self, settings: list[dict[str, Any]], batch: int):
+        self._optimizer, self._late = settings, batch > 0
+        self._scheduler: Any = None
+        self._called = batch  # when `fit` has called it first
         self._lrs = [group["lr"] for group in settings]
         self._trained: list[dict[str, Any]] | None = None  # the checkpoint's `optimizer`
         self._saved: dict[str, Any] | None = None
@@ -32,42 +34,60 @@ class StageRates(Callback):
 
     @classmethod
     def follow(cls, scheduler: Any, state: State) -> None:
-        """Add the callback to a run, unless it has one.
+        """Follow the scheduler, in a callback that is added to a run which has none.
 
-        To be called while the optimizer still has the settings' rates, before a checkpoint is
-        loaded: Composer calls a scheduler first when it builds the trainer.
+        To be called whenever the scheduler is. Composer does so first when it builds the trainer,
+        before a checkpoint is loaded over the settings' rates, or in `fit(schedulers=...)`.
         """
         callbacks = getattr(state, "callbacks", None)
-        if callbacks is not None and not any(isinstance(callback, cls) for callback in callbacks):
-            callbacks.append(cls(scheduler, read_settings(state.optimizers[0])))
+        if callbacks is None:
+            return
+        batch = state.timestamp.batch.value
+        found = next((callback for callback in callbacks if isinstance(callback, cls)), None)
+        if found is None:
+            found = cls(read_settings(state.optimizers[0], state.model), batch)
+            callbacks.append(found)
+        found._scheduler, found._called = scheduler, batch
 
     def after_load(self, state: State, logger: Logger) -> None:
         """Put the settings' base rates and hyper-parameters back over those of a checkpoint."""
         put_back(state.optimizers[0], self._optimizer, self._trained)
         for group, lr in zip(state.optimizers[0].param_groups, self._lrs, strict=True):
-            group["initial_lr"] = lr
-        for scheduler in state.schedulers:
-            scheduler.base_lrs = list(self._lrs)
+            group["initial_lr"] = alike(group["lr"], lr)
+        set_base_rates(state.optimizers[0], state.schedulers)
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Check; where the clock was set back to 0, the first batch gets the first stage's rate.
 
-        Composer's schedulers act after a batch, so it would have the last one's of the run before.
+        Composer's schedulers act after a batch, or before the clock is set back, so it would have
+        one of the run before.
         """
         self.check_fit(state)
-        stepped = any(scheduler.last_epoch > 0 for scheduler in state.schedulers)
+        stepped = self._called > 0 or any(s.last_epoch > 0 for s in state.schedulers)
         if state.timestamp.batch == 0 and stepped:
-            for group, lr in zip(state.optimizers[0].param_groups, self._lrs, strict=True):
-                group["lr"] = lr * self._scheduler(state)
+            for group in state.optimizers[0].param_groups:
+                group["lr"] = group["initial_lr"] * self._scheduler(state)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Forget the batch's own call of the scheduler."""
+        self._called = 0
 
     def check_fit(self, state: State) -> None:
-        """Compare the stages that have begun with those of the checkpoint, once.
+        """Compare the stages that have begun with those of the checkpoint, or of the fit before.
 
         Raises:
-            ValueError: a stage that has begun would get another end, rate or warm-up.
+            ValueError: a stage that has begun would get another end, rate or warm-up, or nothing
+                tells what it had.
         """
+        batch = state.timestamp.batch.value
+        if self._late and batch > 0:
+            raise ValueError(
+                f"stagewise: it came with fit() at batch {batch}, and does not know the rates that "
+                "the run has had so far. Allowed: to give it when the Trainer is built, before a "
+                "checkpoint is loaded, or to begin anew with fit(reset_time=True)"
+            )
         plan = self._scheduler.stage_plan(state)
-        self._now = {
+        now = {
             "unit": plan.unit.value,
             "ends": list(plan.ends),
             "rates": [
@@ -77,9 +97,10 @@ class StageRates(Callback):
             "t_warmup": [str(warmup) for warmup in self._scheduler.t_warmup],
         }
         branching = any(getattr(algorithm, "branching", False) for algorithm in state.algorithms)
-        if self._saved is not None and not branching:
-            _check_begun(self._saved, self._now, state)
-        self._saved = None
+        before = self._saved or self._now
+        if before is not None and not branching:
+            _check_begun(before, now, state)
+        self._now, self._saved, self._late = now, None, False
 
     def state_dict(self) -> dict[str, Any]:
         """The stages' ends, rates and warm-ups, and the optimizer's settings, plain data."""

@@ -116,7 +116,7 @@ def parse_duration(setting: str, value: Any, *, zero: bool = False) -> Time:
         time = value if isinstance(value, Time) else Time.from_timestring(value)
         good = time.unit in _UNITS and math.isfinite(time.value)
         good = good and (time.value > 0 or (zero and time.value == 0))
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, RuntimeError):  # the last for tensors
         good = False
     if not good:
         units = ", ".join(unit.value for unit in _UNITS)

@@ -1,17 +1,13 @@
 """A resumed run's optimizer is that of its settings, and otherwise what the checkpoint left."""
 
+import re
 import warnings
-from pathlib import Path
 
+import numpy
 import pytest
 import torch
-from composer import Callback
-from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
-from composer_run import make_trainer
-from helpers import tiny_llama
-from llmfoundry.optim import DecoupledLionW
+from composer.optim import DecoupledAdamW
 
-from apex_composer import APEX, StagewiseScheduler
 from apex_composer.optimizer_settings import put_back, read_settings
 
 GIVEN = {"lr": 1e-2, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
@@ -35,7 +31,7 @@ def resumed(trained: dict, now: dict, *, moved: dict | None = None, recorded: bo
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("weight_decay", 0.2, "weight_decay: the checkpoint was trained with 0.1, .* says 0.2"),
+        ("weight_decay", 0.2, "weight_decay: the checkpoint .* with 0.1, this run says 0.2"),
         ("betas", (0.8, 0.95), r"betas: .* with \[0.9, 0.95\], this run says \[0.8, 0.95\]"),
         ("eps", 1e-6, "eps: .* with 1e-08, this run says 1e-06, which holds from here on"),
         ("maximize", True, "maximize: .* with False, this run says True"),
@@ -46,6 +42,17 @@ def test_a_changed_setting_is_put_back_with_a_warning(name, value, told, recorde
     with pytest.warns(UserWarning, match=told):
         group = resumed({}, {name: value}, recorded=recorded)
     assert group[name] == value and type(group[name]) is type(value)
+
+
+def test_an_older_checkpoint_does_not_tell_settings_from_training():
+    """Training itself may have moved the value; the settings hold, and the warning says both."""
+    told = (
+        "weight_decay: the checkpoint goes on with 0.0081, this run says 0.1, which holds .*"
+        "does not record its run's settings.* training itself .*set it to 0.0081"
+    )
+    with pytest.warns(UserWarning, match=told):
+        group = resumed({}, {}, moved={"weight_decay": 0.0081}, recorded=False)
+    assert group["weight_decay"] == 0.1
 
 
 @pytest.mark.parametrize("recorded", [True, False])
@@ -90,6 +97,100 @@ def test_a_scheduler_may_be_new():
     assert scheduler.base_lrs == [0.01]
 
 
+def test_the_schedulers_within_a_scheduler_follow_too():
+    """torch's SequentialLR has no base rates, those in it have."""
+
+    def scheduled(lr):
+        optimizer = optimizer_of(lr=lr)
+        parts = [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _, f=f: f) for f in (1, 0.5)]
+        return optimizer, torch.optim.lr_scheduler.SequentialLR(optimizer, parts, [2])
+
+    (first, before), (second, scheduler) = scheduled(1e-2), scheduled(2e-2)
+    trained, given = read_settings(first), read_settings(second)
+    second.load_state_dict(first.state_dict())
+    scheduler.load_state_dict(before.state_dict())
+    with pytest.warns(UserWarning, match="^lr: .* 0.01, this run says 0.02, which holds"):
+        put_back(second, given, trained, [scheduler])
+    rates = []
+    for _ in range(3):
+        rates.append(second.param_groups[0]["lr"])
+        second.step()
+        scheduler.step()
+    assert rates == [0.02, 0.02, 0.01]
+
+
+MOVED = r"^lr: .*base rates \[0.01\], .* \[0.02\], which"
+
+
+@pytest.mark.parametrize(
+    ("trained", "state", "told"),
+    [
+        (1e-2, False, MOVED),  # the optimizer is of another kind
+        (2e-2, False, None),  # and moved by training
+        (None, True, MOVED),  # an older checkpoint's other order
+        (None, False, None),  # nothing was loaded
+    ],
+)
+def test_base_rates_are_those_of_the_param_groups(trained, state, told):
+    """Schedulers are loaded by the groups' order, also where the optimizer is not."""
+    optimizer = optimizer_of(lr=2e-2)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    given = read_settings(optimizer)
+    scheduler.base_lrs = [1e-2]
+    if state:
+        optimizer.state[optimizer.param_groups[0]["params"][0]] = {"step": torch.tensor(3.0)}
+    record = None if trained is None else [{**given[0], "lr": trained}]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        put_back(optimizer, given, record, [scheduler])
+    assert scheduler.base_lrs == [2e-2 if told else 1e-2]
+    assert len(warned) == (told is not None)
+    assert told is None or re.search(told, str(warned[0].message))
+
+
+GROUPINGS = {
+    "swapped": lambda weight, bias: [[bias], [weight]],
+    "merged": lambda weight, bias: [[weight, bias]],
+}
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_other_param_groups_are_refused(grouping):
+    """Rates, weight decay and schedulers go by the groups' order, moments by name."""
+    model = torch.nn.Linear(2, 1)
+    weight, bias = model.parameters()
+    record = read_settings(torch.optim.AdamW([{"params": [weight]}, {"params": [bias]}]), model)
+    groups = [{"params": params} for params in GROUPINGS[grouping](weight, bias)]
+    optimizer = torch.optim.AdamW(groups)
+    given = read_settings(optimizer, model)
+    told = "^optimizer: .*param group.*same order.*load_weights_only: true"
+    with pytest.raises(ValueError, match=told):
+        put_back(optimizer, given, record, [])
+
+
+def test_an_order_within_a_group_does_not_count():
+    """Wrapping may change it; moments are found by name."""
+    model = torch.nn.Linear(2, 1)
+    weight, bias = model.parameters()
+    one, other = (torch.optim.AdamW(params) for params in ([weight, bias], [bias, weight]))
+    assert read_settings(one, model) == read_settings(other, torch.nn.DataParallel(model))
+    assert read_settings(one, model)[0]["params"] == ["bias", "weight"]
+    assert "params" not in read_settings(one, torch.nn.Linear(2, 1))[0]
+
+
+@pytest.mark.parametrize("lr", [torch.tensor(1e-2), numpy.float32(1e-2)], ids=["tensor", "numpy"])
+def test_a_rate_stays_the_kind_of_number_that_it_is(lr):
+    """float32 and float64 round otherwise."""
+    first, second = optimizer_of(lr=lr), optimizer_of(lr=lr * 2)
+    trained, given = read_settings(first), read_settings(second)
+    assert [type(settings[0]["lr"]) for settings in (trained, given)] == [float, float]
+    second.load_state_dict(first.state_dict())
+    with pytest.warns(UserWarning, match="^lr: .* 0.00999.*, this run says 0.0199"):
+        put_back(second, given, trained, [])
+    assert type(second.param_groups[0]["lr"]) is type(lr)
+    assert second.param_groups[0]["lr"] == lr * 2
+
+
 @pytest.mark.parametrize("name", ["amsgrad", "foreach"])
 def test_what_does_not_fit_the_moments_stays_with_a_warning(name):
     with pytest.warns(UserWarning, match=f"{name}: .*says True, but .*load_weights_only"):
@@ -106,107 +207,3 @@ def test_settings_are_plain_data():
     settings = read_settings(DecoupledAdamW([torch.nn.Parameter(torch.ones(2))], **GIVEN))
     assert settings == [{**GIVEN, "betas": [0.9, 0.95], "amsgrad": False} | settings[0]]
     assert "params" not in settings[0] and "initial_lr" not in settings[0]
-
-
-# Under the trainer: the optimizers of torch, Composer and llm-foundry, with and without stagewise.
-OPTIMIZERS = {
-    "torch": torch.optim.AdamW,
-    "composer": DecoupledAdamW,
-    "llmfoundry": DecoupledLionW,
-}
-SCHEDULERS = {
-    "none": lambda: None,
-    "cosine": lambda: CosineAnnealingWithWarmupScheduler("2ba"),
-    "stagewise": lambda: StagewiseScheduler(2, lr_multipliers=[1.0, 0.5]),
-}
-
-
-class SetAt(Callback):
-    """Changes param groups at the start of a batch, as resuming there would."""
-
-    def __init__(self, batch: int, **values):
-        self.batch, self.values = batch, values
-
-    def batch_start(self, state, logger):
-        if state.timestamp.batch.value == self.batch:
-            state.optimizers[0].param_groups[0].update(self.values)
-
-
-def train(optimizer: str, scheduler: str, *callbacks, apex=True, **options) -> dict:
-    """Six batches; the weights at their end."""
-    settings = {"lr": 1e-2, "weight_decay": 1e-4, **options.pop("settings", {})}
-    model = tiny_llama()
-    trainer = make_trainer(
-        *([APEX(stages=2)] if apex else []),
-        model=model,
-        optimizer=OPTIMIZERS[optimizer],
-        settings=settings,
-        schedulers=SCHEDULERS[scheduler](),
-        callbacks=callbacks,
-        **options,
-    )
-    trainer.fit()
-    trainer.close()
-    return dict(model.state_dict())
-
-
-def checkpoint(folder: Path, *args, **options) -> str:
-    train(*args, save_folder=str(folder), save_interval="4ba", **options)
-    return str(folder / "ep0-ba4-rank0.pt")
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "scheduler", "apex"),
-    [
-        ("torch", "none", True),
-        ("composer", "cosine", True),
-        ("llmfoundry", "stagewise", True),
-        ("torch", "stagewise", False),
-    ],
-)
-def test_a_resumed_run_is_what_its_settings_say(optimizer, scheduler, apex, tmp_path):
-    kind = optimizer, scheduler
-    changed = {"weight_decay": 0.3, "betas": (0.8, 0.9)}
-    expected = train(*kind, SetAt(4, **changed), apex=apex)
-    unchanged = train(*kind, apex=apex)
-    path = checkpoint(tmp_path, *kind, apex=apex)
-    with pytest.warns(UserWarning, match="betas: .*; weight_decay: .* 0.0001, .* 0.3"):
-        found = train(*kind, apex=apex, settings=changed, load_path=path)
-    same = train(*kind, apex=apex, load_path=path)
-    for name, weight in expected.items():
-        assert torch.equal(found[name], weight), name
-        assert torch.equal(same[name], unchanged[name]), name
-    assert any(not torch.equal(expected[name], unchanged[name]) for name in expected)
-
-
-def test_another_rate_counts_at_once_without_stagewise(tmp_path):
-    """The decoupled weight decay too, which goes with lr over its base."""
-    kind = "composer", "none"
-    expected = train(*kind, SetAt(4, lr=5e-3, initial_lr=5e-3))
-    path = checkpoint(tmp_path, *kind)
-    with pytest.warns(UserWarning, match="lr: .* 0.01, this run says 0.005"):
-        found = train(*kind, settings={"lr": 5e-3}, load_path=path)
-    for name, weight in expected.items():
-        assert torch.equal(found[name], weight), name
-
-
-def test_a_change_holds_for_the_next_resume_too(tmp_path):
-    """The second run's settings are what its checkpoints remember."""
-    kind = "torch", "none"
-    path = checkpoint(tmp_path / "first", *kind)
-    with pytest.warns(UserWarning, match="weight_decay"):
-        expected = train(
-            *kind,
-            settings={"weight_decay": 0.3},
-            load_path=path,
-            save_folder=str(tmp_path / "second"),
-            save_interval="5ba",
-        )
-    again = {"load_path": str(tmp_path / "second" / "ep0-ba5-rank0.pt")}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="weight_decay")
-        found = train(*kind, settings={"weight_decay": 0.3}, **again)
-    for name, weight in expected.items():
-        assert torch.equal(found[name], weight), name
-    with pytest.warns(UserWarning, match="weight_decay: .* with 0.3, this run says 0.0001"):
-        train(*kind, **again)

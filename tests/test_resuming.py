@@ -202,6 +202,10 @@ def test_a_branch_is_complete():
     for wrong in ({"batch": 2.5}, {"batch": True}, {"stage": -1}, {"stage": "1"}):
         with pytest.raises(ValueError, match=f"branch: {next(iter(wrong))}: got .*an integer"):
             APEX(branch={**BRANCH, **wrong})
+    for key in ("parent", "sha256"):
+        for wrong in (3, None, ["p.pt"], Path("p.pt")):
+            with pytest.raises(ValueError, match=f"branch: {key}: got .*, allowed: a string"):
+                APEX(branch={**BRANCH, key: wrong})
     for wrong in (3, ["lr"], {"lr": 0.1}, {"lr": "ab"}, {"lr": [0.1]}):
         with pytest.raises(ValueError, match=r"branch: changed: got .*\[before, after\]"):
             APEX(branch={**BRANCH, "changed": wrong})

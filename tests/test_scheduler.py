@@ -74,6 +74,7 @@ def test_a_warmup_in_another_unit_is_refused():
         ({"lr_multipliers": 0.5}, r"^lr_multipliers: got 0\.5"),
         ({"lr_multipliers": [1, "x", 2]}, r"^lr_multipliers: got .*x"),
         ({"t_warmup": 0}, r"^t_warmup: got 0"),
+        ({"t_warmup": torch.tensor(3)}, r"^t_warmup: got tensor\(3\), allowed: a Composer time"),
         ({"t_warmup": "infdur"}, r"^t_warmup: got 'infdur'"),
         ({"lr_multipliers": [1, float("nan"), 2]}, r"^lr_multipliers: got nan"),
         ({"lr_multipliers": [1, float("inf"), 2]}, r"^lr_multipliers: got inf"),

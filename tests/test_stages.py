@@ -2,6 +2,7 @@
 
 import numpy
 import pytest
+import torch
 from composer.core import Time, Timestamp, TimeUnit
 from composer_run import state_of
 
@@ -44,7 +45,7 @@ def test_what_is_neither_a_number_nor_a_list_is_refused(stages):
 @pytest.mark.parametrize(
     "duration",
     ["10", "10 batches", "-1ba", "0ba", "1.5ba", "10sec", "2iter", 10, True, None, ""]
-    + ["infba", "nanba", "infdur", "nandur"],
+    + ["infba", "nanba", "infdur", "nandur", torch.tensor(3), torch.tensor([3, 4])],
 )
 def test_what_is_no_duration_is_refused(duration):
     told = "^stages: got .*, allowed: a Composer time string in ba, tok, sp, ep, dur"

@@ -29,6 +29,8 @@ from apex_composer.settings import check_finite, check_keys
 
 # Where Hugging Face's configurations and llm-foundry's MPT say how long a context may be.
 _CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len")
+# A negative one would let untrained weights pass a check that is there to find them.
+_MARGINS = "a number of 0 or more, or null for no check"
 
 
 class StartGuard(Callback):
@@ -46,7 +48,7 @@ class StartGuard(Callback):
             Default 1.0.
 
     Raises:
-        ValueError: margin is no finite number.
+        ValueError: margin is no finite number of 0 or more.
         TypeError: for unknown settings.
     """
 
@@ -58,7 +60,7 @@ class StartGuard(Callback):
     ):
         check_keys("start_guard", unknown, ("margin",))
         if margin is not None:
-            margin = check_finite("start_guard: margin", margin, "a number or null")
+            margin = check_finite("start_guard: margin", margin, _MARGINS, lowest=0.0)
         self.margin = margin
         self._config = train_config or {}
         self._loss_is_due = bool((self._config.get("model") or {}).get("pretrained"))
