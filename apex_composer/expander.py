@@ -172,16 +172,15 @@ class Expander:
             self._begin({}, {})
 
     def fuse(self) -> None:
-        """End the stage: the weights already hold W + T, so the operators are dropped."""
+        """End the stage: the weights already hold W + T, so operators go. Not inside a step."""
         self._running.settle()
         self._running.end()
 
     def attach(self, optimizer: Optimizer) -> Attachment:
         """Make every `optimizer.step()` train the operators too.
 
-        Each step needs zero_grad() and a backward pass before it: gradients are mapped in place,
-        and must not be mapped again, nor added to. What is refused here is looked at again when a
-        stage begins, so do not freeze, replace or regroup the sites' weights within one.
+        Each step needs zero_grad() and backward() before it: gradients are mapped in place. What is
+        refused here is looked at again as stages begin: freeze and regroup no weights within one.
 
         Args:
             optimizer: the user's, holding the sites' weights. Its lr, betas, eps and maximize
@@ -215,7 +214,8 @@ class Expander:
                 optimizer); default nothing.
 
         Raises:
-            RuntimeError: without an attached optimizer, or if the last step was left half-way.
+            RuntimeError: without an attached optimizer, after a step left half-way, for gradients
+                mapped already, or for sharded weights changed since the last step.
         """
         self._running.before_step(grad_scale)
 
