@@ -1,12 +1,15 @@
 import re
+import subprocess
 import sys
 from pathlib import Path
 
+import own_names
 import pytest
 from corpus import sentences, write_corpus, write_jsonl
 from typer.testing import CliRunner
 
 from apex_composer.demo import __main__ as demo
+from apex_composer.demo import run as demo_run
 from apex_composer.demo.configuration import DEFAULT_YAML, load_template
 from apex_composer.demo.files import read_json
 
@@ -63,7 +66,13 @@ TINY = [
         ({"book": 1, "arxiv": 2}, ["book .* training only"]),
     ],
 )
-def test_few_long_documents_end_with_results(tmp_path, documents, lines):
+def test_few_long_documents_end_with_results(tmp_path, monkeypatch, documents, lines):
+    start = subprocess.run
+
+    def with_own_names(command, **options):
+        return start([command[0], own_names.__file__, demo_run.__file__, *command[3:]], **options)
+
+    monkeypatch.setattr(demo.subprocess, "run", with_own_names)
     for number, (domain, count) in enumerate(documents.items()):
         texts = [sentences(10 * number + seed, words=6000) for seed in range(count)]
         write_jsonl(tmp_path / "text" / domain / "x.jsonl", texts)
