@@ -104,14 +104,18 @@ def backend_of(arguments: argparse.Namespace) -> Any:
 
 
 def measure_shards(out: Path, sequence: int) -> dict[str, float]:
-    """Count the tokens and bytes of all MDS shards below a folder."""
-    tokens = size = 0
+    """Count the tokens and bytes of all MDS shards below a folder.
+
+    Every shard once: a split's index names again what the indices of its domains name.
+    """
+    shards = {}
     for index in out.rglob("index.json"):
-        shards = json.loads(index.read_text())["shards"]
-        if all((index.parent / shard["raw_data"]["basename"]).is_file() for shard in shards):
-            tokens += sequence * sum(shard["samples"] for shard in shards)
-            size += sum(shard["raw_data"]["bytes"] for shard in shards)
-    return {"tokens": tokens, "bytes": size}
+        for shard in json.loads(index.read_text())["shards"]:
+            path = index.parent / shard["raw_data"]["basename"]
+            if path.is_file():
+                shards[path] = shard
+    tokens = sequence * sum(shard["samples"] for shard in shards.values())
+    return {"tokens": tokens, "bytes": sum(s["raw_data"]["bytes"] for s in shards.values())}
 
 
 def core_seconds() -> float:
