@@ -1,0 +1,112 @@
+"""Checkpoints and prepared data of the time before the rooms are those of today."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from composer import Callback
+from composer_run import make_trainer
+from corpus import sentences, write_jsonl
+from helpers import CHANGE_BOUND, SMOOTH_EPS, change_error, tiny_llama
+from prepared import file_hashes, stored_sequences
+
+from apex_composer import APEX, StagewiseScheduler
+from apex_composer.data_prep import Options, check_manifest, merge, prepare, read_manifest, verify
+from apex_composer.plugins import PreparedData
+from apex_composer.runs.heartbeat import Heartbeat
+from apex_composer.runs.preemption import Preemption
+
+BEFORE = Path(__file__).with_name("before_rooms")
+CHECKPOINT = BEFORE / "ep0-ba5-rank0.pt"
+STAGES = ["4ba", "3ba", "2ba"]
+OPTIONS = Options(
+    sequence_length=32,
+    val_tokens=4 * 32,
+    train_tokens=8 * 32,
+    cpt_tokens=40 * 32,
+    shard_bytes=1280,
+    piece_bytes=4096,
+)
+# The tokenizer's name stands in the plan.
+TOKENIZER = "./tokenizer"
+
+
+class WeightsAt(Callback):
+    """Keeps the weights of one batch's end."""
+
+    def __init__(self, batch: int):
+        self.batch, self.weights = batch, {}
+
+    def batch_end(self, state, logger):
+        if state.timestamp.batch.value == self.batch:
+            self.weights = {n: w.clone() for n, w in state.model.model.state_dict().items()}
+
+
+def test_a_checkpoint_goes_on_as_it_did(tmp_path):
+    apex = APEX(stages=STAGES, threshold=0.25, kv_heads="expand", assessment={"tokens": 100})
+    seen = WeightsAt(7)
+    model = tiny_llama(kv_heads=2)
+    trainer = make_trainer(
+        apex,
+        model=model,
+        callbacks=(PreparedData(), Preemption(), Heartbeat(), seen),
+        schedulers=StagewiseScheduler(stages=STAGES),
+        max_duration="9ba",
+        eps=SMOOTH_EPS,
+        load_path=str(CHECKPOINT),
+        save_folder=str(tmp_path),
+        save_interval="9ba",
+    )
+    start = {name: weight.clone() for name, weight in model.state_dict().items()}
+    trainer.fit()
+    saved = torch.load(CHECKPOINT, weights_only=False)["state"]["algorithms"][0][1]["apex"]
+    trainer.close()
+    assert apex.history[:2] == saved["history"]
+    assert [record["start_batch"] for record in apex.history] == [0, 4, 7]
+    for name, expected in torch.load(BEFORE / "weights-ba7.pt").items():
+        assert change_error(seen.weights[name], expected, start[name]) < CHANGE_BOUND, name
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch) -> Path:
+    """The text that was prepared, beside a copy of all that was made of it."""
+    monkeypatch.chdir(tmp_path)
+    for domain, first in (("book", 0), ("github", 100)):
+        texts = [sentences(first + seed) for seed in range(13)]
+        write_jsonl(tmp_path / "corpus" / domain / f"{domain}.jsonl", texts)
+    shutil.copytree(BEFORE / "prepared", tmp_path / "prepared")
+    shutil.copytree(BEFORE / "prepared" / "tokenizer", tmp_path / "tokenizer")
+    shutil.copytree(BEFORE / "interrupted" / "work", tmp_path / "interrupted" / ".work")
+    shutil.copytree(BEFORE / "prepared" / "tokenizer", tmp_path / "interrupted" / "tokenizer")
+    return tmp_path / "corpus"
+
+
+def test_prepared_data_is_read(corpus):
+    manifest = read_manifest(Path("prepared"))
+    assert verify(Path("prepared")) == []
+    check_manifest(Path("prepared/cpt/book"), manifest["tokenizer"]["sha256"], 320, 32)
+    sequences = stored_sequences(Path("prepared/cpt/book"))
+    assert len(sequences) == manifest["splits"]["cpt"]["book"]["sequences"] == 20
+
+
+def test_data_prepared_today_are_the_same(corpus):
+    prepare(corpus, Path("today"), options=OPTIONS, tokenizer=TOKENIZER, workers=1)
+    shards = {name: digest for name, digest in file_hashes(Path("today")).items() if "/" in name}
+    before = file_hashes(Path("prepared"))
+    assert {name: before.get(name) for name in shards} == shards
+
+
+def test_an_interrupted_preparation_is_finished(corpus):
+    path = Path("interrupted/.work/plan.json")
+    plan = json.loads(path.read_text().replace("CORPUS", str(corpus)))
+    for source in plan["sources"]:
+        os.utime(source["path"], ns=(source["modified_ns"], source["modified_ns"]))
+    path.write_text(json.dumps(plan))
+    arguments = {"options": OPTIONS, "tokenizer": TOKENIZER, "workers": 1}
+    prepare(corpus, Path("interrupted"), shard=(2, 2), **arguments)
+    merge(Path("interrupted"), workers=1)
+    before, after = file_hashes(Path("prepared")), file_hashes(Path("interrupted"))
+    assert {name for name in before if before[name] != after.get(name)} <= {"manifest.json"}
