@@ -8,12 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from apex_composer.algorithm import APEX
     from apex_composer.expander import Expander
-    from apex_composer.fused_swiglu import FusedSwiGLU
-    from apex_composer.monarch import MonarchFactors
-    from apex_composer.scheduler import StagewiseScheduler
-    from apex_composer.sites import Group, Site, find_sites
+    from apex_composer.model.fused_swiglu import FusedSwiGLU
+    from apex_composer.model.sites import Group, Site, find_sites
+    from apex_composer.ops.monarch import MonarchFactors
+    from apex_composer.trainer.algorithm import APEX
+    from apex_composer.trainer.scheduler import StagewiseScheduler
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,14 +28,14 @@ __all__ = [
 ]
 
 _MODULES = {
-    "APEX": "algorithm",
+    "APEX": "trainer.algorithm",
     "Expander": "expander",
-    "FusedSwiGLU": "fused_swiglu",
-    "Group": "sites",
-    "MonarchFactors": "monarch",
-    "Site": "sites",
-    "StagewiseScheduler": "scheduler",
-    "find_sites": "sites",
+    "FusedSwiGLU": "model.fused_swiglu",
+    "Group": "model.sites",
+    "MonarchFactors": "ops.monarch",
+    "Site": "model.sites",
+    "StagewiseScheduler": "trainer.scheduler",
+    "find_sites": "model.sites",
 }
 
 

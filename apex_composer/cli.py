@@ -56,25 +56,25 @@ def prep_verify(context: typer.Context) -> None:
 @app.command(context_settings=_PASS_ALL_ON)
 def branch(context: typer.Context) -> None:
     """Write the YAML of a new run that goes on from a checkpoint with other settings."""
-    _hand_over("apex_composer.runs.commands", context, "branch_app")
+    _hand_over("apex_composer.tools.commands", context, "branch_app")
 
 
 @app.command(context_settings=_PASS_ALL_ON)
 def show(context: typer.Context) -> None:
     """Show a checkpoint's stage, settings, history and lineage."""
-    _hand_over("apex_composer.runs.commands", context, "show_app")
+    _hand_over("apex_composer.tools.commands", context, "show_app")
 
 
 @app.command(context_settings=_PASS_ALL_ON)
 def plan(context: typer.Context) -> None:
     """Show what a training YAML will do, in numbers, without training."""
-    _hand_over("apex_composer.runs.commands", context, "plan_app")
+    _hand_over("apex_composer.tools.commands", context, "plan_app")
 
 
 @app.command(context_settings=_PASS_ALL_ON)
 def doctor(context: typer.Context) -> None:
     """Look whether this machine is ready to train: versions, GPU, data, disk, /dev/shm."""
-    _hand_over("apex_composer.runs.commands", context, "doctor_app")
+    _hand_over("apex_composer.tools.commands", context, "doctor_app")
 
 
 if __name__ == "__main__":

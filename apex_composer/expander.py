@@ -9,15 +9,22 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from apex_composer.assessment import Assessment
-from apex_composer.attachment import Attachment
-from apex_composer.counts import GroupTotals
-from apex_composer.executors import Executor, check_executors
+from apex_composer.assessment.collector import Assessment
+from apex_composer.assessment.counts import GroupTotals
+from apex_composer.assessment.selection import (
+    Selection,
+    count_by_group,
+    count_selected,
+    select_alike,
+)
+from apex_composer.assessment.stage_record import stage_record
 from apex_composer.expander_state import check_state, pack_state
-from apex_composer.expansion import ExpansionOperator
-from apex_composer.history import stage_record
-from apex_composer.monarch import MonarchFactors
-from apex_composer.selection import Selection, count_by_group, count_selected, select_alike
+from apex_composer.model.sites import Site, check_sites
+from apex_composer.operators.backends import Executor, check_executors
+from apex_composer.operators.operator import ExpansionOperator
+from apex_composer.operators.stage_operators import StageOperators
+from apex_composer.operators.step_hooks import Attachment
+from apex_composer.ops.monarch import MonarchFactors
 from apex_composer.settings import (
     IMPLEMENTATIONS,
     KV_HEADS,
@@ -28,9 +35,7 @@ from apex_composer.settings import (
     check_positive,
     check_threshold,
 )
-from apex_composer.shards import reshard
-from apex_composer.sites import Site, check_sites
-from apex_composer.stage_operators import StageOperators
+from apex_composer.sharding.shards import reshard
 from apex_composer.stopwatch import Stopwatch
 
 

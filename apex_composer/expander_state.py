@@ -3,7 +3,7 @@
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-from apex_composer.operator_optimizer import to_cpu
+from apex_composer.operators.optimizer import to_cpu
 from apex_composer.settings import check_same, check_same_members
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """What a step of APEX sends between ranks that share the weights: the documented bound.
 
-Per step, whatever the number of sites (`sharded_executor.py`): 4 exchanges (all_to_all) and
+Per step, whatever the number of sites (`sharded_backend.py`): 4 exchanges (all_to_all) and
 1 sum (all_reduce).
 
     rows (axis 0)      G[N] out, T^T G[N] back to P, W[P] out, D back to N: each n x d numbers in
@@ -16,7 +16,7 @@ Shape legend
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from apex_composer.monarch import factor_pair
+from apex_composer.ops.monarch import factor_pair
 
 EXCHANGES, SUMS = 4, 1
 

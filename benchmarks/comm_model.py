@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from apex_composer.selection import count_selected
-from apex_composer.sites import Group
+from apex_composer.assessment.selection import count_selected
+from apex_composer.model.sites import Group
 from apex_composer.traffic import EXCHANGES, SUMS, SiteSize, step_traffic
 
 GIGA, RANKS_PER_NODE = 1e9, 8

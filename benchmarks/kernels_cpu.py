@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from apex_composer import reference
 from apex_composer.data_prep.progress import progress_bar
-from apex_composer.monarch import init_factors, multiply, to_dense
+from apex_composer.ops import reference
+from apex_composer.ops.monarch import init_factors, multiply, to_dense
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apex_composer.data_prep.embedded import write_embedded_corpus
 from apex_composer.data_prep.progress import progress_bar
-from apex_composer.data_prep.readers import find_sources, read_documents
-from apex_composer.data_prep.tokenizer import save_tokenizer, train_tokenizer
+from apex_composer.data_prep.read.documents import find_sources, read_documents
+from apex_composer.data_prep.tokens.tokenizer import save_tokenizer, train_tokenizer
+from apex_composer.demo.embedded import write_embedded_corpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

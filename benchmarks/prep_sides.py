@@ -91,14 +91,14 @@ def run_encode_batch_fast(arguments: argparse.Namespace, work: Path, kind: str) 
 
 def run_word_encoder(arguments: argparse.Namespace, work: Path, kind: str) -> dict[str, float]:
     """Our memory of words before the library's tokenizer, on one core."""
-    from apex_composer.data_prep.word_encoder import make_encoder
+    from apex_composer.data_prep.tokens.word_encoder import make_encoder
 
     return run_in_memory(arguments, work, kind, make_encoder(backend_of(arguments)))
 
 
 def backend_of(arguments: argparse.Namespace) -> Any:
     """The tokenizer as a worker reads it."""
-    from apex_composer.data_prep.tokenizer import read_backend
+    from apex_composer.data_prep.tokens.tokenizer import read_backend
 
     return read_backend(str(Path(arguments.tokenizer) / "tokenizer.json"))
 

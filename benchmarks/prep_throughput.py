@@ -25,7 +25,7 @@ from prep_inputs import FAMILIES, write_texts, write_tokenizer
 from prep_sides import SIDES, core_seconds
 
 from apex_composer.data_prep.progress import progress_bar
-from apex_composer.data_prep.tokenizer import load_tokenizer
+from apex_composer.data_prep.tokens.tokenizer import load_tokenizer
 
 Measured = dict[str, list[dict[str, float]]]
 

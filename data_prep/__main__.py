@@ -27,7 +27,7 @@ verify_app = typer.Typer(add_completion=False)
 def status_of_errors() -> Iterator[None]:
     """One line for an error; status 2 when the command line is at fault, 1 for data or disk."""
     from apex_composer.data_prep.options import SettingsError
-    from apex_composer.data_prep.pool import WorkerDiedError
+    from apex_composer.data_prep.workers import WorkerDiedError
 
     try:
         yield
@@ -180,7 +180,7 @@ def _amount(text: str | None) -> int | None:
 
 
 def _proportions(name: str) -> dict[str, float] | None:
-    from apex_composer.data_prep.proportions import read_proportions
+    from apex_composer.data_prep.choose.proportions import read_proportions
 
     return None if name == "equal" else read_proportions(name)
 
@@ -197,7 +197,7 @@ def _parse_shard(text: str | None) -> tuple[int, int] | None:
 
 
 def _check_upload(address: str | None) -> None:
-    from apex_composer.data_prep.upload import check_address
+    from apex_composer.data_prep.write.upload import check_address
 
     if address is not None:
         check_address(address)

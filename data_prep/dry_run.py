@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from apex_composer.data_prep.budgets import (
+from apex_composer.data_prep.atomic_files import DiskFullError
+from apex_composer.data_prep.choose.budgets import (
     check_budgets,
     parts_for_budgets,
     shortfalls,
     wanted_tokens,
 )
-from apex_composer.data_prep.estimate import Estimate, estimate_domains, take_samples
-from apex_composer.data_prep.files import DiskFullError
+from apex_composer.data_prep.choose.estimate import Estimate, estimate_domains, take_samples
 from apex_composer.data_prep.options import Options
-from apex_composer.data_prep.pool import check_workers
-from apex_composer.data_prep.readers import Source, find_sources
-from apex_composer.data_prep.sequences import token_type
-from apex_composer.data_prep.tokenizer import load_tokenizer
+from apex_composer.data_prep.read.documents import Source, find_sources
+from apex_composer.data_prep.tokens.sequences import token_type
+from apex_composer.data_prep.tokens.tokenizer import load_tokenizer
+from apex_composer.data_prep.workers import check_workers
 
 # Reading and parsing a file whose documents are mostly left out: bytes of text per second and core.
 READING_RATE = 100e6

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from apex_composer.data_prep.corpus import piece_folder
-from apex_composer.data_prep.manifest import TOKENIZER_FOLDER
-from apex_composer.data_prep.plan import WORK, Plan
-from apex_composer.data_prep.pool import run_tasks
+from apex_composer.data_prep.choose.document_index import piece_folder
+from apex_composer.data_prep.choose.job_plan import WORK, Plan
+from apex_composer.data_prep.output_folder import DOWNLOADS
 from apex_composer.data_prep.progress import ReadingBar
-from apex_composer.data_prep.sequences import token_type
-from apex_composer.data_prep.target import DOWNLOADS
-from apex_composer.data_prep.tokenise import tokenise_piece
+from apex_composer.data_prep.tokens.piece import tokenise_piece
+from apex_composer.data_prep.tokens.sequences import token_type
+from apex_composer.data_prep.workers import run_tasks
+from apex_composer.data_prep.write.manifest import TOKENIZER_FOLDER
 
 
 def missing_pieces(out: Path, plan: Plan) -> list[int]:

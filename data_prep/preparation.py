@@ -5,18 +5,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from apex_composer.data_prep.budgets import check_budgets
-from apex_composer.data_prep.files import write_bytes, write_text
-from apex_composer.data_prep.finish import finish
-from apex_composer.data_prep.manifest import (
-    STREAMS,
-    TOKENIZER_FOLDER,
-    read_manifest,
-    write_streams,
-)
-from apex_composer.data_prep.options import Options, SettingsError, read_options
-from apex_composer.data_prep.pieces import missing_pieces, tokenise_pieces
-from apex_composer.data_prep.plan import (
+from apex_composer.data_prep.atomic_files import write_bytes, write_text
+from apex_composer.data_prep.choose.budgets import check_budgets
+from apex_composer.data_prep.choose.job_plan import (
     WORK,
     Plan,
     describe_source,
@@ -25,10 +16,25 @@ from apex_composer.data_prep.plan import (
     source_differences,
     write_plan,
 )
-from apex_composer.data_prep.pool import check_workers
-from apex_composer.data_prep.readers import Source, find_sources
-from apex_composer.data_prep.target import check_apart, check_ours, clear, locked, open_target
-from apex_composer.data_prep.tokenizer import load_tokenizer
+from apex_composer.data_prep.options import Options, SettingsError, read_options
+from apex_composer.data_prep.output_folder import (
+    check_apart,
+    check_ours,
+    clear,
+    locked,
+    open_target,
+)
+from apex_composer.data_prep.pieces import missing_pieces, tokenise_pieces
+from apex_composer.data_prep.read.documents import Source, find_sources
+from apex_composer.data_prep.tokens.tokenizer import load_tokenizer
+from apex_composer.data_prep.workers import check_workers
+from apex_composer.data_prep.write.finish import finish
+from apex_composer.data_prep.write.manifest import (
+    STREAMS,
+    TOKENIZER_FOLDER,
+    read_manifest,
+    write_streams,
+)
 
 
 def prepare(

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from apex_composer.data_prep.estimate import TYPICAL_RATIO
+from apex_composer.data_prep.choose.estimate import TYPICAL_RATIO
 
 COMPRESSED = (".gz", ".zst", ".parquet")
 # Between two states of a bar that goes to a file or a pipe, where every state stays.

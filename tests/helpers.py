@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from apex_composer.selection import Selection
-from apex_composer.sites import Group, Site
+from apex_composer.assessment.selection import Selection
+from apex_composer.model.sites import Group, Site
 
 VOCABULARY = 64
 

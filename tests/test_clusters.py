@@ -10,9 +10,9 @@ import yaml
 from composer.cli import launcher
 from composer.utils.parallelism import FSDP2Config, FSDPConfig
 
-from apex_composer.runs.heartbeat import Heartbeat
-from apex_composer.runs.preemption import Preemption
-from apex_composer.runs.start_guard import StartGuard
+from apex_composer.callbacks.heartbeat import Heartbeat
+from apex_composer.callbacks.preemption import Preemption
+from apex_composer.callbacks.start_guard import StartGuard
 
 PAGE = (Path(__file__).parents[1] / "docs" / "clusters.md").read_text()
 

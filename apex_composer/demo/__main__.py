@@ -10,15 +10,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from apex_composer.data_prep import (
-    is_prepared,
-    prepare_from_scratch,
-    read_manifest,
-    write_embedded_corpus,
-)
-from apex_composer.data_prep.manifest import TOKENIZER_FOLDER
+from apex_composer.data_prep import read_manifest
+from apex_composer.data_prep.write.manifest import TOKENIZER_FOLDER
 from apex_composer.demo.configuration import DEFAULT_YAML, build_configurations, load_template
+from apex_composer.demo.embedded import write_embedded_corpus
 from apex_composer.demo.files import read_json, write_json, write_text
+from apex_composer.demo.from_scratch import is_prepared, prepare_from_scratch
 from apex_composer.demo.model import write_model_folder
 from apex_composer.demo.plot import plot_losses
 from apex_composer.demo.results import summarise

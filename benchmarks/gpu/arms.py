@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 checkout.activate()
 
 from apex_composer import Expander, FusedSwiGLU, find_sites  # noqa: E402
-from apex_composer.full_precision import full_float32  # noqa: E402
+from apex_composer.ops.full_precision import full_float32  # noqa: E402
 
 Step = Callable[[Tensor], None]
 

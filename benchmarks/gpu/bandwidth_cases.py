@@ -14,7 +14,7 @@ import rivals  # noqa: E402
 import traffic  # noqa: E402
 
 from apex_composer import triton_kernels  # noqa: E402
-from apex_composer.ops import swiglu_kernel  # noqa: E402
+from apex_composer.ops.dispatch import swiglu_kernel  # noqa: E402
 
 # All the weights of TinyLLaMA-1.1B, as the kernels take them: each kind in one launch. Its 4 KV
 # heads are too few for a threshold of 12.5 %. Of LLaMA-2-7B, some layers.

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from checks import Check, Finding, differing, relative_error
 from torch import Tensor
 
-from apex_composer import reference, triton_kernels
-from apex_composer.ops import swiglu_kernel
+from apex_composer import triton_kernels
+from apex_composer.ops import reference
+from apex_composer.ops.dispatch import swiglu_kernel
 
 # samples, tokens, units, unit size: heads and channels of TinyLLaMA and of LLaMA-2-7B, odd ones
 NORMS = [

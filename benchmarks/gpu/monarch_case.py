@@ -8,8 +8,9 @@ from torch import Tensor
 
 checkout.activate()
 
-from apex_composer import reference, triton_kernels  # noqa: E402
-from apex_composer.monarch import MonarchFactors  # noqa: E402
+from apex_composer import triton_kernels  # noqa: E402
+from apex_composer.ops import reference  # noqa: E402
+from apex_composer.ops.monarch import MonarchFactors  # noqa: E402
 
 
 class Shape(NamedTuple):

@@ -11,7 +11,7 @@ from machine import is_importable
 from monarch_case import MonarchCase
 from torch import Tensor
 
-from apex_composer import reference
+from apex_composer.ops import reference
 
 Launch = Callable[[], object]
 

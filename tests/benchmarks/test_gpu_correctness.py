@@ -10,8 +10,9 @@ import pytest
 import torch
 from checks import Check, Finding, differing, relative_error
 
-from apex_composer import Expander, monarch, reference, triton_kernels
-from apex_composer.fused_swiglu import FusedSwiGLU
+from apex_composer import Expander, triton_kernels
+from apex_composer.model.fused_swiglu import FusedSwiGLU
+from apex_composer.ops import monarch, reference
 
 NORMS = "apex_composer.triton_kernels.norms.unit_square_sums"
 

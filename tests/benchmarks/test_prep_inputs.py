@@ -4,8 +4,12 @@ from backends import TEXTS
 from corpus import write_corpus
 from prep_inputs import train_sentencepiece, write_texts, write_tokenizer
 
-from apex_composer.data_prep.tokenizer import read_backend
-from apex_composer.data_prep.word_encoder import ASCII_BLANK_WORDS, encode_all, make_word_encoder
+from apex_composer.data_prep.tokens.tokenizer import read_backend
+from apex_composer.data_prep.tokens.word_encoder import (
+    ASCII_BLANK_WORDS,
+    encode_all,
+    make_word_encoder,
+)
 
 
 def test_the_sentencepiece_vocabulary_is_of_llamas_kind(tmp_path):

@@ -9,13 +9,13 @@ import pytest
 from corpus import sentences
 from prepared import tokenizer_folder
 
-from apex_composer.data_prep.readers import LINE_LIMIT, Source, SourceError, read_documents
+from apex_composer.data_prep.read.documents import LINE_LIMIT, Source, SourceError, read_documents
 
 LARGEST = 1_000  # MB of a worker
 WORKER = """
 import json, re, sys
 from pathlib import Path
-from apex_composer.data_prep.tokenise import tokenise_piece
+from apex_composer.data_prep.tokens.piece import tokenise_piece
 report = tokenise_piece(json.loads(sys.argv[1]), lambda news: None)
 print(json.dumps([report["documents"], report["rejects"]]))
 # Not getrusage: its peak counts the parent's memory too, from before the program was started.

@@ -4,8 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apex_composer.data_prep.choose.proportions import (
+    LLAMA1,
+    make_streams,
+    read_proportions,
+    share_out,
+)
 from apex_composer.data_prep.options import Options, SettingsError, parse_amount
-from apex_composer.data_prep.proportions import LLAMA1, make_streams, read_proportions, share_out
 
 
 @pytest.mark.parametrize(

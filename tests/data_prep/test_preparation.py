@@ -15,7 +15,7 @@ from apex_composer.data_prep import (
     verify,
 )
 from apex_composer.data_prep.options import SettingsError
-from apex_composer.data_prep.verify import check_counts
+from apex_composer.data_prep.write.verify import check_counts
 
 
 def texts_of(folder, split, domain):

@@ -1,7 +1,7 @@
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from apex_composer.data_prep.tokenizer import save_tokenizer, train_tokenizer
+from apex_composer.data_prep.tokens.tokenizer import save_tokenizer, train_tokenizer
 from apex_composer.demo.model import write_model_folder
 
 SIZES = {

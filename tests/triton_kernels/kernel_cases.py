@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from apex_composer import reference
-from apex_composer.monarch import MonarchFactors
+from apex_composer.ops import reference
+from apex_composer.ops.monarch import MonarchFactors
 from apex_composer.triton_kernels import MonarchBatch
 
 SPARE = 3

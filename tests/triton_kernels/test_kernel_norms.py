@@ -4,7 +4,7 @@ import pytest
 import torch
 from kernel_cases import relative_error
 
-from apex_composer import reference
+from apex_composer.ops import reference
 from apex_composer.triton_kernels import unit_square_sums
 
 TOLERANCE = 5e-7

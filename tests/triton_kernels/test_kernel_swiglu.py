@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from kernel_cases import relative_error
 from torch.utils.checkpoint import checkpoint
 
-from apex_composer import reference
+from apex_composer.ops import reference
 from apex_composer.triton_kernels.availability import interpreted
 from apex_composer.triton_kernels.swiglu import swiglu
 

@@ -1,0 +1,1 @@
+"""Scores of units from activations, and the selection they lead to. Imports ops and model."""

@@ -1,0 +1,1 @@
+"""Callbacks for any llm-foundry run. Imports what trainer imports."""

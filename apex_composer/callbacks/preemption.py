@@ -1,0 +1,181 @@
+"""The callback `preemption`: a cluster's SIGTERM saves a checkpoint and ends the run in order."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.callbacks import CheckpointSaver
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from composer.utils.file_helpers import format_name_with_dist
+
+from apex_composer.callbacks.signals import shelter_workers
+from apex_composer.callbacks.torn_checkpoints import repair
+from apex_composer.settings import check_keys, check_not_negative
+
+MARKER = "preempted.json"
+# A cluster that signals every process reaches a rank twice: directly, and through Composer's
+# launcher, which hands its own SIGTERM on.
+REPEAT_SECONDS = 5.0
+
+
+class Preemption(Callback):
+    """Saves and exits at the first SIGTERM, exits at once at a second one some seconds later.
+
+    On the first, of any rank, all ranks finish the current batch, Composer's own saver writes a
+    checkpoint as after any other batch (and waits for its upload), and all exit with
+    `exit_status`. An evaluation that is under way is given up. The same command then goes on from
+    there with `autoresume: true`. Before the first batch there is nothing to save: exit at once.
+    After the last batch SIGTERM ends the process as without this callback.
+
+    Beside the checkpoints, `preempted.json` tells a job script that the run wants to go on; the
+    next start removes it. That start also repairs what a kill during a save has left
+    (`torn_checkpoints.py`).
+
+    Args:
+        exit_status: of a preempted run, 0 to 127. Default 0: Composer's launcher takes anything
+            else for a crash.
+
+    Raises:
+        ValueError: for another status, or a run that saves no resumable checkpoints.
+        TypeError: for unknown settings.
+    """
+
+    def __init__(self, exit_status: int = 0, **unknown: Any):
+        check_keys("preemption", unknown, ("exit_status",))
+        self.exit_status = check_not_negative("exit_status", exit_status, highest=127)
+        self._asked_at: float | None = None
+        self._in_batches = False
+        self._previous: Any = None
+        self._process = os.getpid()
+
+    def init(self, state: State, logger: Logger) -> None:
+        """Repair interrupted saves before autoresume looks for a checkpoint; watch for SIGTERM."""
+        saver = _saver(state)
+        if saver is None or saver.weights_only:
+            raise ValueError(
+                "callbacks: preemption needs checkpoints to resume from: set `save_folder` and "
+                "leave `save_weights_only` at false, or remove the callback"
+            )
+        if dist.get_global_rank() == 0 and saver.remote_uploader is None:
+            folder = _folder(saver, state)
+            (folder / MARKER).unlink(missing_ok=True)
+            if saver.latest_filename is not None:
+                for line in repair(folder, saver.filename.filename, saver.latest_filename.filename):
+                    _say(line)
+        dist.barrier()
+        self._watch()
+
+    def after_load(self, state: State, logger: Logger) -> None:
+        """Shelter the workers that load data: the first assessment starts them at FIT_START."""
+        self._shelter(state)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Watch in a further fit too; shelter also the workers of loaders that came with it."""
+        self._watch()
+        self._shelter(state)
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """From here on there is something to save."""
+        self._in_batches = True
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """A batch is done: save and exit if any rank was asked to."""
+        self._leave_if_asked(state, logger)
+
+    def eval_batch_end(self, state: State, logger: Logger) -> None:
+        """Evaluations between batches may take minutes: do not wait for their end."""
+        if self._in_batches:
+            self._leave_if_asked(state, logger)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        """All is saved: from now on SIGTERM is Composer's again."""
+        self._restore()
+
+    def close(self, state: State, logger: Logger) -> None:
+        """Stop watching."""
+        self._restore()
+
+    def _watch(self) -> None:
+        if self._previous is None:
+            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _restore(self) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+            self._previous = None
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:  # a child that was forked with this handler
+            os._exit(128 + number)
+        if self._asked_at is not None:
+            if time.monotonic() - self._asked_at > REPEAT_SECONDS:
+                _say("second SIGTERM: exit without saving")
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                os.kill(os.getpid(), signal.SIGTERM)
+        elif self._in_batches:
+            self._asked_at = time.monotonic()
+            _say(
+                f"SIGTERM: saving after this batch. Another one, after {REPEAT_SECONDS:.0f} s, "
+                "exits at once"
+            )
+        else:
+            _say(f"SIGTERM before the first batch: nothing to save, exit status {self.exit_status}")
+            sys.exit(self.exit_status)
+
+    def _leave_if_asked(self, state: State, logger: Logger) -> None:
+        # After the last batch only its evaluation is left: finish the run instead.
+        if state.timestamp >= state.max_duration or not self._anyone_asked(state):
+            return
+        started = self._asked_at or time.monotonic()
+        for saver in state.callbacks:
+            if isinstance(saver, CheckpointSaver):
+                saver.save_interval = lambda state, event: True
+                saver.batch_checkpoint(state, logger)
+                saver.fit_end(state, logger)  # waits for the upload
+        if dist.get_global_rank() == 0:
+            self._report(state, time.monotonic() - started)
+        dist.barrier()
+        raise SystemExit(self.exit_status)
+
+    def _anyone_asked(self, state: State) -> bool:
+        if dist.get_world_size() == 1:
+            return self._asked_at is not None
+        asked = torch.tensor([self._asked_at is not None], dtype=torch.uint8)
+        asked = state.device.tensor_to_device(asked)
+        dist.all_reduce(asked, reduce_operation="MAX")
+        return bool(asked.item())
+
+    def _report(self, state: State, seconds: float) -> None:
+        saver, batch = _saver(state), state.timestamp.batch.value
+        _say(
+            f"saved after batch {batch}, {seconds:.1f} s after SIGTERM; exit status "
+            f"{self.exit_status}. The same command goes on from there (autoresume: true)"
+        )
+        if saver.remote_uploader is None:
+            text = json.dumps({"batch": batch, "seconds_to_save": round(seconds, 1)})
+            (_folder(saver, state) / MARKER).write_text(text + "\n", encoding="utf-8")
+
+    def _shelter(self, state: State) -> None:
+        evaluated = [evaluator.dataloader.dataloader for evaluator in state.evaluators]
+        for dataloader in (state.train_dataloader, *evaluated):
+            shelter_workers(dataloader)
+
+
+def _saver(state: State) -> CheckpointSaver | None:
+    return next((c for c in state.callbacks if isinstance(c, CheckpointSaver)), None)
+
+
+def _folder(saver: CheckpointSaver, state: State) -> Path:
+    return Path(format_name_with_dist(saver.folder, state.run_name))
+
+
+def _say(text: str) -> None:
+    """One line on stderr; os.write because a signal may come while Python's own buffer is busy."""
+    os.write(2, f"apex-composer: {text}\n".encode())

@@ -1,0 +1,1 @@
+"""What is known of architectures: which weights are expanded. Imports ops and settings."""

@@ -1,0 +1,1 @@
+"""The expansion operators, their optimizer, their step. Imports ops, model and assessment."""

@@ -1,0 +1,137 @@
+"""One site's expansion operator: its factors, and what it does to the weight and its gradient."""
+
+import torch
+from torch import Tensor, nn
+
+from apex_composer.assessment.selection import Selection, seeded_generator
+from apex_composer.model.sites import Site
+from apex_composer.ops import reference
+from apex_composer.ops.monarch import MonarchFactors, init_factors, multiply
+
+
+class ExpansionOperator:
+    """T of paper eq. 7-12 for one site: W_eff[N] = W[N] + T W[P] along the site's axis.
+
+    The bias of an expanded output row is expanded with it, as one more column of W.
+
+    Args:
+        site: the weight and its axis.
+        selection: the group's units in P and N.
+        factors: L and R; None draws fresh ones (T = 0) from `seed`, `stage` and the site's name.
+        seed: of the run.
+        stage: of the run, counted from 0.
+
+    Attributes:
+        folded: whether the parameter holds the effective weight, as it does outside of steps.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        selection: Selection,
+        factors: MonarchFactors | None = None,
+        *,
+        seed: int = 0,
+        stage: int = 0,
+    ):
+        device, dtype = site.weight.device, site.weight.dtype
+        self.site, self.folded = site, True
+        self._deltas: list[Tensor] | None = None
+        self.advantageous = site.indices(selection.advantageous.to(device))
+        self.disadvantageous = site.indices(selection.disadvantageous.to(device))
+        if factors is None:
+            generator = seeded_generator(seed, "factors", stage, site.name)
+            size = len(self.advantageous)
+            factors = init_factors(size, generator=generator, dtype=dtype, device=device)
+        self.factors = MonarchFactors(
+            *(f.to(device=device, dtype=dtype, copy=True) for f in factors)
+        )
+
+    def fold(self) -> None:
+        """W[N] <- W[N] + T W[P]: the parameter holds the effective weight."""
+        self._deltas = self._expand()
+        self._add(+1)
+        self.folded = True
+
+    restore = fold  # nobody else is needed for it
+
+    def refresh(self) -> None:
+        """The weight was changed since the fold: T W[P] is computed anew, as in a resumed run."""
+        self._deltas = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The weight, and the bias of an expanded output row."""
+        return self.site.parameters()
+
+    def unfold(self) -> None:
+        """W[N] <- W[N] - T W[P]: the parameter holds the base weight.
+
+        What is subtracted is what the last fold added. A resumed run, which has not folded yet,
+        computes it from the same W[P], L and R: the same bits.
+        """
+        if self._deltas is None:
+            self._deltas = self._expand()
+        self._add(-1)
+        self._deltas = None
+        self.folded = False
+
+    def _expand(self) -> list[Tensor]:
+        return [
+            reference.expand(as_matrix(p), self.factors, self.advantageous, axis=self._axis)
+            for p in self.site.parameters()
+        ]
+
+    def _add(self, sign: int) -> None:
+        for parameter, delta in zip(self.site.parameters(), self._deltas, strict=True):
+            reference.add(
+                as_matrix(parameter), delta, self.disadvantageous, axis=self._axis, sign=sign
+            )
+
+    def map_gradient(self) -> None:
+        """Turn the effective gradient into those of W (in place) and of the factors (`.grad`).
+
+        A weight without a gradient (frozen, or not reached by the loss) leaves the factors
+        without one too, so that the optimizer passes over them.
+        """
+        gradients = None
+        for parameter in self.site.parameters():
+            if parameter.grad is None:
+                continue
+            part = reference.map_gradient(
+                as_matrix(parameter),
+                as_matrix(parameter.grad),
+                self.factors,
+                *self._sets(),
+                axis=self._axis,
+            )
+            gradients = (
+                part if gradients is None else [a + b for a, b in zip(gradients, part, strict=True)]
+            )
+        for factor, gradient in zip(self.factors, gradients or (None, None), strict=True):
+            factor.grad = gradient
+
+    @torch.no_grad()
+    def relative_norm(self) -> Tensor:
+        """|T W[P]| / |W_eff[N]|, the operator's share of the rows it writes; a scalar tensor."""
+        weight = self.site.weight
+        selected = reference.take(weight, self.advantageous, self._axis)
+        target = reference.take(weight, self.disadvantageous, self._axis)
+        norm = torch.linalg.vector_norm
+        return norm(multiply(self.factors, selected)) / norm(target).clamp_min(1e-30)
+
+    def relative_norms(self) -> dict[str, float]:
+        """`relative_norm` by the site's name; waits for the device."""
+        return {self.site.name: float(self.relative_norm())}
+
+    @property
+    def _axis(self) -> int:
+        return self.site.axis
+
+    def _sets(self) -> tuple[Tensor, Tensor]:
+        return self.advantageous, self.disadvantageous
+
+
+def as_matrix(parameter: nn.Parameter | Tensor) -> Tensor:
+    """A view that in-place writes go through; a bias becomes a matrix of one column."""
+    values = parameter.detach()
+    return values.unsqueeze(1) if values.dim() == 1 else values

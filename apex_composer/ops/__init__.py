@@ -1,0 +1,1 @@
+"""The mathematics, in torch or by the kernels, which only this room imports."""

@@ -1,1 +1,0 @@
-"""Around a training run: before it (plan, doctor, guard), when it is killed, after it (branch)."""

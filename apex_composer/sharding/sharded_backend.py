@@ -1,0 +1,212 @@
+"""The executor of operators whose weights are sharded (FSDP1, FSDP2, HSDP), all sites at once.
+
+    map_gradient   G[N] to the workers; dL and dR summed over the ranks; T^T G[N] back to P's owners
+    unfold         nothing to communicate: every owner subtracts what it added
+    fold           W[P] to the workers; D = T W[P] back to N's owners, who keep their part of it
+
+That is 4 exchanges and 1 sum per step, however many sites there are; `routes.py` says who
+works on what. W[P] stays the same between a fold and the next step, so the workers keep it.
+
+Shape legend
+    m   sites with operators of one size        n = p * q   rows that an operator maps
+    d   the part of a weight's free axis that this rank works on
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from apex_composer.distributed import ShardRanks
+from apex_composer.operators.operator import ExpansionOperator
+from apex_composer.ops import stacked
+from apex_composer.ops.monarch import MonarchFactors
+from apex_composer.sharding.routes import Matrix
+from apex_composer.sharding.shards import Shard, reshard
+from apex_composer.sharding.transport import Carrier, Parts
+
+_CHANGED = (
+    "sharded weights were changed since the last step of this stage (load_state_dict, an in-place "
+    "write), and T W[P] is still that of the weights before. Allowed: to take state = "
+    "expander.state_dict() before the change and to call expander.load_state_dict(state) after it, "
+    "on all ranks; or to change weights between stages, after expander.fuse()"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One sharded weight or bias, and its operator."""
+
+    operator: ExpansionOperator
+    shard: Shard
+    bias: bool
+
+    @property
+    def kind(self) -> tuple[int, ...]:
+        """Jobs of one kind can be computed in one go: they come one behind the other."""
+        size = len(self.operator.advantageous)
+        return self.operator.site.axis, int(self.bias), size, self.shard.shape[1]
+
+    def matrix(self, intervals: Sequence[tuple[int, int]]) -> Matrix:
+        operator = self.operator
+        sets = {"P": operator.advantageous.cpu(), "N": operator.disadvantageous.cpu()}
+        return Matrix(self.shard.shape, operator.site.axis, tuple(intervals), sets)
+
+
+class ShardedExecutor:
+    """Folds, unfolds and maps gradients of all sites that one group of ranks shares.
+
+    All ranks construct it and call `fold`, `map_gradient` and `relative_norms` together.
+    A weight without a gradient counts as one whose gradient is zero: whether other ranks have
+    one is not known without waiting for them.
+
+    Args:
+        operators: of one stage, in the same order on all ranks.
+        shards: of every operator's weight and bias, see `shards.find_shards`.
+        ranks: who shares the weights.
+
+    Attributes:
+        folded: whether the parameters hold the effective weights, as they do outside of steps.
+        operators: as given.
+        carrier: what this rank exchanges with the others.
+    """
+
+    def __init__(
+        self,
+        operators: Sequence[ExpansionOperator],
+        shards: Sequence[Sequence[Shard]],
+        ranks: ShardRanks,
+    ):
+        self.folded, self.operators, self._ranks = True, list(operators), ranks
+        jobs = [
+            _Job(operator, shard, place > 0)
+            for operator, pair in zip(operators, shards, strict=True)
+            for place, shard in enumerate(pair)
+        ]
+        self._jobs = sorted(jobs, key=lambda job: job.kind)
+        intervals = ranks.gather([(job.shard.start, job.shard.stop) for job in self._jobs])
+        matrices = [
+            job.matrix(of_ranks)
+            for job, of_ranks in zip(self._jobs, zip(*intervals, strict=True), strict=True)
+        ]
+        device = self._jobs[0].shard.parameter.device
+        self.carrier = Carrier(matrices, ranks, device)
+        self._selected: list[Tensor] | None = None  # W[P] as this rank works on it, by family
+        self._deltas: Parts | None = None  # what the last fold added to this rank's shards
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """W[N] <- W[N] + T W[P]."""
+        self._deltas = self._expand()
+        self.carrier.add("N", self._deltas, self._values(), +1)
+        self.folded = True
+
+    @torch.no_grad()
+    def unfold(self) -> None:
+        """W[N] <- W[N] - T W[P], what the last fold added; a resumed run computes it first."""
+        if self._deltas is None:
+            self._deltas = self._expand()
+        self.carrier.add("N", self._deltas, self._values(), -1)
+        self._selected = None  # the optimizer changes W[P] now
+        self.folded = False
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Fold after a failed step, by this rank alone: add what was subtracted.
+
+        Where a step has failed the other ranks may never come to an exchange. The next unfold
+        subtracts the same again, so the base weight stays what the failed step left of it.
+        """
+        reshard([operator.site for operator in self.operators])
+        self.carrier.add("N", self._deltas, self._values(), +1)
+        self.folded = True
+
+    def refresh(self) -> None:
+        """Refuse weights that were changed since the fold.
+
+        W[P] would have to be gathered anew, by all ranks together, and those that hold other parts
+        of the weights may have seen no change.
+
+        Raises:
+            RuntimeError: saying how to change weights in the middle of a stage.
+        """
+        raise RuntimeError(_CHANGED)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The sharded weights, and biases."""
+        return [job.shard.parameter for job in self._jobs]
+
+    @torch.no_grad()
+    def map_gradient(self) -> None:
+        """From dLoss/dW_eff to dLoss/dW, in place, and to the factors' gradients, in `.grad`."""
+        gradients = [job.shard.gradient() for job in self._jobs]
+        given = [
+            torch.zeros_like(job.shard.values()) if gradient is None else gradient
+            for job, gradient in zip(self._jobs, gradients, strict=True)
+        ]
+        selected, received = self._gather_selected(), self.carrier.to_workers("N", given)
+        shares: dict[ExpansionOperator, MonarchFactors] = {}
+        additions = []
+        for family, x, g in zip(self.carrier.families, selected, received, strict=True):
+            share, addition = stacked.map_gradient(self._factors(family), x, g)
+            additions.append(addition)
+            for i, *own in zip(family, *share, strict=True):
+                _accumulate(shares, self._jobs[i].operator, own)
+        self._sum_shares(shares)
+        self.carrier.add("P", self.carrier.to_owners("P", additions), gradients, +1)
+
+    @torch.no_grad()
+    def relative_norms(self) -> dict[str, float]:
+        """|T W[P]| / |W_eff[N]| by site (collective, waits for the device)."""
+        if self._deltas is None:
+            self._deltas = self._expand()
+        parts = self._deltas, self.carrier.take("N", self._values())
+        squares = torch.stack([self.carrier.square_sums("N", part) for part in parts])
+        delta, target = self._ranks.sum(squares).sqrt().tolist()
+        return {
+            job.operator.site.name: delta[i] / max(target[i], 1e-30)
+            for i, job in enumerate(self._jobs)
+            if not job.bias
+        }
+
+    def _values(self) -> list[Tensor]:
+        return [job.shard.values() for job in self._jobs]
+
+    def _gather_selected(self) -> list[Tensor]:
+        """W[P] of every family, kept since the last fold or gathered now."""
+        if self._selected is None:
+            self._selected = self.carrier.to_workers("P", self._values())
+        return self._selected
+
+    def _expand(self) -> Parts:
+        """This rank's part of D = T W[P] (collective)."""
+        selected = self._gather_selected()
+        deltas = [
+            stacked.expand(self._factors(family), x)
+            for family, x in zip(self.carrier.families, selected, strict=True)
+        ]
+        return self.carrier.to_owners("N", deltas)
+
+    def _factors(self, family: Sequence[int]) -> MonarchFactors:
+        factors = [self._jobs[i].operator.factors for i in family]
+        return MonarchFactors(*(torch.stack(side) for side in zip(*factors, strict=True)))
+
+    def _sum_shares(self, shares: dict[ExpansionOperator, MonarchFactors]) -> None:
+        """Add the ranks' shares of all factors' gradients up, in one flat buffer."""
+        flat = torch.cat([share.reshape(-1) for pair in shares.values() for share in pair])
+        rest = self._ranks.sum(flat)
+        for operator in shares:
+            for factor in operator.factors:
+                own, rest = rest[: factor.numel()], rest[factor.numel() :]
+                factor.grad = own.view_as(factor)
+
+
+def _accumulate(
+    shares: dict[ExpansionOperator, MonarchFactors], operator: ExpansionOperator, own: list[Tensor]
+) -> None:
+    """An operator's shares of its weight and of its bias are added up."""
+    before = shares.get(operator)
+    if before is not None:
+        own = [a + b for a, b in zip(before, own, strict=True)]
+    shares[operator] = MonarchFactors(*own)

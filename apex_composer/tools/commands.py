@@ -1,0 +1,165 @@
+"""The command lines `apex-composer branch`, `show`, `doctor` and `plan`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+branch_app = typer.Typer(add_completion=False)
+show_app = typer.Typer(add_completion=False)
+plan_app = typer.Typer(add_completion=False)
+doctor_app = typer.Typer(add_completion=False)
+console = Console()
+
+CheckpointArgument = Annotated[Path, typer.Argument(help="A checkpoint file of Composer (.pt).")]
+
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the YAML, as key=value.")]
+
+
+@contextmanager
+def status_of_errors() -> Iterator[None]:
+    """One line for what the user can repair, and exit status 1."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError) as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+@branch_app.command()
+def branch(
+    checkpoint: CheckpointArgument,
+    yaml: Annotated[Path, typer.Option(help="The YAML of the run that saved it.")],
+    out: Annotated[Path, typer.Option(help="YAML to write; its name becomes the run's.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting that changes, key=value. Repeat for more."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the file of --out.")] = False,
+) -> None:
+    """Write the YAML of a new run that goes on from a checkpoint with other settings.
+
+    Nothing is trained and no weights are copied. The new run keeps the parent, its sha256 and what
+    changed in its own checkpoints; `apex-composer show` tells.
+    """
+    with status_of_errors():
+        with console.status("reading the checkpoint"):
+            from apex_composer.tools.branch import write_branch
+        written = write_branch(checkpoint, yaml, out, changes or [], overwrite=overwrite)
+    point = written.point
+    console.print(f"{written.yaml}: run {written.run_name!r} goes on from batch {point['batch']}")
+    for key, (old, new) in point["changed"].items():
+        console.print(f"  {key}: {old} -> {new}", markup=False)
+    if written.keeps_stage:
+        console.print(f"Stage {point['stage']} goes on with its operators and scores.")
+    else:
+        console.print(
+            f"The operators of stage {point['stage']} are part of the weights already. A new "
+            "assessment and a new stage begin there."
+        )
+    console.print(f"Check it: apex-composer plan {out}", soft_wrap=True)
+
+
+@show_app.command()
+def show(checkpoint: CheckpointArgument) -> None:
+    """Show a checkpoint's stage, settings, history and lineage."""
+    with status_of_errors():
+        from apex_composer.tools.checkpoint_file import read_checkpoint
+        from apex_composer.tools.show import make_tables
+
+        for table in make_tables(read_checkpoint(checkpoint)):
+            console.print(table)
+
+
+@plan_app.command()
+def plan(
+    yaml: Annotated[Path, typer.Argument(help="A training YAML of llm-foundry.")],
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of the run, all nodes together.")] = 8,
+    gpu: Annotated[str, typer.Option(help="GPU for the time, a name of Composer's table.")] = (
+        "h100-sxm"
+    ),
+    mfu: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Assumed share of the GPU's peak.")
+    ] = 0.4,
+) -> None:
+    """Show what a YAML will do: stages, learning rates, units, cost, checkpoints, time.
+
+    Nothing is trained and no weights are read. Exit status 1 where the run would fail.
+    """
+    with status_of_errors():
+        with console.status("loading llm-foundry"):
+            import warnings
+
+            warnings.simplefilter("ignore")
+            from apex_composer.tools.plan import make_plan
+            from apex_composer.tools.plan_tables import make_plan_tables
+            from apex_composer.tools.training_yaml import load_configuration
+
+            planned = make_plan(load_configuration(yaml, overrides or []), gpus)
+            tables = make_plan_tables(planned, gpu, mfu)
+    for table in tables:
+        console.print(table)
+    for problem in planned.problems:
+        console.print(f"problem: {problem}", style="red", markup=False, soft_wrap=True)
+    if planned.problems:
+        raise typer.Exit(1)
+
+
+@doctor_app.command()
+def doctor(
+    yaml: Annotated[
+        Path | None, typer.Argument(help="A training YAML: its data, model and disk, too.")
+    ] = None,
+    overrides: Overrides = None,
+    clean: Annotated[
+        bool, typer.Option(help="Offer to remove what killed runs left in /dev/shm.")
+    ] = False,
+) -> None:
+    """Look whether this machine is ready to train. Exit status 1 where it is not.
+
+    Nothing is started and nothing changed, but for --clean, which asks first.
+    """
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    styles = {"ok": "green", "warning": "yellow", "failure": "red"}
+    with status_of_errors(), console.status("looking"):
+        from apex_composer.tools.doctor import examine
+        from apex_composer.tools.training_yaml import load_configuration
+
+        config = None if yaml is None else load_configuration(yaml, overrides or [])
+        findings = list(examine(config))
+    table = Table("check", "", Column("found", overflow="fold"))
+    for finding in findings:
+        status = f"[{styles[finding.status]}]{finding.status}"
+        table.add_row(finding.check, status, escape(finding.text))
+    console.print(table)
+    if clean:
+        offer_to_clean()
+    if any(finding.status == "failure" for finding in findings):
+        raise typer.Exit(1)
+
+
+def offer_to_clean() -> None:
+    """Name streaming's segments without an owner, and remove them if the user agrees."""
+    from apex_composer.tools.shared_memory import find_stale, remove_stale, sees_all_processes
+
+    stale, _ = find_stale()
+    if not stale:
+        console.print("/dev/shm: nothing to remove")
+        return
+    for path in stale:
+        console.print(f"  {path}")
+    if not sees_all_processes():
+        console.print(
+            "This is a container: a run in another container that shares /dev/shm is not seen from "
+            "here, and would look like no owner.",
+            style="yellow",
+        )
+    if typer.confirm(f"Remove these {len(stale)} segments?", default=False):
+        console.print(f"{len(remove_stale(stale))} removed")

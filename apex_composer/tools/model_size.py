@@ -1,0 +1,174 @@
+"""A run's model as shapes without weights, and what APEX adds to it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apex_composer.tools.training_yaml import Settings
+
+# Weights, gradients and two Adam moments of the factors, and nothing else, are kept in fp32.
+_FACTOR_COPIES = 4
+_BYTES = 4
+
+
+@dataclass(frozen=True)
+class GroupKind:
+    """All groups of one kind, which in today's models are equal in every layer.
+
+    Attributes:
+        kind: `heads`, `kv_heads` or `channels`.
+        groups: how many.
+        units: of one group.
+        selected: units on each side, 0 where the kind is left alone.
+    """
+
+    kind: str
+    groups: int
+    units: int
+    selected: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What APEX adds to a run.
+
+    Attributes:
+        sites: expanded weights.
+        parameters: of their operators.
+        memory: bytes on every GPU (without FSDP).
+        flops_per_step: of folding, unfolding and mapping gradients.
+        flops_per_token: of the norms for the scores.
+    """
+
+    sites: int
+    parameters: int
+    memory: int
+    flops_per_step: int
+    flops_per_token: int
+
+
+def build_shapes(config: Settings) -> Any:
+    """The model of a training YAML on the meta device: no weights are read or made.
+
+    Args:
+        config: of `load_configuration`.
+
+    Returns:
+        A Hugging Face or MPT model.
+
+    Raises:
+        ValueError: for models of another kind, or a configuration that cannot be found.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    settings = config["model"]
+    if settings.get("name") == "mpt_causal_lm":
+        from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM
+
+        left_out = ("name", "init_device", "master_weights_dtype", "loss_fn", "use_train_metrics")
+        known = {key: value for key, value in settings.items() if key not in left_out}
+        with init_empty_weights():
+            return MPTForCausalLM(MPTConfig(**known))
+    if settings.get("name") != "hf_causal_lm":
+        raise ValueError(
+            f"model.name: got {settings.get('name')!r}, planned are hf_causal_lm and mpt_causal_lm"
+        )
+    hf_config = read_model_config(settings)
+    with init_empty_weights():
+        return AutoModelForCausalLM.from_config(hf_config)
+
+
+def read_model_config(settings: Settings) -> Any:
+    """A Hugging Face configuration with the YAML's overrides, from a folder, the cache or the hub.
+
+    Args:
+        settings: of the YAML's `model`.
+
+    Raises:
+        ValueError: it cannot be found.
+    """
+    from transformers import AutoConfig
+
+    name = settings.get("pretrained_model_name_or_path")
+    try:
+        config = AutoConfig.from_pretrained(
+            name,
+            trust_remote_code=bool(settings.get("trust_remote_code", False)),
+        )
+    except (OSError, ValueError) as error:
+        where = "the folder has no config.json" if Path(str(name)).is_dir() else "not reachable"
+        raise ValueError(
+            f"model.pretrained_model_name_or_path: {name!r} gives no configuration ({where}). Only "
+            "its config.json is needed: give a local folder that holds it (key=value on the "
+            "command line), or run once where the hub can be reached"
+        ) from error
+    for key, value in (settings.get("config_overrides") or {}).items():
+        if not hasattr(config, key):
+            raise ValueError(f"model.config_overrides: this model has no setting {key!r}")
+        setattr(config, key, value)
+    return config
+
+
+def count_parameters(model: Any) -> int:
+    """All parameters of a model; shared ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def describe_groups(model: Any, algorithm: Any) -> list[GroupKind]:
+    """How many units of each kind there are and are selected.
+
+    Args:
+        model: of `build_shapes`.
+        algorithm: APEX with the run's settings.
+
+    Raises:
+        ValueError: the architecture is not known, or a group is too small.
+    """
+    sites, counts = _sites(model, algorithm)
+    groups = {site.group.name: site.group for site in sites}.values()
+    kinds: dict[tuple[str, int, int], int] = {}
+    for group in groups:
+        key = (group.name.rsplit(".", 1)[-1], group.units, counts.get(group.name, 0))
+        kinds[key] = kinds.get(key, 0) + 1
+    return [GroupKind(kind, count, units, k) for (kind, units, k), count in kinds.items()]
+
+
+def estimate_cost(model: Any, algorithm: Any) -> Cost:
+    """Parameters, memory and arithmetic of the operators and of the assessment.
+
+    Per step and weight, with n = p q selected indices and d the other dimension: folding multiplies
+    by T once, the gradient map needs 2 p + 3 q multiply-adds for each of n d entries, and what was
+    folded is kept until it is unfolded. The norms read every head's and channel's activation once.
+
+    Args:
+        model: of `build_shapes`.
+        algorithm: APEX with the run's settings.
+    """
+    from apex_composer.ops.monarch import factor_pair
+
+    sites, counts = _sites(model, algorithm)
+    sites = [site for site in sites if site.group.name in counts]
+    parameters = kept = flops = 0
+    for site in sites:
+        n = counts[site.group.name] * site.group.unit_size
+        p, q = factor_pair(n)
+        d = site.weight.shape[1 - site.axis]
+        parameters += n * (p + q)
+        kept += n * d
+        flops += 2 * n * d * ((p + q) + (2 * p + 3 * q))
+    assessed = {id(s.group.probe): s.group for s in sites if s.group.assessed_by is None}
+    norms = sum(2 * group.units * group.unit_size for group in assessed.values())
+    if not algorithm.expansion:
+        parameters = kept = flops = 0
+    memory = _BYTES * (parameters * _FACTOR_COPIES + kept)
+    return Cost(len(sites), parameters, memory, flops, norms)
+
+
+def _sites(model: Any, algorithm: Any) -> tuple[list[Any], dict[str, int]]:
+    from apex_composer.assessment.selection import count_by_group
+    from apex_composer.model.sites import find_sites
+
+    targets = algorithm.targets + (("kv_head",) if "head" in algorithm.targets else ())
+    sites = [site for site in find_sites(model) if site.group.unit in targets]
+    return sites, count_by_group(sites, algorithm.threshold, algorithm.kv_heads)

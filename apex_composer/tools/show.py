@@ -1,0 +1,83 @@
+"""Tables of what a checkpoint knows about its run."""
+
+from statistics import fmean
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from apex_composer.tools.checkpoint_file import CheckpointFile
+
+
+def make_tables(checkpoint: CheckpointFile) -> list[Table]:
+    """Where the run stands, its settings, its stages and where it comes from."""
+    tables = [_summary(checkpoint), _settings(checkpoint), _stages(checkpoint)]
+    return [*tables, *([_lineage(checkpoint)] if checkpoint.apex.get("lineage") else [])]
+
+
+def describe_position(checkpoint: CheckpointFile) -> str:
+    """In words: the running stage and how much of it is done, or that all are over."""
+    apex, ended, count = checkpoint.apex, checkpoint.ended, len(checkpoint.ends)
+    if ended == count:
+        return f"all {count} stages are over"
+    end, unit = checkpoint.ends[apex["stage"]]
+    operators = f"{len(apex['factors'])} operators" if apex["factors"] else "no operators"
+    return f"stage {apex['stage']} (of 0 to {count - 1}), up to {end:,}{unit}, {operators}"
+
+
+def _summary(checkpoint: CheckpointFile) -> Table:
+    table = Table(title=str(checkpoint.path), show_header=False, title_justify="left")
+    clock = ", ".join(f"{name} {value:,}" for name, value in checkpoint.clock.items())
+    table.add_row("trained", clock)
+    table.add_row("stage", describe_position(checkpoint))
+    factors = sum(f.numel() for pair in checkpoint.apex["factors"].values() for f in pair)
+    table.add_row("operator parameters", f"{factors:,}")
+    samples = max((entry[2] for entry in checkpoint.apex["scores"].values()), default=0)
+    table.add_row("scores for the next stage", f"from {samples:,} samples")
+    return table
+
+
+def _settings(checkpoint: CheckpointFile) -> Table:
+    table = Table(title="settings", show_header=False, title_justify="left")
+    settings = checkpoint.apex["settings"] | {
+        name: ", ".join(checkpoint.apex[name]) for name in ("targets", "stages")
+    }
+    for name, value in settings.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def _stages(checkpoint: CheckpointFile) -> Table:
+    table = Table(title="stages so far", title_justify="left")
+    for column in ("stage", "operators", "from batch", "selected on", "overlap", "expanded units"):
+        table.add_column(column, justify="left" if column == "expanded units" else "right")
+    for record in checkpoint.apex["history"]:
+        table.add_row(*_stage_row(record))
+    return table
+
+
+def _stage_row(record: dict[str, Any]) -> list[str]:
+    overlaps = [value for pair in record["overlap"].values() for value in pair]
+    kinds: dict[str, int] = {}
+    for group, units in record["advantageous"].items():
+        kind = group.rsplit(".", 1)[-1]
+        kinds[kind] = kinds.get(kind, 0) + len(units)
+    return [
+        str(record["stage"]),
+        "yes" if record["expansion"] else "no",
+        f"{record.get('start_batch', 0):,}",
+        f"{record['samples']:,} samples",
+        f"{fmean(overlaps):.2f}" if overlaps else "-",
+        ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()),
+    ]
+
+
+def _lineage(checkpoint: CheckpointFile) -> Table:
+    table = Table(title="lineage, oldest first", title_justify="left")
+    for column in ("parent", "sha256", "batch", "stage", "changed"):
+        table.add_column(column, overflow="fold")
+    for point in checkpoint.apex["lineage"]:
+        changed = "\n".join(f"{k}: {old} -> {new}" for k, (old, new) in point["changed"].items())
+        place = (str(point["batch"]), str(point["stage"]))
+        table.add_row(escape(point["parent"]), point["sha256"][:12], *place, escape(changed))
+    return table

@@ -1,0 +1,303 @@
+"""APEX as a Composer Algorithm: from events to the Expander."""
+
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+from torch import Tensor
+
+from apex_composer import settings
+from apex_composer.expander import Expander
+from apex_composer.model.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
+from apex_composer.model.sites import find_sites
+from apex_composer.operators.step_hooks import Attachment
+from apex_composer.trainer.closing import Closing, check_owner
+from apex_composer.trainer.first_assessment import attention_mask, first_goal, sequence_ids
+from apex_composer.trainer.forward_passes import assess_first_stage
+from apex_composer.trainer.learning_rates import StageRates
+from apex_composer.trainer.metrics import final_metrics, stage_metrics, step_metrics
+from apex_composer.trainer.optimizer_settings import put_back, read_settings
+from apex_composer.trainer.resuming import check_branch, check_further, restore, trace, warn_anew
+from apex_composer.trainer.run_checks import (
+    check_fit,
+    check_implementation,
+    check_run,
+    check_trained,
+)
+from apex_composer.trainer.stages import StagePlan, parse_stages, plan_stages
+
+
+class APEX(Algorithm):
+    """Advantageous Parameter EXpansion training (arXiv 2505.24241) in stages.
+
+    Events: FIT_START assesses and begins the first stage (or resumes one); forward passes of
+    training collect scores, committed at BATCH_END; around the optimizer's step gradients are
+    mapped and operators trained (`step_hooks.py`); at the end of a stage, at BATCH_END, the
+    operators are fused and the next stage's units selected.
+
+    A fit whose clock stands at 0 begins the run anew, with a warning if there was one before:
+    `fit(reset_time=True)`, or a checkpoint with `load_ignore_keys: [state/timestamp]`. What was
+    trained stays part of the weights; the first assessment, stage 0 and an empty history follow.
+    The first batch has the last learning rate of the run before, as Composer's schedulers leave
+    it, unless the scheduler is `stagewise`.
+
+    An object belongs to one Trainer: given to a second one, it leaves the first. Another object
+    on the same model or optimizer is refused until the first Trainer is closed.
+
+    Args:
+        threshold: share of units selected on each side, in (0, 0.5]. Default 0.125.
+        stages: a number of equal stages, or a list of Composer time strings (ba, tok, sp, ep,
+            dur) or mappings `{duration: 1000ba, expansion: false}` that add up to max_duration.
+            Default 3.
+        targets: which kinds of units are expanded: `head`, `channel`. Default both.
+        kv_heads: `auto`, `expand` or `skip`, see `Expander`. Default `auto`.
+        assessment: `method`: rank, average or random (default rank); `tokens`: how many tokens
+            to assess before the first stage (default 1 % of the first stage, at least a batch);
+            `interval`: collect scores in every k-th batch of a stage (default 1).
+        expansion: False selects and reports without operators. Default True.
+        operator_lr_scale: the operators' learning rate over the weights'. Default None: 1, with a
+            warning where the optimizer's learning rates are not of Adam's size.
+        implementation: `torch`, `triton` (the kernels), or `auto`: the kernels where they run.
+            Default `auto`.
+        fused_swiglu: True computes the Llama family's SwiGLU in one kernel, `auto` where the
+            kernel runs, see `FusedSwiGLU`. Default `auto`.
+        seed: of operators and random selections, an integer of 0 or more; default the run's seed.
+        log_interval: batches between logged operator norms and step times. Default 10.
+        branch: which checkpoint this run goes on from with other settings; written by
+            `apex-composer branch`. Default: none.
+
+    Raises:
+        ValueError: for a setting out of range.
+        TypeError: for an unknown setting.
+    """
+
+    def __init__(
+        self,
+        *,
+        threshold: float = 0.125,
+        stages: Any = 3,
+        targets: Sequence[str] = settings.TARGETS,
+        kv_heads: str = "auto",
+        assessment: Mapping[str, Any] | None = None,
+        expansion: bool = True,
+        operator_lr_scale: float | None = None,
+        implementation: str = "auto",
+        fused_swiglu: bool | str = "auto",
+        seed: int | None = None,
+        log_interval: int = 10,
+        branch: Mapping[str, Any] | None = None,
+        **unknown: Any,
+    ):
+        known = [*signature(APEX).parameters][:-1]  # all but `unknown`
+        settings.check_keys("apex", unknown, known)
+        self.threshold = settings.check_threshold(threshold)
+        settings.check_choice("kv_heads", kv_heads, settings.KV_HEADS)
+        settings.check_flag("expansion", expansion)
+        scale = operator_lr_scale
+        if scale is not None:
+            scale = settings.check_positive("operator_lr_scale", scale, float)
+        self.seed = None if seed is None else settings.check_not_negative("seed", seed)
+        self.log_interval = settings.check_positive("log_interval", log_interval)
+        settings.check_choice("implementation", implementation, settings.IMPLEMENTATIONS)
+        settings.check_choice("fused_swiglu", fused_swiglu, FUSED_SWIGLU)
+        self.kv_heads, self.expansion, self.operator_lr_scale = kv_heads, expansion, scale
+        self.implementation, self.fused_swiglu = implementation, fused_swiglu
+        self.stages = parse_stages(stages)
+        self.targets = settings.check_targets(targets)
+        assessment = {} if assessment is None else assessment
+        self.method, self.tokens, self.interval = settings.check_assessment(assessment)
+        self.lineage: list[dict[str, Any]] = []
+        self.branching = False  # this start leaves its checkpoint's settings
+        self._branch = check_branch(branch)
+        self._expander: Expander | None = None
+        self._attachment: Attachment | None = None
+        self._swiglu: FusedSwiGLU | None = None
+        self._closing: Closing | None = None
+        self._plan: StagePlan | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._optimizer: list[dict[str, Any]] = []  # the settings' hyper-parameters
+        self._padded, self._packed = True, False
+        self._events = {
+            Event.INIT: self._check_run,
+            Event.BEFORE_LOAD: self._check_stages,
+            Event.AFTER_LOAD: self._after_load,
+            Event.FIT_START: self._start,
+            Event.BATCH_START: self._time_batch,
+            Event.BEFORE_TRAIN_BATCH: self._begin_batch,
+            Event.BEFORE_FORWARD: self._open,
+            Event.AFTER_FORWARD: self._close,
+            Event.BATCH_END: self._end_batch,
+        }
+
+    def __repr__(self) -> str:
+        names = ("threshold", "stages", "targets", "kv_heads", "method", "expansion")
+        return f"APEX({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The stages so far, see `history.stage_record`."""
+        return self._expander.history if self._expander is not None else []
+
+    def stage_plan(self, state: State) -> StagePlan:
+        """Where this run's stages end; the scheduler `stagewise` compares its own with it."""
+        return plan_stages(self.stages, state)
+
+    def match(self, event: Event, state: State) -> bool:
+        """Run on the events that APEX is made of."""
+        return event in self._events
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Do the event's part."""
+        if event not in (Event.INIT, Event.AFTER_LOAD):
+            check_owner(self._closing, state)
+        self._events[event](state, logger)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The Expander's state, the stages and the optimizer's settings, plain data only."""
+        own: dict[str, Any] = super().state_dict()
+        apex = self._loaded
+        if apex is None and self._expander is not None:
+            apex = {
+                **self._expander.state_dict(),
+                "stages": self._plan.describe(),
+                "targets": list(self.targets),
+                "lineage": self.lineage,
+            }
+        return own if apex is None else {**own, "apex": {**apex, "optimizer": self._optimizer}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep a checkpoint's state until FIT_START, when the run's clock is restored too."""
+        self._loaded = state.get("apex")
+
+    def _check_run(self, state: State, logger: Logger) -> None:
+        """Refuse at INIT, before data and weights are loaded, what could only fail later."""
+        check_run(state, self._expander)
+        if self.expansion:
+            check_implementation(state, self.implementation)
+        expander = self._build(state)
+        expander.remove()
+        if self.expansion:
+            check_trained(state, expander.sites)
+        if self._closing is not None:
+            self._closing.hand_over()  # an earlier trainer's run
+        self._expander = self._attachment = self._plan = self._loaded = None
+        self._swiglu = FusedSwiGLU(
+            state.model, self.fused_swiglu, device=_device(state), collector=self._place_ahead
+        )
+        self._optimizer = read_settings(state.optimizers[0], state.model)
+        self._closing = Closing(self._swiglu)
+        state.callbacks.append(self._closing)
+
+    def _check_stages(self, state: State, logger: Logger) -> None:
+        """Refuse stages that do not fill the run as soon as its length can be known."""
+        if state.max_duration is not None and state.train_dataloader is not None:
+            self.stage_plan(state)
+        self._closing.step_aside(state)
+
+    def _after_load(self, state: State, logger: Logger) -> None:
+        """See where the run comes from, and put changed settings of the optimizer back."""
+        state.callbacks.append(self._closing)
+        batch = state.timestamp.batch.value
+        self.lineage, self.branching = trace(self._branch, self._loaded, batch)
+        if not any(isinstance(callback, StageRates) for callback in state.callbacks):
+            trained = (self._loaded or {}).get("optimizer")
+            put_back(state.optimizers[0], self._optimizer, trained, state.schedulers)
+
+    def _build(self, state: State) -> Expander:
+        names = ("threshold", "kv_heads", "method", "expansion", "operator_lr_scale")
+        return Expander(
+            find_sites(state.model, self.targets),
+            seed=state.rank_zero_seed if self.seed is None else self.seed,
+            implementation=self.implementation,
+            device=_device(state),
+            **{name: getattr(self, name) for name in names},
+        )
+
+    def _place_ahead(self, mlp: str, gate: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        return None if self._expander is None else self._expander.place_ahead(mlp, gate)
+
+    def _start(self, state: State, logger: Logger) -> None:
+        """FIT_START of a fresh, a resumed or a further fit; with the clock at 0, a run's start."""
+        check_run(state, self._expander)
+        self._swiglu.log_compiled(state.model)
+        plan, batch = self.stage_plan(state), state.timestamp.batch.value
+        running, stages = self._expander is not None and self._expander.stage >= 0, plan.describe()
+        if running and batch > 0:
+            check_further(self._plan.describe(), stages, self.history, batch)
+            return
+        if batch == 0 and (running or (self._loaded or {"stage": -1})["stage"] >= 0):
+            warn_anew()
+            self._loaded, self.branching = None, False
+        self._closing.end_stages()
+        self._plan = plan
+        self._expander = self._build(state)
+        self._closing.hold(self._expander)
+        self._attachment = self._expander.attach(state.optimizers[0])
+        self._attachment.by_closure = True
+        self._closing.hold(self._attachment)
+        if not restore(self._expander, self._loaded, stages, self.targets, batch, self.branching):
+            check_fit(state)
+            if self.method != "random":
+                goal = first_goal(self.tokens, plan.unit.value, plan.ends[0])
+                assess_first_stage(state, self._expander.assessment, goal)
+            self._begin_stage(plan.ended(state.timestamp), state, logger)
+        # The checkpoint of a finished run: its last stage is over, this run's next one begins.
+        self._pass_boundary(state, logger)
+        self._loaded = None
+
+    def _pass_boundary(self, state: State, logger: Logger) -> None:
+        ended = self._plan.ended(state.timestamp)
+        if self._expander.stage < ended < len(self._plan.ends):
+            self._begin_stage(ended, state, logger)
+
+    def _begin_stage(self, stage: int, state: State, logger: Logger) -> None:
+        self._expander.stage = stage - 1
+        self._expander.begin_stage(self._plan.expansion[stage] and self.expansion)
+        self._expander.history[-1]["start_batch"] = state.timestamp.batch.value
+        logger.log_metrics(stage_metrics(self._expander))
+
+    def _time_batch(self, state: State, logger: Logger) -> None:
+        batch = state.timestamp.batch.value
+        self._expander.stopwatch.running = (batch + 1) % self.log_interval == 0
+
+    def _begin_batch(self, state: State, logger: Logger) -> None:
+        """Within the step's closure; again when a batch is tried anew after an OOM."""
+        self._expander.ensure_folded()
+        self._attachment.armed = True
+        self._expander.assessment.discard()
+        mask = attention_mask(state.batch)
+        # A mask on the GPU cannot be looked at without waiting for it, so it counts as padded.
+        self._padded = mask is not None and (mask.is_cuda or not bool(mask.all()))
+        self._packed = sequence_ids(state.batch) is not None
+
+    def _open(self, state: State, logger: Logger) -> None:
+        # Counted from the stage's start, so that every stage has scores whatever the interval.
+        start = self._expander.history[-1]["start_batch"]
+        if (state.timestamp.batch.value - start) % self.interval == 0:
+            mask = attention_mask(state.batch)
+            ids = state.batch["sequence_id"] if self._packed else None
+            self._expander.assessment.open(mask, ids, full=not self._padded)
+
+    def _close(self, state: State, logger: Logger) -> None:
+        self._expander.assessment.close()
+
+    def _end_batch(self, state: State, logger: Logger) -> None:
+        """The clock has advanced: commit scores, log, and pass a stage's boundary."""
+        self._expander.assessment.commit()
+        if self._expander.stopwatch.running:
+            logger.log_metrics(step_metrics(self._expander))
+        ended, stages = self._plan.ended(state.timestamp), len(self._plan.ends)
+        if ended == stages > self._plan.ended(state.previous_timestamp):
+            logger.log_metrics(final_metrics(self._expander))
+            self._expander.fuse()
+        self._pass_boundary(state, logger)
+
+
+def _device(state: State) -> torch.device:
+    """Where the model will be; at INIT it is on the CPU."""
+    if state.device.name == "gpu":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(state.device.name)

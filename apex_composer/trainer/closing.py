@@ -1,0 +1,95 @@
+"""What a run leaves behind when its trainer closes: an ordinary model."""
+
+import weakref
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+
+from apex_composer.expander import Expander
+from apex_composer.model.fused_swiglu import FusedSwiGLU
+from apex_composer.operators.step_hooks import Attachment
+
+_ELSEWHERE = (
+    "algorithms: this APEX object belongs to another Trainer, which was built with it after this "
+    "one. Give every Trainer an APEX of its own"
+)
+
+
+class Closing(Callback):
+    """Leaves the model folded and free of hooks when the trainer closes, also after an error.
+
+    Its evaluations and predictions see the effective weights, also after a step that failed.
+    Every run has its own, which knows that run's objects only: Python may collect a Trainer, and
+    so close it, while the next one trains with the same algorithm.
+
+    Args:
+        swiglu: the run's.
+
+    Attributes:
+        handed_over: whether the algorithm belongs to a later trainer.
+    """
+
+    def __init__(self, swiglu: FusedSwiGLU):
+        self.handed_over = False
+        self._swiglu = swiglu
+        self._held: list[Expander | Attachment] = []
+
+    def hold(self, held: Expander | Attachment) -> None:
+        """Take note of what has hooks on the model or on the optimizer."""
+        self._held.append(held)
+
+    def step_aside(self, state: State) -> None:
+        """Leave the callbacks while a checkpoint is loaded; to be appended again after it.
+
+        There is nothing to load, but Composer would miss the callback in older checkpoints. Should
+        loading fail, the model is closed when that trainer is collected, as Composer's own are.
+        """
+        state.callbacks.remove(self)
+        weakref.finalize(state, self.close).atexit = False
+
+    def end_stages(self) -> None:
+        """Fold, and remove the stages' hooks."""
+        while self._held:
+            self._held.pop().remove()
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        """After a step that failed: let an evaluation see the effective weights."""
+        for held in self._held:
+            if isinstance(held, Expander):
+                held.ensure_folded()
+
+    predict_start = eval_start
+
+    def close(self, state: State | None = None, logger: Logger | None = None) -> None:
+        """Fold, and remove all hooks."""
+        self.end_stages()
+        self._swiglu.remove()
+
+    def hand_over(self) -> None:
+        """Close, because the algorithm is given to another trainer."""
+        self.close()
+        self.handed_over = True
+
+    def state_dict(self) -> dict:
+        """Nothing; but a checkpoint of this run would hold the state of another.
+
+        Raises:
+            RuntimeError: the algorithm belongs to a later trainer.
+        """
+        if self.handed_over:
+            raise RuntimeError(_ELSEWHERE)
+        return {}
+
+
+def check_owner(closing: Closing | None, state: State) -> None:
+    """Refuse to act in a run whose algorithm was given to another trainer.
+
+    Args:
+        closing: of the algorithm's latest run.
+        state: of the run that calls it.
+
+    Raises:
+        RuntimeError: it is another run.
+    """
+    if closing not in state.callbacks:
+        raise RuntimeError(_ELSEWHERE)

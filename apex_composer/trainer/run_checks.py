@@ -1,0 +1,133 @@
+"""What a run must be like for APEX, checked before data are read and weights moved."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from composer.algorithms import LayerFreezing
+from composer.core import Precision, State
+from composer.utils import dist
+
+from apex_composer.assessment.collector import assessments
+from apex_composer.model.sites import Site, clean_name
+from apex_composer.operators.backends import check_sharded
+from apex_composer.operators.optimizer import param_group_places
+from apex_composer.operators.step_hooks import attachments
+
+if TYPE_CHECKING:
+    from apex_composer.expander import Expander
+
+
+def check_run(state: State, own: "Expander | None" = None) -> None:
+    """Refuse runs that could only fail later.
+
+    Args:
+        state: of the trainer, before wrapping; and at FIT_START, for `fit()` may change it.
+        own: the algorithm's Expander, default none so far.
+
+    Raises:
+        ValueError: for the precision, the optimizers, the sharding, or a second APEX.
+        RuntimeError: an earlier run still acts on the model or the optimizer.
+    """
+    count = [type(algorithm).__name__ for algorithm in state.algorithms].count("APEX")
+    if count > 1:
+        raise ValueError(
+            f"algorithms: got apex {count} times, allowed: once. Composer's checkpoints tell "
+            "algorithms apart by their class only: give one of them all `targets`"
+        )
+    if state.precision == Precision.AMP_FP16:
+        raise ValueError(
+            "precision: got amp_fp16, allowed with apex: amp_bf16, fp32. Its gradient scaler "
+            "skips optimizer steps"
+        )
+    if len(state.optimizers) != 1:
+        raise ValueError(f"apex needs exactly one optimizer, got {len(state.optimizers)}")
+    _check_alone(state, own)
+    _check_sharding(state)
+
+
+def check_trained(state: State, sites: Sequence[Site]) -> None:
+    """Refuse weights that are not trained to the end, before wrapping.
+
+    Args:
+        state: of the trainer.
+        sites: that are expanded.
+
+    Raises:
+        ValueError: for a weight that the optimizer does not train, or that will be frozen.
+    """
+    param_group_places(sites, state.optimizers[0])
+    if any(isinstance(algorithm, LayerFreezing) for algorithm in state.algorithms):
+        raise ValueError(
+            "algorithms: got layer_freezing, which takes weights out of the optimizer that apex "
+            "expands. Remove one of the two (expansion: false selects and reports only)"
+        )
+    # llm-foundry's callback of the same name freezes weights by name at FIT_START, after apex.
+    freezing = [c for c in state.callbacks if type(c).__name__ == LayerFreezing.__name__]
+    names = {clean_name(name) for callback in freezing for name in callback.layer_names}
+    frozen = {id(p): n for n, p in state.model.named_parameters() if clean_name(n) in names}
+    for site in sites:
+        for parameter in site.parameters():
+            if id(parameter) in frozen:
+                raise ValueError(
+                    f"callbacks: layer_freezing freezes {frozen[id(parameter)]}, which apex "
+                    "expands: remove it from `layer_names`, or leave its kind out with `targets`"
+                )
+
+
+def check_fit(state: State) -> None:
+    """Let this package's callbacks refuse a fit before the first assessment reads data.
+
+    Composer runs algorithms before callbacks at FIT_START. Until then it is not known whether a
+    checkpoint's clock counts (`fit(reset_time=True)`), nor what data and duration `fit()` brings.
+
+    Args:
+        state: of the trainer, at FIT_START.
+    """
+    for callback in state.callbacks:
+        check = getattr(callback, "check_fit", None)
+        if check is not None:
+            check(state)
+
+
+def check_implementation(state: State, implementation: str) -> None:
+    """Refuse before wrapping what `executors.check_executors` would refuse after it.
+
+    Args:
+        state: of the trainer, before wrapping.
+        implementation: `auto`, `torch` or `triton`.
+
+    Raises:
+        ValueError: where kernels are asked for and weights will be sharded.
+    """
+    if state.fsdp_config is not None and dist.get_world_size() > 1:
+        # FSDP2 has no strategies: it shards.
+        if getattr(state.fsdp_config, "sharding_strategy", None) != "NO_SHARD":
+            check_sharded(implementation)
+
+
+def _check_alone(state: State, own: "Expander | None") -> None:
+    """Refuse a model or an optimizer on which an earlier run still acts."""
+    others = [found.expander for found in attachments(state.optimizers[0])]
+    own_assessment = None if own is None else own.assessment
+    if any(other is not own for other in others) or any(
+        other is not own_assessment for other in assessments(state.model)
+    ):
+        raise RuntimeError(
+            "algorithms: on this model or its optimizer another run of apex still acts, whose "
+            "Trainer is open (perhaps its fit has failed): call trainer.close() of that Trainer "
+            "first. It leaves an ordinary model, with what was trained as part of the weights"
+        )
+
+
+def _check_sharding(state: State) -> None:
+    """Refuse before wrapping what `shards.find_shards` would refuse after it."""
+    if state.tp_config is not None:
+        raise ValueError(
+            "tp_config: got tensor parallelism, allowed with apex: FSDP, HSDP and DDP. Remove "
+            "`tp_config` from the settings and shard with `fsdp_config`"
+        )
+    if state.fsdp_config is not None and not state.fsdp_config.use_orig_params:
+        raise ValueError(
+            "fsdp_config: use_orig_params: got false, allowed with apex: true (the default). FSDP "
+            "hides the single weights otherwise: remove the setting, or use FSDP_VERSION=2"
+        )

@@ -1,0 +1,1 @@
+"""Which documents go where. Imports read and tokens."""

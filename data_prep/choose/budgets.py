@@ -1,0 +1,145 @@
+"""Budgets of tokens: what each domain gives, and whether it can."""
+
+import math
+
+from apex_composer.data_prep.choose.estimate import Estimate
+from apex_composer.data_prep.choose.proportions import share_out
+from apex_composer.data_prep.choose.splits import divide_sequences
+from apex_composer.data_prep.options import Options, SettingsError
+
+# Above this part of the corpus the rest is not worth leaving out.
+LARGEST_PART = 0.6
+# Standard deviations of the number of documents that are kept beyond the expected ones.
+SCATTER = 6
+# The same for the documents of the sample, from which their number was estimated.
+SAMPLE_SCATTER = 3
+# A budget of this many times the estimate is refused at once.
+HOPELESS = 2.0
+
+
+def parts_for_budgets(estimates: dict[str, Estimate], options: Options) -> dict[str, float]:
+    """Part of every domain's documents that the budgets need, with the margin.
+
+    Args:
+        estimates: of the domains.
+        options: of the preparation.
+    """
+    wanted = wanted_tokens(options, list(estimates))
+    parts = {}
+    for domain, estimate in estimates.items():
+        tokens = sum(split[domain] for split in wanted.values() if split is not None)
+        part = options.estimate_margin * tokens / max(1.0, estimate.tokens)
+        part *= 1 + SAMPLE_SCATTER / math.sqrt(max(1, estimate.sampled))
+        # Few documents scatter around their mean; lengths with a long tail do so widely.
+        expected = part * estimate.documents
+        part += SCATTER * math.sqrt(expected + 1) / max(1.0, estimate.documents)
+        parts[domain] = part if part < LARGEST_PART else 1.0
+    return parts
+
+
+def parts_for_limit(estimates: dict[str, Estimate], text_limit: int | None) -> dict[str, float]:
+    """Part of every domain's documents that a limit of text leaves.
+
+    Args:
+        estimates: of the domains.
+        text_limit: bytes of text of all domains together; None leaves all.
+    """
+    limit = math.inf if text_limit is None else text_limit / max(1, len(estimates))
+    return {name: min(1.0, limit / max(1.0, e.text_bytes)) for name, e in estimates.items()}
+
+
+def wanted_tokens(options: Options, domains: list[str]) -> dict[str, dict[str, int] | None]:
+    """Tokens of every budget, whole sequences only, in the order in which the hashes fill them.
+
+    Args:
+        options: of the preparation, with budgets.
+        domains: names of the domains, sorted.
+
+    Returns:
+        Per split: tokens per domain, or None for a split that takes all that is left.
+
+    Raises:
+        SettingsError: a domain has no proportion.
+    """
+    budgets = {
+        "validation": options.val_tokens,
+        "train": options.train_tokens,
+        "cpt": options.cpt_tokens,
+    }
+    shares, _ = share_out(options.proportions, domains)
+    length = options.sequence_length
+    wanted: dict[str, dict[str, int] | None] = {}
+    for name in options.splits:
+        budget = budgets[name]
+        if budget is None:
+            wanted[name] = None
+        elif name == "validation" and options.val_per_domain:
+            wanted[name] = dict.fromkeys(domains, budget // length * length)
+        else:
+            counts = divide_sequences(budget // length, shares)
+            wanted[name] = {domain: count * length for domain, count in counts.items()}
+    return wanted
+
+
+def check_budgets(options: Options, domains: list[str]) -> None:
+    """Refuse budgets of which some domain gets no whole sequence, before anything is tokenised.
+
+    Args:
+        options: of the preparation, with budgets.
+        domains: names of the domains that are known.
+
+    Raises:
+        SettingsError: a domain gets none; the message names every one.
+    """
+    empty = [
+        f"{split}/{domain}"
+        for split, tokens in (wanted_tokens(options, domains).items() if domains else ())
+        for domain, count in (tokens or {}).items()
+        if count == 0
+    ]
+    if empty:
+        raise SettingsError(
+            f"The budgets leave no sequence of {options.sequence_length} tokens for "
+            f"{', '.join(empty)}. Raise them (val_tokens={options.val_tokens}, train_tokens="
+            f"{options.train_tokens}, cpt_tokens={options.cpt_tokens}), take these domains out, "
+            "give them larger proportions, or use --val-per-domain."
+        )
+
+
+def shortfalls(
+    wanted: dict[str, dict[str, int] | None], estimates: dict[str, Estimate], factor: float
+) -> list[str]:
+    """Domains of which the budgets want more than a number of times the estimate, in words.
+
+    Args:
+        wanted: tokens per split and domain, None for all that is left.
+        estimates: of the domains.
+        factor: what the estimate may be wrong by.
+    """
+    sums = {
+        domain: sum(split[domain] for split in wanted.values() if split is not None)
+        for domain in estimates
+    }
+    return [
+        f"{domain}: {sums[domain]:,} tokens are wanted, about {round(e.tokens):,} are there"
+        for domain, e in estimates.items()
+        if sums[domain] > factor * e.tokens
+    ]
+
+
+def check_enough(estimates: dict[str, Estimate], options: Options) -> None:
+    """Refuse budgets that the text cannot fill by any reading of the estimate.
+
+    Args:
+        estimates: of the domains.
+        options: of the preparation, with budgets.
+
+    Raises:
+        ValueError: a domain has less than half of what is wanted.
+    """
+    short = shortfalls(wanted_tokens(options, list(estimates)), estimates, HOPELESS)
+    if short:
+        raise ValueError(
+            f"Too little text: {'; '.join(short)}. Add text, lower the budgets, or change "
+            "--proportions."
+        )

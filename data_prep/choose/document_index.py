@@ -1,0 +1,246 @@
+"""What phase 1 knows of every document, and which split and stream each goes to."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apex_composer.data_prep.atomic_files import read_json
+from apex_composer.data_prep.choose.budgets import wanted_tokens
+from apex_composer.data_prep.choose.job_plan import PIECES, WORK, Plan
+from apex_composer.data_prep.choose.splits import (
+    BEYOND,
+    DUPLICATE,
+    ShortfallError,
+    choose_splits,
+    make_ranges,
+)
+from apex_composer.data_prep.options import Options
+from apex_composer.data_prep.tokens.piece import DOCUMENT_TYPE, DOCUMENTS, REPORT
+
+
+@dataclass
+class Corpus:
+    """All documents of all pieces, in the order of the input.
+
+    Args:
+        domains: names, sorted.
+        hashes: uint64 [n].
+        lengths: tokens: uint32 [n].
+        owners: indices into `domains`: uint16 [n].
+        first: number of each piece's first document, and n: int64 [pieces + 1].
+        reports: of the pieces.
+    """
+
+    domains: list[str]
+    hashes: np.ndarray
+    lengths: np.ndarray
+    owners: np.ndarray
+    first: np.ndarray
+    reports: list[dict[str, Any]]
+
+
+@dataclass
+class Stream:
+    """The tokens of one split and domain.
+
+    Args:
+        split: name of the split.
+        domain: name of the domain.
+        documents: their numbers in the corpus: int64 [m].
+        tokens: of these documents.
+        sequences: that are written.
+        beyond: tokens in full sequences that the budget has no room for.
+    """
+
+    split: str
+    domain: str
+    documents: np.ndarray
+    tokens: int
+    sequences: int
+    beyond: int
+
+
+def piece_folder(out: Path, number: int) -> Path:
+    """Folder of a piece.
+
+    Args:
+        out: output folder.
+        number: of the piece, from 0.
+    """
+    return out / WORK / PIECES / f"{number:06d}"
+
+
+def read_corpus(out: Path, plan: Plan) -> Corpus:
+    """Read what phase 1 knows of every document.
+
+    Args:
+        out: output folder.
+        plan: all of whose pieces exist.
+    """
+    folders = [piece_folder(out, number) for number in range(len(plan["pieces"]))]
+    reports = [read_report(folder) for folder in folders]
+    domains = sorted({domain for report in reports for domain in report["domain_names"]})
+    numbers = {domain: number for number, domain in enumerate(domains)}
+    hashes, lengths, owners, first = [], [], [], [0]
+    for folder, report in zip(folders, reports, strict=True):
+        documents = np.fromfile(folder / DOCUMENTS, dtype=DOCUMENT_TYPE)
+        if len(documents) != sum(n["documents_tokenised"] for n in report["domains"].values()):
+            raise _damaged(folder, f"{DOCUMENTS} has {len(documents)} documents")
+        names = np.array([numbers[n] for n in report["domain_names"]] or [0], dtype=np.uint16)
+        hashes.append(documents["hash"].copy())  # not views, which would keep the rest alive
+        lengths.append(documents["length"].copy())
+        owners.append(names[documents["domain"]])
+        first.append(first[-1] + len(documents))
+    return Corpus(
+        domains,
+        np.concatenate(hashes),
+        np.concatenate(lengths),
+        np.concatenate(owners),
+        np.array(first),
+        reports,
+    )
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a finished piece.
+
+    Args:
+        folder: of the piece.
+
+    Raises:
+        ValueError: the folder has none; the message says which piece to remove.
+    """
+    report = read_json(folder / REPORT)
+    if report is None:
+        raise _damaged(folder, f"{REPORT} is missing")
+    return report
+
+
+def _damaged(folder: Path, what: str) -> ValueError:
+    return ValueError(
+        f"The piece {folder} is damaged: {what}. Remove this folder and give the same command "
+        "again: the piece is made anew."
+    )
+
+
+def count_rejects(report: dict[str, Any]) -> int:
+    """Bad records of one piece.
+
+    Args:
+        report: of the piece.
+    """
+    return sum(sum(reasons.values()) for reasons in report["rejects"].values())
+
+
+def select(corpus: Corpus, plan: Plan, options: Options) -> tuple[np.ndarray, dict[str, Any]]:
+    """Choose every document's split.
+
+    Args:
+        corpus: all documents.
+        plan: of the preparation.
+        options: of the preparation.
+
+    Returns:
+        Codes as `choose_splits` returns them, and the tokens that are wanted per split.
+
+    Raises:
+        ValueError: a domain cannot fill its budget.
+    """
+    if options.shares is not None:
+        kept = {domain: plan["kept"].get(domain, 1.0) for domain in corpus.domains}
+        wants = make_ranges(options.shares, kept, plan.get("few"))
+        wanted = dict.fromkeys(wants)
+    else:
+        wants = wanted = wanted_tokens(options, corpus.domains)
+    arrays = (corpus.hashes, corpus.lengths, corpus.owners)
+    try:
+        return choose_splits(*arrays, corpus.domains, wants), wanted
+    except ShortfallError as error:
+        raise ValueError(_explain_shortfall(error, plan, options)) from error
+
+
+def _explain_shortfall(shortfall: ShortfallError, plan: Plan, options: Options) -> str:
+    parts = {domain: plan["kept"].get(domain, 1.0) for domain in shortfall.domains}
+    if min(parts.values()) < 1:
+        return (
+            f"Too few tokens were kept: {shortfall}. By an estimate from samples only these parts "
+            f"of the documents were tokenised: {parts}. Raise estimate_margin="
+            f"{options.estimate_margin} (--estimate-margin) and start over with --overwrite; for "
+            "a domain of part 1.0 there is no more text: add some, or lower its budget."
+        )
+    return (
+        f"Too few tokens: {shortfall}. Add text, lower the budget, or give this domain a smaller "
+        "proportion."
+    )
+
+
+def make_streams(
+    corpus: Corpus, codes: np.ndarray, wanted: dict[str, Any], sequence_length: int
+) -> list[Stream]:
+    """Gather the documents of every split and domain.
+
+    Args:
+        corpus: all documents.
+        codes: splits of the documents.
+        wanted: tokens per split and domain, None for all.
+        sequence_length: tokens in a sequence.
+    """
+    streams = []
+    for code, (split, tokens_wanted) in enumerate(wanted.items()):
+        for number, domain in enumerate(corpus.domains):
+            documents = np.flatnonzero((codes == code) & (corpus.owners == number))
+            tokens = int(corpus.lengths[documents].sum(dtype=np.int64))
+            full = sequences = tokens // sequence_length
+            if tokens_wanted is not None:
+                sequences = min(full, tokens_wanted[domain] // sequence_length)
+            beyond = (full - sequences) * sequence_length
+            streams.append(Stream(split, domain, documents, tokens, sequences, beyond))
+    return streams
+
+
+def check_streams(streams: list[Stream], options: Options) -> None:
+    """Refuse a preparation in which a domain has no sequence in some split.
+
+    By shares, a domain may leave out a split that others fill, and of domains with few documents
+    none is for continued training alone (`few_documents`).
+
+    Args:
+        streams: of all splits and domains.
+        options: of the preparation.
+
+    Raises:
+        ValueError: a split of a domain is empty that must not be; the message names every one.
+    """
+    filled = {stream.split for stream in streams if stream.sequences}
+    optional = filled | set(options.splits[2:]) if options.shares is not None else set()
+    empty = [
+        f"{stream.domain}/{stream.split} ({len(stream.documents)} documents, "
+        f"{stream.tokens} tokens)"
+        for stream in streams
+        if not stream.sequences and stream.split not in optional
+    ]
+    if not streams or empty:
+        raise ValueError(
+            f"Too little text for one sequence of {options.sequence_length} tokens in "
+            f"{', '.join(empty) or 'the whole input'}. Add documents to these domains or take "
+            "them out, raise the split's budget or share, or lower sequence_length."
+        )
+
+
+def count_left_out(corpus: Corpus, codes: np.ndarray) -> dict[str, dict[str, int]]:
+    """Count per domain the tokenised documents that are in no split.
+
+    Args:
+        corpus: all documents.
+        codes: splits of the documents.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for number, domain in enumerate(corpus.domains):
+        counts[domain] = {}
+        for name, code in (("duplicates", DUPLICATE), ("beyond_budget", BEYOND)):
+            chosen = (corpus.owners == number) & (codes == code)
+            counts[domain][f"documents_{name}"] = int(chosen.sum())
+            counts[domain][f"tokens_{name}"] = int(corpus.lengths[chosen].sum(dtype=np.int64))
+    return counts

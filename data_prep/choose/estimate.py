@@ -1,0 +1,170 @@
+"""Estimate from samples how much text and how many tokens every domain has."""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from apex_composer.data_prep.read.documents import Source, read_documents
+from apex_composer.data_prep.read.remote import is_remote
+
+if TYPE_CHECKING:
+    from apex_composer.data_prep.tokens.word_encoder import Encoder
+
+# Files of a domain that are looked into, and bytes of text that are taken from each.
+FILES_SAMPLED = 16
+TEXT_SAMPLED = 1 << 17
+DOMAIN_SAMPLED = 1 << 20
+# Decompressed bytes of an archive that show how far it was compressed.
+PROBE_BYTES = 8 << 20
+# What a record has beside its text: keys and a short `meta`.
+RECORD_BYTES = 150
+# Text in a stored byte of an archive, for progress bars.
+TYPICAL_RATIO = 3.0
+
+
+@dataclass
+class Estimate:
+    """What a domain is expected to hold.
+
+    Args:
+        documents: number of them. Default: 0.
+        text_bytes: their text in UTF-8. Default: 0.
+        tokens: of the text, bos and eos included. Default: 0.
+        seconds: to tokenise it on one core. Default: 0.
+        sampled: documents that were looked at. Default: 0.
+    """
+
+    documents: float = 0.0
+    text_bytes: float = 0.0
+    tokens: float = 0.0
+    seconds: float = 0.0
+    sampled: int = 0
+
+
+@dataclass
+class Sample:
+    """The beginning of one file.
+
+    Args:
+        source: the file.
+        texts: the texts per domain.
+        scale: how many times the sample's text the file has.
+    """
+
+    source: Source
+    texts: dict[str, list[str]]
+    scale: float
+
+
+def take_samples(sources: Iterable[Source]) -> list[Sample]:
+    """Read the beginning of some files of every domain, evenly spaced in their order.
+
+    Args:
+        sources: all input files.
+
+    Raises:
+        SourceError: a file cannot be read.
+    """
+    groups: dict[str | None, list[Source]] = defaultdict(list)
+    for source in sources:
+        groups[source.domain].append(source)
+    samples = []
+    for group in groups.values():
+        count = min(FILES_SAMPLED, len(group))
+        chosen = [group[index * len(group) // count] for index in range(count)]
+        drawn = [
+            _take_sample(source, max(TEXT_SAMPLED, DOMAIN_SAMPLED // count)) for source in chosen
+        ]
+        # The files that are not looked into are as the others are.
+        seen = sum(source.bytes for source in chosen)
+        spread = sum(source.bytes for source in group) / seen if seen else len(group) / count
+        for sample in drawn:
+            sample.scale *= spread
+        samples += drawn
+    return samples
+
+
+def _take_sample(source: Source, limit: int) -> Sample:
+    texts: dict[str, list[str]] = defaultdict(list)
+    size, whole, reached = 0, True, 0
+    for document in read_documents(source, 0, None, lambda *reject: None):
+        if size >= limit:
+            whole = False
+            break
+        reached = document.stop
+        texts[document.domain].append(document.text)
+        size += len(document.text.encode("utf-8"))
+    if whole:
+        scale = 1.0
+    elif source.splittable:
+        scale = source.bytes / reached
+    else:
+        scale = _scale_of_archive(source, texts, size)
+    return Sample(source, dict(texts), max(1.0, scale))
+
+
+def _scale_of_archive(source: Source, texts: dict[str, list[str]], size: int) -> float:
+    """How many times the sample's text an archive has, from how far its beginning is compressed."""
+    if is_remote(source.path):  # neither its size nor its content is at hand: no estimate
+        return 1.0
+    if source.path.endswith(".parquet"):
+        from pyarrow import parquet
+
+        return parquet.read_metadata(source.path).num_rows / sum(map(len, texts.values()))
+    listed = [text for domain in texts.values() for text in domain]
+    records = sum(len(json.dumps(text, ensure_ascii=False)) + RECORD_BYTES for text in listed)
+    return source.bytes * _decompression(source) / (records * size / sum(map(len, listed)))
+
+
+def _decompression(source: Source) -> float:
+    """Decompressed bytes for each stored byte at the beginning of an archive."""
+    import pyarrow
+
+    if not source.path.endswith((".gz", ".zst")):
+        return 1.0
+    with open(source.path, "rb", buffering=0) as raw:
+        kind = "gzip" if source.path.endswith(".gz") else "zstd"
+        stream = pyarrow.CompressedInputStream(raw, kind)
+        size = 0
+        while size < PROBE_BYTES and (block := stream.read(1 << 18)):
+            size += len(block)
+        return size / max(1, raw.tell())
+
+
+def estimate_domains(samples: list[Sample], tokenizer_file: Path | None) -> dict[str, Estimate]:
+    """Add the samples up, per domain in sorted order.
+
+    Args:
+        samples: from `take_samples`.
+        tokenizer_file: `tokenizer.json` to count tokens and time with, or None to count no tokens.
+    """
+    from apex_composer.data_prep.tokens.word_encoder import read_encoder
+
+    encode = read_encoder(str(tokenizer_file)) if tokenizer_file else None
+    estimates: dict[str, Estimate] = defaultdict(Estimate)
+    for sample in samples:
+        for domain, texts in sample.texts.items():
+            estimate = estimates[domain]
+            size = sum(len(text.encode("utf-8")) for text in texts)
+            estimate.sampled += len(texts)
+            estimate.documents += sample.scale * len(texts)
+            estimate.text_bytes += sample.scale * size
+            if encode is not None:
+                tokens, seconds, part = _measure(encode, texts)
+                estimate.tokens += sample.scale * (tokens / part + 2 * len(texts))
+                estimate.seconds += sample.scale * seconds / part
+    return dict(sorted(estimates.items()))
+
+
+def _measure(encode: "Encoder", texts: list[str]) -> tuple[int, float, float]:
+    """Tokens and seconds of the beginnings of texts, and the part of the texts that they are."""
+    limit = max(1, TEXT_SAMPLED // len(texts)) if len(texts) < 4 else TEXT_SAMPLED
+    cut = [text[:limit] for text in texts]
+    started = time.perf_counter()
+    tokens = sum(map(len, encode(cut)))
+    seconds = time.perf_counter() - started
+    return tokens, seconds, max(1, sum(map(len, cut))) / max(1, sum(map(len, texts)))

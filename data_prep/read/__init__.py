@@ -1,0 +1,1 @@
+"""From files of every release to documents. Imports errors and the top's names of files."""

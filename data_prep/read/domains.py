@@ -1,0 +1,85 @@
+"""RedPajama's seven domains: their names in every release, and how a record shows its own."""
+
+import ast
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from apex_composer.data_prep.choose.proportions import ALIASES, LLAMA1
+
+SLIMPAJAMA_FIELD = "redpajama_set_name"
+SLIMPAJAMA_PREFIX = "RedPajama"
+SAMPLE_FIELD = "red_pajama_subset"
+# A domain becomes a folder name, a YAML key and a metric label.
+DOMAIN_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def normalise_domain(name: str) -> str:
+    """Give a domain of RedPajama its one name; any other name stays as it is.
+
+    Args:
+        name: a folder's or a record's name, such as `common_crawl` or `RedPajamaCommonCrawl`.
+    """
+    plain = name.removeprefix(SLIMPAJAMA_PREFIX).lower()
+    plain = ALIASES.get(plain, plain)
+    return plain if plain in LLAMA1 else name
+
+
+def slimpajama_domain(meta: Any) -> str | None:
+    """Name the domain that SlimPajama writes into a record, None when there is none.
+
+    Args:
+        meta: the record's `meta`.
+    """
+    name = meta.get(SLIMPAJAMA_FIELD) if isinstance(meta, Mapping) else None
+    if not isinstance(name, str):
+        return None
+    domain = normalise_domain(name)
+    return domain if DOMAIN_PATTERN.fullmatch(domain) else None
+
+
+def infer_domain(record: Mapping[str, Any]) -> str | None:
+    """Infer the domain of a record of the 1T-Sample from its keys, None when nothing fits.
+
+    Args:
+        record: the whole record; `meta` may be a mapping, or a string that is JSON or a Python
+            literal, as the parquet mirror has it.
+    """
+    named = record.get(SAMPLE_FIELD)
+    if isinstance(named, str) and normalise_domain(named) in LLAMA1:
+        return normalise_domain(named)
+    meta = parse_meta(record.get("meta"))
+    # Common crawl has no `meta`: its fields stand in the record itself.
+    # A parquet file of one schema gives every record all keys, most of them null.
+    keys = {key for given in (record, meta) for key, value in given.items() if value is not None}
+    source = meta.get("source")
+    if keys & {"wiki_prob", "pred_label", "pred_label_prob"}:
+        return "cc"
+    if "question_score" in keys:
+        return "stackexchange"
+    if keys & {"arxiv_id", "yymm"}:
+        return "arxiv"
+    if keys & {"content_hash", "repo_name", "max_line_length"}:
+        return "github"
+    if keys & {"short_book_title", "publication_date"}:
+        return "book"
+    if "title" in keys:
+        return "wikipedia"
+    return "c4" if source == "c4" or {"url", "timestamp"} <= keys else None
+
+
+def parse_meta(meta: Any) -> Mapping[str, Any]:
+    """Read a record's `meta`, whatever form it has; what cannot be read is empty.
+
+    Args:
+        meta: a mapping, None, or a string that is JSON or a Python literal.
+    """
+    if isinstance(meta, str):
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                meta = parse(meta)
+                break
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+    return meta if isinstance(meta, Mapping) else {}

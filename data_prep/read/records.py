@@ -1,0 +1,105 @@
+"""Take the domain and the text out of one record, or say why it is rejected."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from apex_composer.data_prep.read.domains import infer_domain, slimpajama_domain
+
+BROKEN_JSON = "broken JSON"
+INVALID_UTF8 = "invalid UTF-8"
+NO_TEXT = "no text"
+EMPTY_TEXT = "empty text"
+TOO_LONG = "too long"
+CUT_SHORT = "cut short at the end of the file"
+UNKNOWN_DOMAIN = "unknown domain"
+REASONS = (
+    BROKEN_JSON, INVALID_UTF8, NO_TEXT, EMPTY_TEXT, TOO_LONG, CUT_SHORT, UNKNOWN_DOMAIN
+)  # fmt: skip
+
+TEXT_FIELDS = {"redpajama-v2": "raw_content"}
+
+
+class Rejected(ValueError):
+    """A record that is no document.
+
+    Args:
+        reason: one of REASONS.
+        domain: of the record where it shows one. Default: None.
+    """
+
+    def __init__(self, reason: str, domain: str | None = None) -> None:
+        super().__init__(reason)
+        self.domain = domain
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """Read one line of JSON; a byte-order mark before it is ignored.
+
+    Args:
+        line: one line, with or without its end.
+
+    Raises:
+        Rejected: it is no UTF-8 or no JSON object.
+    """
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise Rejected(INVALID_UTF8) from None
+    except (ValueError, RecursionError):
+        raise Rejected(BROKEN_JSON) from None
+    if not isinstance(record, dict):
+        raise Rejected(NO_TEXT)
+    return record
+
+
+def take_text(record: Mapping[str, Any], file_format: str) -> str:
+    """Take the text of a record.
+
+    Args:
+        record: one record.
+        file_format: name of the format, which names the field.
+
+    Raises:
+        Rejected: there is no text, it is blank, or it is no Unicode text.
+    """
+    text = record.get(TEXT_FIELDS.get(file_format, "text"))
+    if not isinstance(text, str):
+        raise Rejected(NO_TEXT)
+    if not text or text.isspace():
+        raise Rejected(EMPTY_TEXT)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # JSON may escape half of a surrogate pair
+        raise Rejected(INVALID_UTF8) from None
+    return text
+
+
+def take_document(
+    record: Mapping[str, Any], file_format: str, domain: str | None
+) -> tuple[str, str]:
+    """Take the domain and the text of a record.
+
+    Args:
+        record: one record.
+        file_format: name of the format.
+        domain: the domain of the whole file, None when every record has its own.
+
+    Returns:
+        The domain and the text.
+
+    Raises:
+        Rejected: there is no text, or the record does not show its domain.
+    """
+    if domain is None:
+        if file_format == "slimpajama":
+            domain = slimpajama_domain(record.get("meta"))
+        else:
+            domain = infer_domain(record)
+    try:
+        text = take_text(record, file_format)
+    except Rejected as rejected:
+        raise Rejected(str(rejected), domain) from None
+    if domain is None:
+        raise Rejected(UNKNOWN_DOMAIN)
+    return domain, text

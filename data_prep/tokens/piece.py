@@ -1,0 +1,251 @@
+"""Phase 1: a worker turns one piece of the input into tokens, hashes and rejects on disk."""
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from apex_composer.data_prep.atomic_files import new_folder
+from apex_composer.data_prep.choose.few_documents import read_sections
+from apex_composer.data_prep.choose.job_plan import hash_limit, read_source
+from apex_composer.data_prep.choose.splits import hash_text
+from apex_composer.data_prep.read.documents import read_documents
+from apex_composer.data_prep.tokens.word_encoder import Encoder, read_encoder
+
+TOKENS = "tokens.bin"
+DOCUMENTS = "documents.bin"
+REJECTS = "rejects.jsonl"
+REPORT = "report.json"
+UNKNOWN = "unknown"  # domain of a record that shows none, such as broken JSON
+# Text is tokenised in batches of this many characters: a few 10 MB of encodings.
+BATCH_CHARACTERS = 1 << 19
+# A longer text would need gigabytes at once. It is tokenised in parts, cut at a blank between two
+# words, where no tokenizer of the families that LLMs use joins anything: the tokens are those of
+# the whole text. Text without such blanks is cut at the end of a line, else anywhere.
+PART_CHARACTERS = 1 << 19
+# U+2581 is SentencePiece's own blank.
+WORD_GAP = re.compile("(?<=[^\\s\u2581]) (?=[^\\s\u2581])")
+WORD_GAP_WINDOW = 1 << 12
+# Written as they come: an archive may hold millions of documents.
+DOCUMENT_TYPE = np.dtype([("hash", "<u8"), ("length", "<u4"), ("domain", "<u2")])
+DOCUMENT_ROW = struct.Struct("<QIH")
+
+PROGRESS = ("documents", "tokens", "characters")
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+def tokenise_piece(task: dict[str, Any], report_progress: Progress) -> dict[str, Any]:
+    """Write the folder of one piece, whole or not at all.
+
+    Args:
+        task: `folder` to write, `source`, `start`, `stop`, `kept` (part of each domain that is
+            tokenised), `sections` (of each document), `tokenizer_file`, `bos`, `eos`, `dtype` and
+            `downloads` (folder for remote files).
+        report_progress: called after every batch with the documents, tokens and characters since
+            the last one.
+
+    Returns:
+        The piece's report (counts, domains in the order of their numbers, rejects by reason) and
+        its folder.
+
+    Raises:
+        SourceError: the input cannot be read.
+        DiskFullError: the disk is full.
+    """
+    folder = Path(task["folder"])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder) as partial, ExitStack() as stack:
+        tokens, documents, rejects = (
+            stack.enter_context((partial / name).open("wb"))
+            for name in (TOKENS, DOCUMENTS, REJECTS)
+        )
+        piece = Piece(task, tokens, documents, rejects, report_progress)
+        piece.read()
+        report = piece.report()
+        (partial / REPORT).write_text(json.dumps(report, sort_keys=True) + "\n")
+    return report | {"folder": task["folder"]}
+
+
+class Piece:
+    """The state of reading one piece.
+
+    Args:
+        task: as in `tokenise_piece`.
+        tokens: file that takes the tokens of the documents, one after the other.
+        documents: file that takes one DOCUMENT_ROW for each document.
+        rejects: file that takes one line of JSON for each bad record.
+        report_progress: called after every batch.
+    """
+
+    def __init__(
+        self,
+        task: dict[str, Any],
+        tokens: IO[bytes],
+        documents: IO[bytes],
+        rejects: IO[bytes],
+        report_progress: Progress,
+    ) -> None:
+        self.task, self.tokens, self.documents, self.rejects = task, tokens, documents, rejects
+        self.report_progress = report_progress
+        self.source = read_source(task["source"])
+        self.length = 0  # tokens so far of the document that is being written
+        self.lines = 0
+        self.names: list[str] = []  # of the domains, in the order of their numbers
+        self.domains: dict[str, dict[str, int]] = {}
+        self.content = hashlib.blake2b(digest_size=16)
+        self.counts = dict.fromkeys(PROGRESS, 0)
+        self.reported = dict(self.counts)
+        self.rejected: dict[str, dict[str, int]] = {}  # by domain and reason
+
+    def read(self) -> None:
+        """Tokenise the piece's documents."""
+        encode = read_encoder(self.task["tokenizer_file"])
+        for batch in batch_parts(self._kept(), starts_with_blank(encode)):
+            self._write(encode([part for _, part, _ in batch]), batch)
+            self._report_progress()
+        self._report_progress()
+
+    def _report_progress(self) -> None:
+        news = {key: self.counts[key] - self.reported[key] for key in PROGRESS}
+        self.reported = dict(self.counts)
+        self.report_progress(news | {"source": self.source.path})
+
+    def _kept(self) -> Iterator[tuple[tuple[int, int], str]]:
+        """The documents whose hash is below their domain's limit."""
+        task, limits = self.task, {}
+        whole = read_documents(
+            self.source,
+            task["start"],
+            task["stop"],
+            self._reject,
+            on_end=self._count_lines,
+            cache=Path(task["downloads"]),
+        )
+        for document in read_sections(whole, task["sections"]):
+            digest = hash_text(document.text)
+            self.content.update(digest.to_bytes(8, "big"))
+            self.counts["documents"] += 1
+            self.counts["characters"] += len(document.text)
+            if document.domain not in limits:
+                limits[document.domain] = hash_limit(task["kept"], document.domain)
+                self.domains[document.domain] = {"documents": 0, "documents_tokenised": 0}
+                self.names.append(document.domain)
+            counts = self.domains[document.domain]
+            counts["documents"] += 1
+            if digest >= limits[document.domain]:
+                continue
+            counts["documents_tokenised"] += 1
+            yield (digest, self.names.index(document.domain)), document.text
+
+    def _write(self, encoded: list[np.ndarray], batch: list[tuple[Any, str, str]]) -> None:
+        """Append tokens, with bos before a document's first part and eos after its last."""
+        bos, eos = self.task["bos"], self.task["eos"]
+        none = np.empty(0, dtype=np.uint32)
+        first, last = (none if t is None else np.array([t], dtype=np.uint32) for t in (bos, eos))
+        for ids, (document, _, position) in zip(encoded, batch, strict=True):
+            before = first if position in ("first", "only") else none
+            after = last if position in ("last", "only") else none
+            tokens = np.concatenate([before, ids, after]).astype(self.task["dtype"])
+            self.tokens.write(tokens.tobytes())
+            self.counts["tokens"] += len(tokens)
+            self.length += len(tokens)
+            if position in ("last", "only"):
+                digest, domain = document
+                self.documents.write(DOCUMENT_ROW.pack(digest, self.length, domain))
+                self.length = 0
+
+    def _count_lines(self, lines: int) -> None:
+        self.lines = lines
+
+    def _reject(self, line: int, reason: str, excerpt: str, domain: str | None) -> None:
+        domain = domain or UNKNOWN
+        # The line is counted from the piece's first; `finish` adds those of the pieces before.
+        entry = {"file": self.source.path, "line": line, "reason": reason, "excerpt": excerpt}
+        self.rejects.write((json.dumps(entry | {"domain": domain}) + "\n").encode())
+        reasons = self.rejected.setdefault(domain, {})
+        reasons[reason] = reasons.get(reason, 0) + 1
+
+    def report(self) -> dict[str, Any]:
+        """Counts, domains in the order of their numbers, and a hash of all texts read."""
+        return self.counts | {
+            "source": self.source.path,
+            "lines": self.lines,
+            "domain_names": self.names,
+            "domains": self.domains,
+            "rejects": {domain: self.rejected[domain] for domain in sorted(self.rejected)},
+            "content": self.content.hexdigest(),
+        }
+
+
+def starts_with_blank(encode: Encoder) -> bool:
+    """Whether a tokenizer puts a blank before a text, as SentencePiece does.
+
+    Args:
+        encode: the tokenizer, without special tokens.
+    """
+    once, twice = encode(["x", "x x"])
+    return twice.tolist() == 2 * once.tolist()
+
+
+def batch_parts(
+    documents: Iterator[tuple[Any, str]], gives_blank: bool
+) -> Iterator[list[tuple[Any, str, str]]]:
+    """Group texts, long ones in parts, until a group has BATCH_CHARACTERS characters.
+
+    Args:
+        documents: pairs of anything and a text.
+        gives_blank: whether the tokenizer puts a blank before a text.
+
+    Yields:
+        Lists of the document, a part of its text, and the part's position: `only`, `first`,
+        `middle` or `last`.
+    """
+    batch: list[tuple[Any, str, str]] = []
+    characters = 0
+    for document, text in documents:
+        for part, position in split_text(text, gives_blank):
+            batch.append((document, part, position))
+            characters += len(part)
+            if characters >= BATCH_CHARACTERS:
+                yield batch
+                batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def split_text(text: str, gives_blank: bool) -> Iterator[tuple[str, str]]:
+    """Cut a long text into parts of PART_CHARACTERS characters at most.
+
+    Args:
+        text: a document.
+        gives_blank: whether the tokenizer puts a blank before a text: a part that begins after a
+            cut at a blank is then given without it.
+
+    Yields:
+        A part and its position.
+    """
+    start = 0
+    while len(text) - start > PART_CHARACTERS:
+        cut, follows = _find_cut(text, start, start + PART_CHARACTERS)
+        yield text[start:cut], "middle" if start else "first"
+        start = cut + (follows and gives_blank)
+    yield text[start:], "last" if start else "only"
+
+
+def _find_cut(text: str, start: int, stop: int) -> tuple[int, bool]:
+    """Where a part ends, and whether the blank between two words follows."""
+    middle = start + (stop - start) // 2
+    for high in range(stop, middle, -WORD_GAP_WINDOW):
+        low = max(middle, high - WORD_GAP_WINDOW)
+        gaps = [match.start() for match in WORD_GAP.finditer(text, low, high)]
+        if gaps:
+            return gaps[-1], True
+    line = text.rfind("\n", middle, stop)
+    return (stop if line < 0 else line + 1), False

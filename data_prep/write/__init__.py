@@ -1,0 +1,1 @@
+"""From tokens to shards on disk. Imports all rooms before it."""

@@ -1,0 +1,100 @@
+"""The callback in a run: what it finds, it finds before the first optimizer step."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from composer import Callback
+from composer_run import make_trainer
+from helpers import VOCABULARY, tiny_llama
+
+from apex_composer.callbacks.start_guard import StartGuard
+
+CONFIG = {
+    "model": {"pretrained": True},
+    "max_seq_len": 8,
+    "max_duration": "2ba",
+    "global_train_batch_size": 4,
+    "device_train_microbatch_size": 2,
+    "optimizer": {"name": "decoupled_adamw"},
+}
+
+
+def train(guard: StartGuard, *callbacks: Callback, **options):
+    trainer = make_trainer(callbacks=(guard, *callbacks), max_duration="2ba", **options)
+    try:
+        trainer.fit()
+    finally:
+        trainer.close()
+
+
+class Steps(Callback):
+    def __init__(self):
+        self.losses, self.done = [], 0
+
+    def after_loss(self, state, logger):
+        self.losses.append(float(state.loss))
+
+    def batch_end(self, state, logger):
+        self.done += 1
+
+
+def test_weights_that_were_not_loaded_are_found_before_the_first_step():
+    model, steps = tiny_llama(), Steps()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"first loss is 4\.\d+.*ln of {VOCABULARY} tokens"):
+        train(StartGuard(train_config=CONFIG), steps, model=model)
+    assert steps.done == 0
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("config", "margin"),
+    [
+        (CONFIG | {"model": {"pretrained": False}}, 1.0),
+        (CONFIG | {"model": {}}, 1.0),
+        (CONFIG, None),
+        ({}, 1.0),
+    ],
+)
+def test_the_loss_is_checked_only_where_the_model_is_pretrained(config, margin):
+    steps = Steps()
+    train(StartGuard(train_config=config, margin=margin), steps)
+    assert steps.done == 2 and steps.losses[0] > 4.1
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"max_seq_len": 65}, "max_seq_len: got 65, .*max_position_embeddings is 64"),
+        ({"device_train_microbatch_size": 3}, "device_train_microbatch_size: got 3"),
+    ],
+)
+def test_settings_that_do_not_fit_the_model_are_refused(changed, told):
+    with pytest.raises(ValueError, match=told):
+        make_trainer(callbacks=(StartGuard(train_config=CONFIG | changed),))
+
+
+def test_the_disk_is_checked_when_the_trainer_is_built(tmp_path, monkeypatch):
+    def make(**config):
+        guard = StartGuard(train_config=CONFIG | config)
+        options = {"save_folder": str(tmp_path), "save_interval": "1ba"}
+        make_trainer(callbacks=(guard,), max_duration="2ba", **options).close()
+
+    make(save_interval="1ba")
+    size = sum(p.numel() for p in tiny_llama().parameters()) * 12
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size))
+    make()  # llm-foundry's default interval is longer than this run
+    with pytest.raises(ValueError, match="save_folder: 2 checkpoints of"):
+        make(save_interval="1ba")
+
+
+def test_unknown_and_wrong_settings_are_refused():
+    with pytest.raises(TypeError, match="Did you mean 'margin'"):
+        StartGuard(margins=1)
+    for wrong in ("1", True, float("nan"), float("inf"), -float("inf"), -1.0):
+        told = "start_guard: margin: got .*, allowed: a number of 0 or more, or null"
+        with pytest.raises(ValueError, match=told):
+            StartGuard(margin=wrong)

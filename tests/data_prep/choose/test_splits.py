@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apex_composer.data_prep.choose.splits import (
+    BEYOND,
+    DUPLICATE,
+    HASHES,
+    ShortfallError,
+    choose_splits,
+    divide_sequences,
+    make_ranges,
+    stream_spans,
+)
+
+DOMAINS = ["a", "b"]
+# Few different hashes, so that copies are common, within a domain and across.
+rows_of_text = st.tuples(st.integers(0, 25), st.just(0), st.integers(0, 1))
+documents = st.lists(rows_of_text, max_size=60)
+budgets = st.fixed_dictionaries(
+    {name: st.one_of(st.none(), st.fixed_dictionaries({d: st.integers(0, 30) for d in DOMAINS}))
+     for name in ("validation", "train", "cpt")}
+).map(lambda wants: {name: wants[name] for name in ("validation", "train", "cpt")})  # fmt: skip
+
+
+def arrays(rows):
+    columns = list(zip(*rows, strict=True)) or [[], [], []]
+    hashes = np.array(columns[0], dtype=np.uint64) * np.uint64(HASHES // 32)
+    # Equal texts have equal lengths.
+    lengths = np.array([2 + value % 7 for value in columns[0]], dtype=np.uint32)
+    return hashes, lengths, np.array(columns[2], dtype=np.uint16)
+
+
+def choose(rows, wants):
+    try:
+        return choose_splits(*arrays(rows), DOMAINS, wants)
+    except ShortfallError:
+        return None
+
+
+@given(documents, budgets)
+def test_no_text_is_in_two_splits_and_none_twice_in_validation(rows, wants):
+    codes, (hashes, _, _) = choose(rows, wants), arrays(rows)
+    if codes is None:
+        return
+    for digest in set(hashes):
+        splits = codes[hashes == digest]
+        assert len(set(splits[splits >= 0])) <= 1
+        assert (splits == 0).sum() <= 1
+        if (splits == DUPLICATE).any():
+            assert (splits >= 0).any()
+
+
+@given(documents, budgets)
+def test_budgets_are_met_with_one_text_more_at_most(rows, wants):
+    codes, (hashes, lengths, owners) = choose(rows, wants), arrays(rows)
+    if codes is None:
+        return
+    for code, want in enumerate(wants.values()):
+        if want is None:
+            continue
+        for number, domain in enumerate(DOMAINS):
+            member = (codes == code) & (owners == number)
+            tokens = lengths[member].sum()
+            assert tokens >= want[domain]
+            if want[domain]:  # all copies of the last text come along
+                last = member & (hashes == hashes[member].max())
+                assert tokens - lengths[last].sum() < want[domain]
+
+
+@given(documents, budgets, st.randoms())
+def test_the_order_of_the_documents_does_not_matter(rows, wants, random):
+    before = choose(rows, wants)
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    after = choose([rows[index] for index in order], wants)
+    if before is None:
+        assert after is None
+        return
+
+    def members(codes, rows):
+        return sorted((row[0], row[2], int(code)) for row, code in zip(rows, codes, strict=True))
+
+    assert members(before, rows) == members(after, [rows[index] for index in order])
+
+
+@given(documents)
+def test_what_is_left_over_is_beyond_the_budget_or_a_copy(rows):
+    wants = {"validation": {"a": 6, "b": 6}, "train": None}
+    codes = choose(rows, wants)
+    if codes is not None:
+        assert BEYOND not in codes
+
+
+def test_a_domain_that_is_too_small_is_named_with_its_numbers():
+    with pytest.raises(ShortfallError, match="train/b needs 50 tokens and has 0"):
+        choose_splits(*arrays([(1, 3, 0)] * 20), DOMAINS, {"train": {"a": 10, "b": 50}})
+
+
+@given(documents, st.floats(0.05, 0.4), st.floats(0.1, 0.5), st.floats(0.2, 1))
+def test_shares_leave_nothing_out_but_what_is_not_kept(rows, first, second, part):
+    shares = {"validation": first, "pretrain": second, "train": 0.1}
+    ranges = make_ranges(shares, {"a": 1.0, "b": part})
+    codes, (hashes, _, owners) = choose(rows, ranges), arrays(rows)
+    beyond = codes == BEYOND
+    assert set(owners[beyond]) <= {1}
+    assert all(int(digest) >= round(part * HASHES) for digest in hashes[beyond])
+
+
+@given(st.integers(0, 10**7), st.lists(st.floats(0.01, 1), min_size=1, max_size=9))
+def test_divided_sequences_add_up(total, weights):
+    shares = {str(number): weight / sum(weights) for number, weight in enumerate(weights)}
+    counts = divide_sequences(total, shares)
+    assert sum(counts.values()) == total
+    assert all(abs(counts[name] - total * shares[name]) <= 1 + 1e-6 * total for name in shares)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1), st.integers(1, 40), st.integers(0, 100))
+def test_spans_are_the_stream_cut_into_equal_parts(lengths, per_shard, percent):
+    total = sum(lengths) * percent // 100
+    stream = np.concatenate([np.full(length, number) for number, length in enumerate(lengths)])
+    parts = []
+    for first, last, skipped, tokens in stream_spans(np.array(lengths), per_shard, total):
+        whole = np.concatenate([np.full(lengths[n], n) for n in range(first, last)])
+        assert skipped < lengths[first] and tokens <= per_shard
+        parts.append(whole[skipped : skipped + tokens])
+        assert len(parts[-1]) == tokens
+    joined = np.concatenate(parts) if parts else stream[:0]
+    assert joined.tolist() == stream[:total].tolist()
+    assert all(len(part) == per_shard for part in parts[:-1])

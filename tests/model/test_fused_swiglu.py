@@ -1,0 +1,150 @@
+"""SwiGLU in one kernel: the same numbers, the same names, and norms on its way."""
+
+import copy
+
+import pytest
+import torch
+from helpers import tiny_llama, tiny_qwen, tokens
+
+from apex_composer import Expander, FusedSwiGLU, find_sites
+from apex_composer.model.fused_swiglu import find_swiglus
+
+pytestmark = pytest.mark.numeric
+
+
+@pytest.mark.parametrize("make_model", [tiny_llama, tiny_qwen])
+def test_values_gradients_and_names_are_those_of_eager_mode(make_model):
+    ids, expected, model = tokens(3, 12), make_model(), make_model()
+    names = list(model.state_dict())
+    fused = FusedSwiGLU(model, True)
+    assert len(fused.modules) == 2 and list(model.state_dict()) == names
+    for each in (expected, model):
+        each(ids, labels=ids).loss.backward()
+    for (name, weight), other in zip(model.named_parameters(), expected.parameters(), strict=True):
+        # float32 rounds to 6e-8, and a matrix of these gradients is what is left of terms a hundred
+        # times as large (the queries of the Qwen2), each of them a sum of many.
+        error = (weight.grad - other.grad).norm() / other.grad.norm()
+        assert error < 1e-4, name
+
+
+def test_removing_it_gives_the_model_back():
+    model = tiny_llama()
+    before = {name: dict(module.__dict__) for name, module in model.named_modules()}
+    fused = FusedSwiGLU(model, True)
+    assert "forward" in model.model.layers[0].mlp.__dict__
+    fused.remove()
+    fused.remove()
+    for name, module in model.named_modules():
+        assert module.__dict__.keys() == before[name].keys()
+
+
+def test_a_collector_takes_over_and_a_second_installation_does_not():
+    asked, model, ids = [], tiny_llama(), tokens(1, 4)
+
+    def collector(name, gate):
+        asked.append(name)
+
+    first, second = FusedSwiGLU(model, True), FusedSwiGLU(model, True, collector=collector)
+    third = FusedSwiGLU(model, True)
+    model(ids)
+    assert asked == ["model.layers.0.mlp", "model.layers.1.mlp"]
+    third.remove()
+    first.remove()
+    model(ids)
+    assert len(asked) == 4
+    second.remove()
+    assert "forward" not in model.model.layers[0].mlp.__dict__
+
+
+def counted(model, ids, mask, fused: bool, implementation="triton"):
+    """Totals of an assessment, with SwiGLU fused or not, and the calls of norm kernels."""
+    expander = Expander(find_sites(model), threshold=0.25, implementation=implementation)
+    swiglu = FusedSwiGLU(model, fused, collector=expander.place_ahead)
+    with expander.assessing(mask):
+        model(ids, attention_mask=mask)
+        model(ids.flip(0), attention_mask=mask)  # a second microbatch
+    totals = expander.assessment.totals()
+    swiglu.remove()
+    expander.remove()
+    return totals
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_norms_of_channels_come_from_the_kernel(masked, monkeypatch):
+    model, ids = tiny_llama(), tokens(3, 12)
+    mask = torch.ones(3, 12, dtype=torch.bool)
+    mask[1, 7:] = False
+    mask = mask if masked else None
+    expected = counted(model, ids, mask, fused=False)
+    from apex_composer.assessment import collector as assessment
+
+    widths, whole = [], assessment.unit_square_sums
+
+    def unit_square_sums(activation, *arguments, **names):
+        widths.append(activation.shape[-1])
+        whole(activation, *arguments, **names)
+
+    monkeypatch.setattr(assessment, "unit_square_sums", unit_square_sums)
+    totals = counted(model, ids, mask, fused=True)
+    assert set(widths) == {32}  # heads only; the 24 channels were counted by SwiGLU itself
+    for name, total in expected.items():
+        # As in test_dispatch.py: no ranks that rounding could decide, and sums of positive numbers.
+        assert torch.equal(totals[name].scores, total.scores)
+        torch.testing.assert_close(totals[name].norm_sums, total.norm_sums, rtol=1e-5, atol=0)
+
+
+def test_recomputed_and_evaluation_passes_do_not_count():
+    ids, totals = tokens(3, 12), []
+    for checkpointing in (False, True):
+        model = tiny_llama()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        expander = Expander(find_sites(model), threshold=0.25, implementation="triton")
+        FusedSwiGLU(model, True, collector=expander.place_ahead)
+        expander.assessment.open()
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        expander.assessment.close()
+        expander.assessment.commit()
+        model(ids)
+        totals.append(expander.assessment.totals())
+    for name, total in totals[0].items():
+        assert totals[1][name].samples == total.samples == 3
+        assert torch.equal(totals[1][name].scores, total.scores)
+
+
+def test_a_copy_of_the_model_computes_by_its_own_weights_and_does_not_count():
+    model, ids = tiny_llama(), tokens(3, 12)
+    expander = Expander(find_sites(model), threshold=0.25, implementation="triton")
+    FusedSwiGLU(model, True, collector=expander.place_ahead)
+    twin = copy.deepcopy(model.model.layers[0].mlp)
+    hidden = torch.randn(2, 5, 32)
+    expected = model.model.layers[0].mlp(hidden)
+    with torch.no_grad():
+        twin.gate_proj.weight.zero_()
+    expander.assessment.open()
+    assert torch.equal(twin(hidden), torch.zeros_like(expected))
+    expander.assessment.discard()
+    assert torch.equal(model.model.layers[0].mlp(hidden), expected)
+    with expander.assessing():
+        model(ids)
+
+
+def test_auto_leaves_the_cpu_alone_and_true_says_why_it_cannot(monkeypatch):
+    model = tiny_llama()
+    assert FusedSwiGLU(model, "auto").modules == FusedSwiGLU(model, False).modules == {}
+    for wrong in ("yes", 0, 1):
+        told = f"fused_swiglu: got {wrong!r}, allowed: True, False, auto"
+        with pytest.raises(ValueError, match=told):
+            FusedSwiGLU(model, wrong)
+    with pytest.raises(ValueError, match="got true, but the model has no modules with gate_proj"):
+        FusedSwiGLU(torch.nn.Linear(2, 2), True)
+    with pytest.raises(ValueError, match="got true, but .*meta.*Allowed here: false, auto"):
+        FusedSwiGLU(model, True, device=torch.device("meta"))
+
+
+def test_only_silu_is_found():
+    model = tiny_llama()
+    model.model.layers[1].mlp.act_fn = torch.nn.GELU()
+    assert list(find_swiglus(model)) == ["model.layers.0.mlp"]

@@ -1,0 +1,252 @@
+"""Optimizers that the operators can follow, and those that are refused before a weight moves."""
+
+import warnings
+
+import pytest
+import torch
+import torch_optimizer
+from composer.algorithms.sam.sam import SAMOptimizer
+from helpers import cross_entropy, tiny_llama, tiny_qwen, tokens
+from llmfoundry.optim import DecoupledLionW, NoOp
+from torch.optim import ASGD, SGD, Adafactor, Adam, AdamW, NAdam, Optimizer
+from transformers.optimization import Adafactor as HuggingFaceAdafactor
+
+from apex_composer import Expander, find_sites
+from apex_composer.operators.main_optimizer import followed
+
+LR = 1e-2
+
+
+def make_expander(model, **settings) -> Expander:
+    expander = Expander(find_sites(model), threshold=0.25, method="random", **settings)
+    expander.begin_stage()
+    return expander
+
+
+class ThreeBetas(AdamW):
+    """As Adan has them."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=LR)
+        self.param_groups[0]["betas"] = (0.9, 0.95, 0.99)
+
+
+class AdamWScheduleFree(AdamW):
+    """Known by its name."""
+
+
+class TwoModes(AdamW):
+    """Known by the methods that ScheduleFree's optimizers have."""
+
+    def train(self):
+        """As a module's."""
+
+    def eval(self):
+        """As a module's."""
+
+
+class Wrapper(AdamW):
+    """Might keep weights in another precision."""
+
+    def __init__(self, parameters, lr: float):
+        super().__init__(parameters, lr)
+        self.optimizer = AdamW(self.param_groups, lr)
+
+
+def refused(model, optimizer, told: str) -> None:
+    """Nothing moves, and the optimizer keeps no hook."""
+    expander = make_expander(model)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(ValueError, match=told):
+        expander.attach(optimizer)
+    assert not getattr(optimizer, "_optimizer_step_pre_hooks", None)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (HuggingFaceAdafactor, "lr of Adafactor is None, allowed with apex: a finite number"),
+        (lambda p: Adafactor(p, lr=LR), r"eps of Adafactor is \(None, 0\.001\), allowed .*AdamW"),
+        (ThreeBetas, r"betas of ThreeBetas is \(0\.9, 0\.95, 0\.99\), allowed with apex: two"),
+        (lambda p: AdamW(p, lr=torch.tensor(float("inf"))), r"lr of AdamW is tensor\(inf\)"),
+    ],
+    ids=["lr", "eps", "betas", "tensor"],
+)
+def test_settings_that_adamw_has_not_are_refused(make, told):
+    model = tiny_llama(layers=1)
+    refused(model, make(model.parameters()), told)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        AdamWScheduleFree,
+        TwoModes,
+        Wrapper,
+        torch_optimizer.Ranger,
+        torch_optimizer.MADGRAD,
+        lambda parameters, lr: torch_optimizer.Lookahead(AdamW(parameters, lr)),
+        ASGD,
+    ],
+    ids=["ScheduleFree", "modes", "wrapper", "Ranger", "MADGRAD", "Lookahead", "averaged SGD"],
+)
+def test_optimizers_with_weights_of_their_own_are_refused(make):
+    model = tiny_llama(layers=1)
+    refused(model, make(model.parameters(), lr=LR), "keeps weights of its own.*Use AdamW")
+
+
+def test_groups_without_expanded_weights_may_have_any_settings():
+    model = tiny_llama(layers=1)
+    expanded = {id(site.weight) for site in find_sites(model)}
+    own = [p for p in model.parameters() if id(p) in expanded]
+    others = [p for p in model.parameters() if id(p) not in expanded]
+    optimizer = AdamW([{"params": own}, {"params": others, "eps": (1e-8, 1e-8)}], lr=LR)
+    make_expander(model).attach(optimizer)
+
+
+def attach(make, **settings) -> list[str]:
+    """What is warned about."""
+    model = tiny_llama(layers=1)
+    expander = make_expander(model, **settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        expander.attach(make(model.parameters(), lr=LR))
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("make", [SGD, DecoupledLionW, torch_optimizer.Lamb])
+def test_learning_rates_of_another_size_are_warned_about(make):
+    (told,) = attach(make)
+    assert told.startswith("operator_lr_scale: not given") and make.__name__ in told
+    assert attach(make, operator_lr_scale=1.0) == []
+
+
+def test_a_plain_run_with_a_stage_of_operators_is_checked_when_they_begin():
+    """Attaching checks nothing where stages have no operators, as long as that is so."""
+    model = tiny_llama(layers=1)
+    for make, told in ((SGD, "operator_lr_scale: not given"), (AdamWScheduleFree, "of its own")):
+        expander = make_expander(model, expansion=False)
+        expander.attach(make(model.parameters(), lr=LR))
+        with pytest.raises((UserWarning, ValueError), match=told), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            expander.begin_stage(expansion=True)
+        assert not expander.operators and not expander.executors
+
+
+def test_learning_rates_are_warned_about_once():
+    model = tiny_llama(layers=1)
+    expander = make_expander(model)
+    with pytest.warns(UserWarning, match="operator_lr_scale"):
+        expander.attach(SGD(model.parameters(), lr=LR))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expander.begin_stage()
+
+
+def test_an_optimizer_that_does_nothing_is_warned_about():
+    assert len(attach(lambda parameters, lr: NoOp(parameters))) == 1
+
+
+@pytest.mark.parametrize("make", [Adam, AdamW, NAdam, torch_optimizer.AdaBelief])
+def test_adams_relatives_are_followed_without_a_word(make):
+    assert attach(make) == []
+
+
+def train(make, sign: int = 1) -> dict[str, torch.Tensor]:
+    """Weights and factors after two steps."""
+    model = tiny_llama(layers=1, dtype=torch.float64)
+    expander, optimizer = make_expander(model), make(model.parameters())
+    expander.attach(optimizer)
+    for step in range(2):
+        optimizer.zero_grad()
+        ids = tokens(2, seed=step)
+        (sign * cross_entropy(model(ids).logits, ids)).backward()
+        optimizer.step()
+    state = expander.state_dict()["factors"]
+    factors = {f"{n}.{i}": f for n, pair in state.items() for i, f in enumerate(pair)}
+    return {**model.state_dict(), **factors}
+
+
+def assert_same(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_maximizing_is_minimizing_the_opposite():
+    found = train(lambda p: AdamW(p, lr=LR, maximize=True), sign=-1)
+    assert_same(found, train(lambda p: AdamW(p, lr=LR)))
+
+
+def test_a_learning_rate_may_be_a_tensor():
+    found = train(lambda p: AdamW(p, lr=torch.tensor(LR, dtype=torch.float64), foreach=False))
+    for name, value in train(lambda p: AdamW(p, lr=LR)).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
+
+
+def test_an_optimizer_around_another_may_keep_none_of_its_own():
+    """Composer's SAM keeps what it has added to the weights, not the weights."""
+    model = tiny_llama(layers=1)
+    make_expander(model, operator_lr_scale=1.0).attach(
+        SAMOptimizer(AdamW(model.parameters(), lr=LR))
+    )
+
+
+def test_a_setting_that_is_missing_is_adamws():
+    assert followed({"lr": 0.5}, 2.0) == {
+        "lr": 1.0,
+        "betas": (0.9, 0.95),
+        "eps": 1e-8,
+        "maximize": False,
+    }
+
+
+@pytest.mark.parametrize("how", ["frozen", "left out"])
+def test_a_bias_that_is_not_trained_with_its_weight_is_refused(how):
+    """Qwen2's: it would move all the same, and the operators' gradients would lack its part."""
+    model = tiny_qwen()
+    bias = model.model.layers[1].self_attn.k_proj.bias
+    own = [p for p in model.parameters() if how == "frozen" or p is not bias]
+    bias.requires_grad_(how != "frozen")
+    expander = Expander(find_sites(model), threshold=0.25, kv_heads="expand", method="random")
+    told = r"^the bias of model\.layers\.1\.self_attn\.k_proj\.weight is not trained"
+    with pytest.raises(ValueError, match=told):
+        expander.attach(AdamW(own, lr=LR))
+
+
+def test_a_bias_in_a_group_of_its_own_follows_its_weights_group():
+    model = tiny_qwen()
+    biases = [p for n, p in model.named_parameters() if n.endswith("bias")]
+    weights = [p for n, p in model.named_parameters() if not n.endswith("bias")]
+    optimizer = AdamW([{"params": biases, "lr": 0.0}, {"params": weights}], lr=LR)
+    expander = make_expander(model)
+    expander.attach(optimizer)
+    cross_entropy(model(tokens(2)).logits, tokens(2)).backward()
+    optimizer.step()
+    assert all(operator.factors.left.abs().max() > 0 for operator in expander.operators)
+
+
+class Unfollowed(Optimizer):
+    """Gradient descent whose settings change to what AdamW does not take."""
+
+    def __init__(self, parameters, lr: float):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.add_(parameter.grad, alpha=-LR)
+        self.param_groups[0]["betas"] = None
+
+
+def test_an_error_of_the_operators_optimizer_leaves_effective_weights():
+    model = tiny_llama(layers=1)
+    expander, optimizer = make_expander(model), Unfollowed(model.parameters(), lr=LR)
+    with pytest.warns(UserWarning, match="operator_lr_scale"):
+        expander.attach(optimizer)
+    cross_entropy(model(tokens(2)).logits, tokens(2)).backward()
+    with pytest.raises(TypeError):
+        optimizer.step()
+    assert expander.folded

@@ -1,0 +1,207 @@
+"""One rank of runs with every way of sharding: `test_sharded_runs.py` starts it.
+
+Usage: shards_worker.py RUNS OUT
+    RUNS: a JSON list, trained one after the other, of
+        {"name", "mode": plain | ddp | fsdp1 | fsdp2 | hsdp1 | loop_hsdp2 | fsdp1_root |
+        fsdp2_root} and optionally "state_dict", "save", "load", "even", "fails", "tampered".
+    OUT gets <name>-rank<rank>.pt of each.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import cpu_fsdp
+import torch
+from composer import Callback, Trainer
+from composer.algorithms import GradientClipping
+from composer.models import HuggingFaceModel
+from composer.utils import FSDP2Config, FSDPConfig, dist
+from counted_collectives import Counter
+from helpers import TokenDataset, tiny_llama
+from sharded_loop import ODD, train_loop
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.utils.data import DataLoader
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from apex_composer import APEX, StagewiseScheduler
+from apex_composer.assessment import selection
+from apex_composer.sharding.shards import find_shards
+
+torch.set_num_threads(1)
+
+# 3 batches an epoch; the last one is half full, and every sample but each fourth is padded.
+BATCH_SIZE, SAMPLES = 8, 20
+STAGES = ["3ba", "3ba"]
+EVEN = {"hidden": 32, "channels": 24, "heads": 4, "kv_heads": 4}
+COUNTER = Counter()
+
+
+class Watch(Callback):
+    """What the last but one batch leaves: operators, norms, shards, and the step's collectives."""
+
+    def __init__(self, apex: APEX):
+        self.apex, self.seen = apex, {}
+
+    def fit_start(self, state, logger):
+        own = self.apex._expander
+        for name in ("before_step", "after_step"):
+            setattr(own, name, self._counted(getattr(own, name)))
+
+    def _counted(self, function):
+        def counted(*args):
+            with COUNTER.counting():
+                return function(*args)
+
+        return counted
+
+    def batch_start(self, state, logger):
+        COUNTER.calls.clear()
+
+    def batch_end(self, state, logger):
+        if state.timestamp.batch.value == 5:
+            own = self.apex._expander
+            self.seen = {"calls": list(COUNTER.calls), "norms": own.relative_norms()}
+            self.seen["shards"] = [
+                [s.name, s.start, s.stop, s.values().clone()] for (s, *_) in find_shards(own.sites)
+            ]
+            self.seen["whole"] = whole_weights(state.model)
+            self.seen["state"] = own.state_dict()
+
+
+class FailedStep(Callback):
+    """A step that stops half-way, then a forward pass that gathers the unfolded weights."""
+
+    def __init__(self, apex: APEX):
+        self.apex, self.losses = apex, []
+
+    @torch.no_grad()
+    def batch_end(self, state, logger):
+        if state.timestamp.batch.value != 4:
+            return
+        own = self.apex._expander
+        for site in own.sites:  # the batch's step has mapped them; a step of their own begins
+            for gradient in (parameter.grad for parameter in site.parameters()):
+                if gradient is not None:  # shards may be empty
+                    gradient.mul_(1)
+        for act in (own.before_step, own.ensure_folded):
+            act()
+            self.losses.append(float(state.model(state.batch).loss))
+
+
+def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All weights, gathered."""
+    model = getattr(model, "module", model).model
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    return {name: tensor.clone() for name, tensor in weights.items()}
+
+
+def sharding(mode: str, state_dict: str) -> dict[str, Any] | None:
+    """Composer's `parallelism_config`."""
+    # All weights in one group: a recomputation inside the backward pass would find them gone.
+    common = {
+        "activation_checkpointing": not mode.endswith("root"),
+        "state_dict_type": state_dict,
+        "mixed_precision": "FULL",  # that of the model: float64
+    }
+    if mode.startswith("fsdp1"):
+        strategy = "SHARD_GRAD_OP" if mode.endswith("root") else "FULL_SHARD"
+        return {"fsdp": FSDPConfig(sharding_strategy=strategy, **common)}
+    if mode.startswith("fsdp2"):
+        # Kept gathered between forward and backward in the root case.
+        return {"fsdp": FSDP2Config(reshard_after_forward=not mode.endswith("root"), **common)}
+    if mode == "hsdp1":
+        degrees = {"data_parallel_shard_degree": 2, "data_parallel_replicate_degree": 2}
+        return {"fsdp": FSDPConfig(sharding_strategy="HYBRID_SHARD", **degrees, **common)}
+    assert mode in ("plain", "ddp"), mode
+    return None
+
+
+def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX, list[Callback]]:
+    """A run of two stages with clipping, microbatches and checkpointed activations."""
+    # Ranks add gradients up in another order: in float32 AdamW would make whole steps of it.
+    kind = EVEN if run.get("even") else ODD | {"dtype": torch.float64}
+    llama = tiny_llama(**kind)
+    model = HuggingFaceModel(llama, tokenizer=None, use_logits=True)
+    if not run["mode"].endswith("root"):
+        llama.fsdp_wrap_fn = lambda module: isinstance(module, LlamaDecoderLayer)
+    llama.activation_checkpointing_fn = lambda module: isinstance(module, LlamaDecoderLayer)
+    dataset = TokenDataset(SAMPLES, padded=True)
+    sampler = dist.get_sampler(dataset, shuffle=False, drop_last=False)
+    loader = DataLoader(dataset, BATCH_SIZE // dist.get_world_size(), sampler=sampler)
+    apex = APEX(
+        stages=STAGES,
+        threshold=0.25,
+        kv_heads="expand",
+        assessment={"tokens": 60},
+        operator_lr_scale=3.0,
+    )
+    callbacks = [Watch(apex)] + [FailedStep(apex)] * run.get("fails", False)
+    trainer = Trainer(
+        model=model,
+        train_dataloader=loader,
+        optimizers=torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1),
+        schedulers=StagewiseScheduler(stages=STAGES, lr_multipliers=[1.0, 0.5]),
+        max_duration="6ba",
+        algorithms=[apex, GradientClipping("norm", 0.5)],
+        callbacks=callbacks,
+        device_train_microbatch_size=1,
+        parallelism_config=sharding(run["mode"], run.get("state_dict", "full")),
+        save_folder=run.get("save"),
+        save_interval="4ba",
+        load_path=run.get("load"),
+        device="cpu",
+        seed=17,
+        progress_bar=False,
+    )
+    return trainer, apex, callbacks
+
+
+def train(run: dict[str, Any]) -> dict[str, Any]:
+    """Both stages; every rank's view of the weights, the history and the last steps."""
+    trainer, apex, (watch, *failed) = make_trainer(run)
+    trainer.fit()
+    weights = whole_weights(trainer.state.model)
+    trainer.close()
+    losses = [callback.losses for callback in failed]
+    return {"weights": weights, "history": apex.history, "losses": losses, **watch.seen}
+
+
+def tampered(run: dict[str, Any]) -> dict[str, Any]:
+    """Rank 1 selects other units than the others do."""
+    select = selection.select
+    flip = -1 if dist.get_global_rank() == 1 else 1
+    trainer, _, _ = make_trainer(run)
+    with patch.object(selection, "select", lambda scores, count: select(flip * scores, count)):
+        try:
+            trainer.fit()
+        except RuntimeError as error:
+            return {"error": str(error)}
+        finally:
+            trainer.close()
+    return {"error": None}
+
+
+def loop_hsdp2(run: dict[str, Any]) -> dict[str, Any]:
+    """Two replicas of two shards each, without a trainer."""
+    return train_loop(init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
+
+
+def main(runs: str, out: str) -> None:
+    dist.initialize_dist("cpu")
+    cpu_fsdp.patch()
+    COUNTER.install()
+    for run in json.loads(runs):
+        act = loop_hsdp2 if run["mode"] == "loop_hsdp2" else train
+        end = tampered(run) if run.get("tampered") else act(run)
+        torch.save(end, Path(out) / f"{run['name']}-rank{dist.get_global_rank()}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

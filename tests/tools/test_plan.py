@@ -1,0 +1,110 @@
+"""`apex-composer plan` on this project's YAMLs."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tiny_run import SEQUENCE, write_shards
+from tinyllama import TINYLLAMA
+from typer.testing import CliRunner
+
+from apex_composer.callbacks import disk
+from apex_composer.cli import app
+from apex_composer.tools.plan import make_plan
+from apex_composer.tools.plan_tables import peak_flops
+from apex_composer.tools.training_yaml import load_configuration
+
+YAMLS = Path(__file__).parents[2] / "yamls"
+APEX_YAML = YAMLS / "tinyllama_apex.yaml"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """The override that gives TinyLLaMA's config.json without a hub."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps(TINYLLAMA))
+    return f"variables.model={folder}"
+
+
+@pytest.fixture
+def invoke(monkeypatch):
+    monkeypatch.setattr("apex_composer.tools.commands.console._width", 200)
+    monkeypatch.setattr(disk, "free_bytes", lambda folder: 10**12)
+
+    def call(*arguments):
+        result = CliRunner().invoke(
+            app, ["plan", *(str(argument) for argument in arguments)], catch_exceptions=False
+        )
+        return result.exit_code, result.output
+
+    return call
+
+
+def test_the_papers_run(invoke, model):
+    status, text = invoke(APEX_YAML, model)
+    assert status == 0, text
+    for told in (
+        "10,000ba │ 2.62 B │        0.0001 │       yes",
+        "30,000ba │ 2.62 B │         1e-05 │       yes",
+        "Time: 8 x h100-sxm",
+        "ASSUMED utilisation of",
+        "1,100,048,384",
+        "13.20 GB each, 30 written, 3 at a time, 39.6 GB in runs/tinyllama-apex/checkpoints",
+        "channels │     22 │            5,632 │      704",
+        "110 with 2,869,504 parameters",
+        "not on this machine",
+    ):
+        assert re.search(told, text), (told, text)
+
+
+def test_the_vanilla_run_has_no_operators(invoke, model):
+    status, text = invoke(YAMLS / "tinyllama_vanilla.yaml", model, "--gpu", "a100", "--mfu", "0.5")
+    assert status == 0
+    assert "4e-05 │        no" in text and "APEX adds" not in text and "8 x a100" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--gpus", "24"], "global_train_batch_size: got 64 for 24 GPUs"),
+        (["max_duration=20000ba"], "stages: they end at .*longer than training"),
+        (["scheduler.stages=[15000ba,5000ba,10000ba]"], "the scheduler stagewise ends them at"),
+        (["algorithms.apex.treshold=0.1"], "apex: unknown key 'treshold'"),
+        (["algorithms.apex.threshold=0.9"], "threshold: got 0.9"),
+        (["optimzer.lr=1"], "unknown key 'optimzer'. Did you mean 'optimizer'"),
+        (["max_seq_len=8192", "model.config_overrides=null"], "max_seq_len: got 8192"),
+        (["--gpu", "h300"], "--gpu: got 'h300', allowed: a10"),
+        (["precision=fp8x"], "precision .on h100-sxm.: got 'fp8x'"),
+        (["save_num_checkpoints_to_keep=-1", "save_interval=100ba"], "300 checkpoints of 13.2 GB"),
+        (["variables.model=/none"], "'/none' gives no configuration"),
+    ],
+)
+def test_trouble_is_named_and_the_status_says_so(invoke, model, arguments, told):
+    status, text = invoke(APEX_YAML, model, *arguments)
+    assert status == 1
+    assert re.search(f"problem: .*{told}", text), text
+
+
+def test_a_yaml_that_is_not_there(invoke):
+    status, text = invoke("none.yaml")
+    assert status == 1 and "none.yaml does not exist" in text
+
+
+def test_the_data_that_is_here_is_counted(model, tmp_path):
+    write_shards(tmp_path, samples=24)
+    overrides = [
+        model,
+        "train_loader.dataset.streams=null",
+        f"train_loader.dataset.local={tmp_path}",
+    ]
+    config = load_configuration(APEX_YAML, [*overrides, f"max_seq_len={SEQUENCE}"])
+    plan = make_plan(config, gpus=1)
+    assert plan.data_tokens == 24 * SEQUENCE and plan.problems == []
+    assert plan.tokens == 30_000 * 64 * SEQUENCE
+
+
+def test_the_peaks_are_the_data_sheets():
+    assert peak_flops("a100", "amp_bf16") == 312e12
+    assert peak_flops("h100-sxm", "amp_bf16") == pytest.approx(989e12, rel=1e-3)
+    assert peak_flops("h200-sxm", "amp_bf16") == pytest.approx(989e12, rel=1e-3)

@@ -1,0 +1,214 @@
+"""How much data the first assessment reads, and that it leaves model and order as they were."""
+
+import time
+import warnings
+
+import pytest
+import torch
+from helpers import TokenDataset, tiny_llama
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from apex_composer.trainer import first_assessment
+from apex_composer.trainer.first_assessment import (
+    AssessmentGoal,
+    assess_training_data,
+    attention_mask,
+    count_tokens,
+    first_goal,
+    sequence_ids,
+)
+
+CPU = torch.device("cpu")
+IDS = torch.zeros(3, 4, dtype=torch.int64)
+MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
+def test_a_batchs_mask_is_boolean(dtype):
+    found = attention_mask({"input_ids": IDS, "attention_mask": MASK.to(dtype)})
+    assert found.dtype == torch.bool and torch.equal(found, MASK.bool())
+
+
+@pytest.mark.parametrize("batch", [{"input_ids": IDS}, {"attention_mask": None}, IDS, [IDS, MASK]])
+def test_a_batch_may_have_no_mask(batch):
+    assert attention_mask(batch) is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "packed"),
+    [
+        ({"input_ids": IDS, "sequence_id": torch.tensor([[0, 0, 1, -1]] * 3)}, True),
+        ({"input_ids": IDS, "sequence_id": MASK - 1}, False),  # every finetuning batch has that
+        ({"input_ids": IDS}, False),
+        ([IDS, MASK], False),
+    ],
+)
+def test_ids_of_sequences_are_of_use_where_a_row_has_several(batch, packed):
+    found = sequence_ids(batch)
+    assert found is (batch["sequence_id"] if packed else None)
+
+
+def test_padding_is_not_counted_as_tokens():
+    assert count_tokens({"input_ids": IDS, "attention_mask": MASK}) == 6
+    assert count_tokens({"input_ids": IDS}) == 12
+
+
+@pytest.mark.parametrize(("unit", "size"), [("ba", 1), ("sp", 3), ("tok", 6)])
+def test_a_goal_counts_in_its_unit(unit, size):
+    goal = AssessmentGoal(unit, 2 * size)
+    batch = {"input_ids": IDS, "attention_mask": MASK}
+    assert goal.add(batch, CPU) == size
+    assert (goal.done, goal.reached) == (size, False)
+    goal.add(batch, CPU)
+    assert goal.reached
+
+
+@pytest.mark.parametrize(
+    ("tokens", "unit", "first_stage", "goal"),
+    [
+        (30_000_000, "ba", 10_000, ("tok", 30_000_000)),
+        (None, "ba", 10_000, ("ba", 100)),
+        (None, "tok", 3_000_000_000, ("tok", 30_000_000)),
+        (None, "sp", 3, ("sp", 1)),
+    ],
+)
+def test_the_goal_is_the_setting_or_a_hundredth_of_the_first_stage(tokens, unit, first_stage, goal):
+    found = first_goal(tokens, unit, first_stage)
+    assert (found.unit, found.total, found.done) == (*goal, 0)
+
+
+def loader_of(samples: int = 12, shuffle: bool = False, padded: bool = False) -> DataLoader:
+    return DataLoader(TokenDataset(samples, padded=padded), batch_size=4, shuffle=shuffle)
+
+
+def read(goal: AssessmentGoal, dataloader, model=None) -> list[dict]:
+    """The batches that an assessment reads."""
+    seen = []
+    assess_training_data(model or nn.Identity(), dataloader, seen.append, goal, CPU)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("goal", "batches"),
+    [
+        (AssessmentGoal("ba", 2), 2),
+        (AssessmentGoal("sp", 4), 1),
+        (AssessmentGoal("sp", 5), 2),
+        (AssessmentGoal("tok", 32), 1),
+        (AssessmentGoal("tok", 33), 2),
+        (AssessmentGoal("ba", 3), 3),
+    ],
+)
+def test_no_more_is_read_than_asked_for(goal, batches):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read(goal, loader_of())) == batches
+
+
+def test_padded_tokens_do_not_reach_the_goal():
+    """Samples of 8, 7, 6 and 5 tokens: 26 a batch."""
+    assert len(read(AssessmentGoal("tok", 27), loader_of(padded=True))) == 2
+
+
+def test_data_that_end_too_early_are_warned_about():
+    with pytest.warns(UserWarning, match=r"the training data ended after 12 of 100sp"):
+        assert len(read(AssessmentGoal("sp", 100), loader_of())) == 3
+
+
+def test_the_batches_are_those_that_training_sees_first():
+    torch.manual_seed(5)
+    loader = loader_of(shuffle=True)
+    seen = read(AssessmentGoal("ba", 2), loader)
+    trained = list(loader)
+    for own, batch in zip(seen, trained, strict=False):
+        assert torch.equal(own["input_ids"], batch["input_ids"])
+    torch.manual_seed(5)
+    for batch, undisturbed in zip(trained, loader_of(shuffle=True), strict=True):
+        assert torch.equal(batch["input_ids"], undisturbed["input_ids"])
+
+
+class EmptyOnce:
+    """A loader resumed at the very end of an epoch: its first pass has nothing left."""
+
+    def __init__(self, batches: list):
+        self.batches, self.passes = batches, 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter([] if self.passes == 1 else self.batches)
+
+
+def test_a_run_resumed_at_the_end_of_an_epoch_reads_the_next():
+    batches = list(loader_of())
+    loader = EmptyOnce(batches)
+    assert read(AssessmentGoal("ba", 2), loader) == batches[:2]
+    assert loader.passes == 2
+
+
+def test_empty_data_are_not_read_for_ever():
+    with pytest.warns(UserWarning, match="ended after 0 of 1ba"):
+        assert read(AssessmentGoal("ba", 1), []) == []
+
+
+class Probing(nn.Module):
+    """Records the conditions under which it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.trained = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+        self.frozen = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).eval()
+        self.train()
+        self.frozen.eval()
+        self.calls = []
+
+    def forward(self, batch):
+        modes = {module.training for module in self.modules()}
+        self.calls.append((modes, torch.is_grad_enabled()))
+        torch.rand(1)
+
+
+def modes_of(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+def test_forward_passes_run_without_dropout_and_gradients():
+    model = Probing()
+    before = modes_of(model)
+    assert len(set(before)) == 2
+    assess_training_data(model, loader_of(), model, AssessmentGoal("ba", 2), CPU)
+    assert model.calls == [({False}, False)] * 2
+    assert modes_of(model) == before
+    assert torch.is_grad_enabled()
+
+
+def test_an_error_leaves_modes_and_random_states_as_they_were():
+    model, loader = Probing(), loader_of(shuffle=True)
+    before, state = modes_of(model), torch.get_rng_state()
+
+    def fail(batch):
+        model(batch)
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        assess_training_data(model, loader, fail, AssessmentGoal("ba", 2), CPU)
+    assert modes_of(model) == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.is_grad_enabled()
+
+
+def test_the_weights_are_left_alone():
+    model = tiny_llama().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    forward = lambda batch: model(**batch)  # noqa: E731
+    assess_training_data(model, loader_of(), forward, AssessmentGoal("tok", 1), CPU)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_bar_leaves_few_states_in_a_log(monkeypatch, capsys):
+    monkeypatch.setattr(first_assessment, "tqdm", lambda **options: tqdm(**options | {"delay": 0}))
+    goal, batches = AssessmentGoal("ba", 200), DataLoader(TokenDataset(200), batch_size=1)
+    assess_training_data(nn.Identity(), batches, lambda batch: time.sleep(0.005), goal, CPU)
+    assert 1 <= capsys.readouterr().err.count("\r") <= 3
