@@ -141,15 +141,12 @@ def _keeps_the_stage(parent: CheckpointFile, config: Any) -> bool:
     plan = lay_out_stages(algorithm.stages, str(config.max_duration))
     if plan is None:  # in epochs: only the run itself knows
         return False
-    if (
-        plan.ends[-1]
-        <= parent.clock[{"ba": "batch", "tok": "token", "sp": "sample"}[plan.unit.value]]
-    ):
+    if plan.ends[-1] <= parent.clock[{"ba": "batch", "tok": "token", "sp": "sample"}[plan.unit]]:
         raise ValueError(
             f"max_duration: got {config.max_duration}, but {parent.path} is at batch "
             f"{parent.clock['batch']} already: --set max_duration (and stages) to train longer"
         )
-    return keeps_the_stage(parent.apex, settings, list(algorithm.targets), plan.describe())
+    return keeps_the_stage(parent.apex, settings, list(algorithm.targets), plan)
 
 
 def _check_folder(parent: CheckpointFile, config: Any) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apex_composer.trainer.stage_plan import StagePlan
+
 _BLOCK = 1 << 24
 
 
@@ -23,15 +25,15 @@ class CheckpointFile:
     clock: dict[str, int]
 
     @property
-    def ends(self) -> list[tuple[int, str]]:
-        """Where the run's stages end, as value and unit."""
-        return [_split(text.split()[0]) for text in self.apex["stages"]]
+    def plan(self) -> StagePlan:
+        """Where the run's stages end."""
+        return StagePlan.from_state(self.apex["stages"])
 
     @property
     def ended(self) -> int:
         """How many stages are over."""
         names = {"ba": "batch", "tok": "token", "sp": "sample"}
-        return sum(self.clock[names[unit]] >= end for end, unit in self.ends)
+        return sum(self.clock[names[self.plan.unit]] >= end for end in self.plan.ends)
 
 
 def read_checkpoint(path: Path | str) -> CheckpointFile:
@@ -86,8 +88,3 @@ def hash_file(path: Path) -> str:
             digest.update(block)
             bar.update(len(block))
     return digest.hexdigest()
-
-
-def _split(time: str) -> tuple[int, str]:
-    digits = time.rstrip("abcdefghijklmnopqrstuvwxyz")
-    return int(digits), time[len(digits) :]
