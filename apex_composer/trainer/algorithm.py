@@ -213,7 +213,7 @@ class APEX(Algorithm):
         if not restore(self._expander, self._loaded, plan, self.targets, batch, self.branching):
             check_fit(state)
             if self.method != "random":
-                goal = first_goal(self.tokens, plan.unit, plan.ends[0])
+                goal = first_goal(self.tokens, plan)
                 assess_first_stage(state, self._expander.assessment, goal)
             self._begin_stage(plan.ended(state.timestamp), state, logger)
         # The checkpoint of a finished run: its last stage is over, this run's next one begins.

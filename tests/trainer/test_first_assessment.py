@@ -9,29 +9,18 @@ from composer_run import BATCH_SIZE, run
 from helpers import TokenDataset, tiny_llama
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from apex_composer import APEX
+from apex_composer.data_prep.progress import progress_bar
 from apex_composer.trainer import first_assessment
 from apex_composer.trainer.first_assessment import (
-    AssessmentGoal,
+    Goal,
     assess_training_data,
     first_goal,
 )
+from apex_composer.trainer.stage_plan import StagePlan
 
 CPU = torch.device("cpu")
-IDS = torch.zeros(3, 4, dtype=torch.int64)
-MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
-
-
-@pytest.mark.parametrize(("unit", "size"), [("ba", 1), ("sp", 3), ("tok", 6)])
-def test_a_goal_counts_in_its_unit(unit, size):
-    goal = AssessmentGoal(unit, 2 * size)
-    batch = {"input_ids": IDS, "attention_mask": MASK}
-    assert goal.add(batch, CPU) == size
-    assert (goal.done, goal.reached) == (size, False)
-    goal.add(batch, CPU)
-    assert goal.reached
 
 
 @pytest.mark.parametrize(
@@ -44,15 +33,15 @@ def test_a_goal_counts_in_its_unit(unit, size):
     ],
 )
 def test_the_goal_is_the_setting_or_a_hundredth_of_the_first_stage(tokens, unit, first_stage, goal):
-    found = first_goal(tokens, unit, first_stage)
-    assert (found.unit, found.total, found.done) == (*goal, 0)
+    plan = StagePlan(unit, (first_stage, 2 * first_stage), (True, True))
+    assert first_goal(tokens, plan) == goal
 
 
 def loader_of(samples: int = 12, shuffle: bool = False, padded: bool = False) -> DataLoader:
     return DataLoader(TokenDataset(samples, padded=padded), batch_size=4, shuffle=shuffle)
 
 
-def read(goal: AssessmentGoal, dataloader, model=None) -> list[dict]:
+def read(goal: Goal, dataloader, model=None) -> list[dict]:
     """The batches that an assessment reads."""
     seen = []
     assess_training_data(model or nn.Identity(), dataloader, seen.append, goal, CPU)
@@ -62,12 +51,12 @@ def read(goal: AssessmentGoal, dataloader, model=None) -> list[dict]:
 @pytest.mark.parametrize(
     ("goal", "batches"),
     [
-        (AssessmentGoal("ba", 2), 2),
-        (AssessmentGoal("sp", 4), 1),
-        (AssessmentGoal("sp", 5), 2),
-        (AssessmentGoal("tok", 32), 1),
-        (AssessmentGoal("tok", 33), 2),
-        (AssessmentGoal("ba", 3), 3),
+        (Goal("ba", 2), 2),
+        (Goal("sp", 4), 1),
+        (Goal("sp", 5), 2),
+        (Goal("tok", 32), 1),
+        (Goal("tok", 33), 2),
+        (Goal("ba", 3), 3),
     ],
 )
 def test_no_more_is_read_than_asked_for(goal, batches):
@@ -78,18 +67,18 @@ def test_no_more_is_read_than_asked_for(goal, batches):
 
 def test_padded_tokens_do_not_reach_the_goal():
     """Samples of 8, 7, 6 and 5 tokens: 26 a batch."""
-    assert len(read(AssessmentGoal("tok", 27), loader_of(padded=True))) == 2
+    assert len(read(Goal("tok", 27), loader_of(padded=True))) == 2
 
 
 def test_data_that_end_too_early_are_warned_about():
     with pytest.warns(UserWarning, match=r"the training data ended after 12 of 100sp"):
-        assert len(read(AssessmentGoal("sp", 100), loader_of())) == 3
+        assert len(read(Goal("sp", 100), loader_of())) == 3
 
 
 def test_the_batches_are_those_that_training_sees_first():
     torch.manual_seed(5)
     loader = loader_of(shuffle=True)
-    seen = read(AssessmentGoal("ba", 2), loader)
+    seen = read(Goal("ba", 2), loader)
     trained = list(loader)
     for own, batch in zip(seen, trained, strict=False):
         assert torch.equal(own["input_ids"], batch["input_ids"])
@@ -112,13 +101,13 @@ class EmptyOnce:
 def test_a_run_resumed_at_the_end_of_an_epoch_reads_the_next():
     batches = list(loader_of())
     loader = EmptyOnce(batches)
-    assert read(AssessmentGoal("ba", 2), loader) == batches[:2]
+    assert read(Goal("ba", 2), loader) == batches[:2]
     assert loader.passes == 2
 
 
 def test_empty_data_are_not_read_for_ever():
     with pytest.warns(UserWarning, match="ended after 0 of 1ba"):
-        assert read(AssessmentGoal("ba", 1), []) == []
+        assert read(Goal("ba", 1), []) == []
 
 
 class Probing(nn.Module):
@@ -146,7 +135,7 @@ def test_forward_passes_run_without_dropout_and_gradients():
     model = Probing()
     before = modes_of(model)
     assert len(set(before)) == 2
-    assess_training_data(model, loader_of(), model, AssessmentGoal("ba", 2), CPU)
+    assess_training_data(model, loader_of(), model, Goal("ba", 2), CPU)
     assert model.calls == [({False}, False)] * 2
     assert modes_of(model) == before
     assert torch.is_grad_enabled()
@@ -161,7 +150,7 @@ def test_an_error_leaves_modes_and_random_states_as_they_were():
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        assess_training_data(model, loader, fail, AssessmentGoal("ba", 2), CPU)
+        assess_training_data(model, loader, fail, Goal("ba", 2), CPU)
     assert modes_of(model) == before
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.is_grad_enabled()
@@ -171,14 +160,15 @@ def test_the_weights_are_left_alone():
     model = tiny_llama().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     forward = lambda batch: model(**batch)  # noqa: E731
-    assess_training_data(model, loader_of(), forward, AssessmentGoal("tok", 1), CPU)
+    assess_training_data(model, loader_of(), forward, Goal("tok", 1), CPU)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_the_bar_leaves_few_states_in_a_log(monkeypatch, capsys):
-    monkeypatch.setattr(first_assessment, "tqdm", lambda **options: tqdm(**options | {"delay": 0}))
-    goal, batches = AssessmentGoal("ba", 200), DataLoader(TokenDataset(200), batch_size=1)
+    at_once = lambda **options: progress_bar(**options | {"delay": 0})  # noqa: E731
+    monkeypatch.setattr(first_assessment, "progress_bar", at_once)
+    goal, batches = Goal("ba", 200), DataLoader(TokenDataset(200), batch_size=1)
     assess_training_data(nn.Identity(), batches, lambda batch: time.sleep(0.005), goal, CPU)
     assert 1 <= capsys.readouterr().err.count("\r") <= 3
 
