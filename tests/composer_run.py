@@ -25,6 +25,25 @@ class Batches(Callback):
         self.ids.append(state.batch["input_ids"].tolist())
 
 
+class StopAt(Callback):
+    """Ends the fit at a batch, once."""
+
+    def __init__(self, batch: int):
+        self.batch: int | None = batch
+
+    def batch_end(self, state, logger):
+        if state.timestamp.batch.value == self.batch:
+            self.batch = None
+            state.stop_training()
+
+
+def assert_same_weights(first: dict, second: dict) -> None:
+    """Bit for bit."""
+    assert first.keys() == second.keys()
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name]), name
+
+
 def make_trainer(
     *algorithms: Algorithm,
     model: torch.nn.Module | None = None,

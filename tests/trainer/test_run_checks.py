@@ -4,7 +4,7 @@ import pytest
 import torch
 from composer import Callback
 from composer.algorithms import LayerFreezing
-from composer_run import make_trainer, run
+from composer_run import StopAt, make_trainer, run
 from helpers import tiny_llama
 from llmfoundry.callbacks import LayerFreezing as FreezingCallback
 
@@ -18,13 +18,6 @@ class Refusing(Callback):
 
     def check_fit(self, state):
         raise ValueError("not with this data")
-
-
-class Stop(Callback):
-    """Ends a fit after its first batch."""
-
-    def batch_end(self, state, logger):
-        state.stop_training()
 
 
 class Batches(torch.utils.data.Dataset):
@@ -133,7 +126,7 @@ def test_a_second_apex_in_a_run_is_refused(same):
 @pytest.mark.parametrize("fits", [0, 1])
 def test_a_precision_that_comes_with_fit_is_checked_there(fits, loader, monkeypatch):
     monkeypatch.setattr("composer.trainer.trainer._validate_precision", lambda *_: None)
-    trainer = make_trainer(APEX(stages=1), loader=loader, callbacks=(Stop(),))
+    trainer = make_trainer(APEX(stages=1), loader=loader, callbacks=(StopAt(1),))
     for _ in range(fits):
         trainer.fit()
     read, trainer.state.max_duration = loader.dataset.read, "6ba"
