@@ -91,6 +91,20 @@ def run(*algorithms: Algorithm, **options) -> tuple[APEX | None, dict, InMemoryL
     return apex, weights, log
 
 
+def final_scores(apex: APEX) -> dict:
+    """Scores, norm sums and sample counts collected in the last stage."""
+    return apex._expander.state_dict()["scores"]
+
+
+def assert_same_scores(first: dict, second: dict) -> None:
+    """For forward passes in float64, of one batch in other pieces: no rounding changes a rank."""
+    assert first.keys() == second.keys() and first
+    for name in first:
+        assert torch.equal(first[name][0], second[name][0]), name
+        torch.testing.assert_close(first[name][1], second[name][1], rtol=1e-11, atol=0)
+        assert first[name][2] == second[name][2]
+
+
 def state_of(max_duration: str, dataloader_len: int | None = None, **time):
     """As much of Composer's State as stages look at."""
     return SimpleNamespace(

@@ -16,7 +16,6 @@ import json
 import os
 import signal
 import sys
-import traceback
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -26,6 +25,7 @@ from composer import Callback, Trainer
 from composer.models import HuggingFaceModel
 from composer.utils import checkpoint as composer_checkpoint
 from composer.utils import dist
+from forks import exit_status, fork
 from helpers import StreamedTokens, tiny_llama
 from streaming import StreamingDataLoader
 
@@ -152,19 +152,6 @@ def main(data: str, folder: str, die: str) -> None:
     trainer.close()
 
 
-def in_a_process(data: str, folder: str, die: str) -> int:
-    """Fork a run; its exit status, negative for a signal."""
-    child = os.fork()
-    if child == 0:
-        try:
-            main(data, folder, die)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 if __name__ == "__main__":
     own_names.install()
     data, *runs = sys.argv[1:]
@@ -173,5 +160,5 @@ if __name__ == "__main__":
     else:
         make_model()  # the first one imports all models of transformers
         pairs = zip(runs[::2], runs[1::2], strict=True)
-        statuses = [in_a_process(data, folder, die) for folder, die in pairs]
+        statuses = [exit_status(fork(main, data, *pair)) for pair in pairs]
         print(json.dumps(statuses))

@@ -5,8 +5,9 @@ import warnings
 
 import pytest
 import torch
-from composer_run import BATCH_SIZE, run
-from helpers import TokenDataset, tiny_llama
+from composer_run import BATCH_SIZE, Batches, run
+from helpers import StreamedTokens, TokenDataset, tiny_llama
+from tiny_run import write_shards
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -217,3 +218,28 @@ def test_packed_sequences_count_before_training_and_in_it(microbatch):
         _, sums, samples = state[f"model.model.layers.{layer}.mlp.channels"]
         assert samples == sequences
         torch.testing.assert_close(sums, norms_by_hand(dataset, layer), rtol=1e-11, atol=0)
+
+
+def torch_loader(folder) -> DataLoader:
+    torch.manual_seed(5)
+    return DataLoader(TokenDataset(16), batch_size=BATCH_SIZE, shuffle=True)
+
+
+def streaming_loader(folder) -> DataLoader:
+    dataset = StreamedTokens(
+        local=str(folder), shuffle=True, batch_size=BATCH_SIZE, num_canonical_nodes=1
+    )
+    return DataLoader(dataset, batch_size=BATCH_SIZE)
+
+
+@pytest.mark.parametrize("make_loader", [torch_loader, streaming_loader])
+def test_training_sees_the_batches_that_it_sees_without_an_assessment(make_loader, tmp_path):
+    write_shards(tmp_path / "mds", samples=16)
+    orders = []
+    for algorithms in ([], [APEX(assessment={"tokens": 100})]):
+        batches = Batches()
+        loader = make_loader(tmp_path / "mds")
+        run(*algorithms, loader=loader, callbacks=(batches,), max_duration="9ba", seed=7)
+        orders.append(batches.ids)
+    assert orders[0] == orders[1] and len(orders[0]) == 9
+    assert orders[0][:4] != orders[0][4:8]  # epochs are shuffled anew
