@@ -23,10 +23,9 @@ from apex_composer.trainer.optimizer_settings import put_back, read_settings
 from apex_composer.trainer.resuming import check_branch, check_further, restore, trace, warn_anew
 from apex_composer.trainer.run_checks import (
     check_agreement,
+    check_expansion,
     check_fit,
-    check_implementation,
     check_run,
-    check_trained,
 )
 from apex_composer.trainer.stage_plan import StagePlan
 from apex_composer.trainer.stages import parse_stages, plan_stages
@@ -162,12 +161,10 @@ class APEX(Algorithm):
     def _on_init(self, state: State, logger: Logger) -> None:
         """Refuse, before data and weights are loaded, what could only fail later."""
         check_run(state, self._expander)
-        if self.expansion:
-            check_implementation(state, self.implementation)
         expander = self._build(state)
         expander.remove()
         if self.expansion:
-            check_trained(state, expander.sites)
+            check_expansion(state, expander.sites, self.implementation)
         if self._closing is not None:
             self._closing.hand_over()  # an earlier trainer's run
         self._expander = self._attachment = self._plan = self._loaded = None
@@ -206,10 +203,7 @@ class APEX(Algorithm):
         self._closing.end_stages()
         self._plan = plan
         self._expander = self._build(state)
-        self._closing.hold(self._expander)
-        self._attachment = self._expander.attach(state.optimizers[0])
-        self._attachment.by_closure = True
-        self._closing.hold(self._attachment)
+        self._attachment = self._closing.attach(self._expander, state.optimizers[0])
         if not restore(self._expander, self._loaded, plan, self.targets, batch, self.branching):
             check_fit(state)
             if self.method != "random":

@@ -4,6 +4,7 @@ import weakref
 
 from composer.core import Callback, State
 from composer.loggers import Logger
+from torch.optim import Optimizer
 
 from apex_composer.expander import Expander
 from apex_composer.model.fused_swiglu import FusedSwiGLU
@@ -40,9 +41,13 @@ class Closing(Callback):
         self._held: list[Expander | Attachment] = []
         weakref.finalize(state, self.close).atexit = False
 
-    def hold(self, held: Expander | Attachment) -> None:
-        """Take note of what has hooks on the model or on the optimizer."""
-        self._held.append(held)
+    def attach(self, expander: Expander, optimizer: Optimizer) -> Attachment:
+        """Let a run's expander act on the optimizer's steps that its own trainer takes."""
+        self._held.append(expander)  # it has hooks on the model, also if attaching is refused
+        attachment = expander.attach(optimizer)
+        attachment.by_closure = True
+        self._held.append(attachment)
+        return attachment
 
     def end_stages(self) -> None:
         """Fold, and remove the stages' hooks."""

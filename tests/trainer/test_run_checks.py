@@ -11,7 +11,7 @@ from llmfoundry.callbacks import LayerFreezing as FreezingCallback
 
 from apex_composer import APEX, StagewiseScheduler
 from apex_composer.ops import dispatch as ops
-from apex_composer.trainer.run_checks import check_implementation, check_run
+from apex_composer.trainer.run_checks import check_expansion, check_run
 
 QUERIES = "model.model.layers.0.self_attn.q_proj.weight"
 
@@ -199,10 +199,10 @@ def test_kernels_that_cannot_run_are_refused_at_init(monkeypatch):
 def test_kernels_for_weights_that_will_be_sharded_are_refused_at_init(monkeypatch):
     trainer = make_trainer()
     trainer.state.fsdp_config = FSDPConfig()
-    check_implementation(trainer.state, "triton")  # a single rank
+    check_expansion(trainer.state, [], "triton")  # a single rank
     monkeypatch.setattr("apex_composer.trainer.run_checks.dist.get_world_size", lambda: 2)
     with pytest.raises(ValueError, match="got triton, but .*sharded weights"):
-        check_implementation(trainer.state, "triton")
-    check_implementation(trainer.state, "auto")
+        check_expansion(trainer.state, [], "triton")
+    check_expansion(trainer.state, [], "auto")
     trainer.state.fsdp_config = FSDPConfig(sharding_strategy="NO_SHARD")
-    check_implementation(trainer.state, "triton")
+    check_expansion(trainer.state, [], "triton")
