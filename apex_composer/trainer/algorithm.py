@@ -65,7 +65,7 @@ class APEX(Algorithm):
             Default `auto`.
         fused_swiglu: True computes the Llama family's SwiGLU in one kernel, `auto` where the
             kernel runs, see `FusedSwiGLU`. Default `auto`.
-        seed: of operators and random selections, an integer of 0 or more; default the run's seed.
+        seed: an integer of 0 or more, for operators and random selections; default the run's.
         log_interval: batches between logged operator norms and step times. Default 10.
         branch: which checkpoint this run goes on from with other settings; written by
             `apex-composer branch`. Default: none.
@@ -128,7 +128,7 @@ class APEX(Algorithm):
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The stages so far, see `history.stage_record`."""
+        """The stages so far, see `stage_record`."""
         return self._expander.history if self._expander is not None else []
 
     def match(self, event: Event, state: State) -> bool:

@@ -29,7 +29,7 @@ class Closing(Callback):
 
     Args:
         swiglu: the run's.
-        state: the run's.
+        state: the run's state.
 
     Attributes:
         handed_over: whether the algorithm belongs to a later trainer.
@@ -87,8 +87,8 @@ def check_owner(closing: Closing | None, state: State) -> None:
     """Refuse to act in a run whose algorithm was given to another trainer.
 
     Args:
-        closing: that of the algorithm's latest run.
-        state: that of the run which calls the algorithm.
+        closing: the algorithm's latest run's.
+        state: the state of the run that calls the algorithm.
 
     Raises:
         RuntimeError: it is another run.

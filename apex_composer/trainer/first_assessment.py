@@ -47,7 +47,7 @@ def assess_first_stage(state: State, assessment: Assessment, goal: Goal) -> None
     """Scores for the first stage from forward passes over training data, as the trainer's are.
 
     Args:
-        state: that of the trainer, at FIT_START.
+        state: the trainer's, at FIT_START.
         assessment: collects the scores.
         goal: how much to read.
     """
@@ -86,11 +86,11 @@ def assess_training_data(
     off (our choice: the scores belong to the model, not to a draw).
 
     Args:
-        model: put into evaluation mode meanwhile.
-        dataloader: of training.
-        forward: runs the model on a batch, counting it towards the scores.
+        model: the model, in evaluation mode meanwhile.
+        dataloader: the training data.
+        forward: a function that runs the model on a batch and counts it towards the scores.
         goal: how much to read; where the data ends before, a warning says so.
-        device: for sums over ranks.
+        device: where sums over ranks are made.
     """
     done, bar = (
         0,

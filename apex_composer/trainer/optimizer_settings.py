@@ -32,8 +32,8 @@ def read_settings(optimizer: Optimizer, model: nn.Module | None = None) -> Setti
     """The hyper-parameters of every param group, plain data; `lr` is the base of schedulers.
 
     Args:
-        optimizer: before a checkpoint is loaded.
-        model: names the parameters of every group, under `params`. Default: no names.
+        optimizer: the optimizer, before a checkpoint is loaded.
+        model: the model that names the parameters of every group, under `params`. Default: none.
     """
     named = model.named_parameters() if model is not None else ()
     names = {id(parameter): clean_name(name) for name, parameter in named}
@@ -58,11 +58,11 @@ def put_back(
     """Undo what loading a checkpoint did to changed settings, with a warning that names both.
 
     Args:
-        optimizer: with the checkpoint's state.
+        optimizer: the optimizer with the checkpoint's state.
         given: `read_settings` of this run.
-        trained: of the checkpoint's run; None where it does not tell: what was loaded counts.
-        schedulers: that take their base learning rates from the optimizer; None leaves learning
-            rates to others.
+        trained: those of the checkpoint's run; None where it does not tell: what was loaded counts.
+        schedulers: those that take their base learning rates from the optimizer; None leaves
+            learning rates to others.
 
     Raises:
         ValueError: for other param groups than the checkpoint's, or another order of them.

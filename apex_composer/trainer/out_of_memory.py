@@ -19,9 +19,9 @@ def in_fitting_microbatches(
     with gradients it needs more memory, not less.
 
     Args:
-        state: that of the trainer; its device_train_microbatch_size is what is halved.
-        attempt: runs the batch in microbatches of the state's size.
-        forget: drops what a failed attempt has left.
+        state: the trainer's; its device_train_microbatch_size is what is halved.
+        attempt: a function that runs the batch in microbatches of the state's size.
+        forget: a function that drops what a failed attempt has left.
 
     Raises:
         RuntimeError: out of memory without `auto`, or with a single sample.

@@ -1,4 +1,8 @@
-"""What a run may change of the one whose checkpoint it goes on from."""
+"""What a run may change of the one whose checkpoint it goes on from.
+
+Here: stages, settings and branches. `learning_rates.py` has the rates of stages that were trained,
+`optimizer_settings.py` the optimizer.
+"""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -43,7 +47,7 @@ def check_clock(history: list[State], batch: int) -> None:
     """Refuse to go on with a stage that begins later than the run stands.
 
     Args:
-        history: of the stages so far.
+        history: records of the stages so far.
         batch: where the run stands.
 
     Raises:
@@ -115,7 +119,7 @@ def trace(
     """Where a run comes from.
 
     Args:
-        branch: of `check_branch`.
+        branch: what `check_branch` returns.
         loaded: the algorithm's state in the checkpoint, or None.
         batch: where the run stands.
 

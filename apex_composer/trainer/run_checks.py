@@ -22,7 +22,7 @@ def check_run(state: State, own: "Expander | None" = None) -> None:
     """Refuse runs that could only fail later.
 
     Args:
-        state: that of the trainer, before wrapping; and at FIT_START, for `fit()` may change it.
+        state: the trainer's, before wrapping; and at FIT_START, for `fit()` may change it.
         own: the algorithm's Expander, default none so far.
 
     Raises:
@@ -52,8 +52,8 @@ def check_expansion(state: State, sites: Sequence[Site], implementation: str) ->
     And kernels for weights that will be sharded, which could only be refused after wrapping.
 
     Args:
-        state: that of the trainer.
-        sites: those that are expanded.
+        state: the trainer's.
+        sites: the sites to expand.
         implementation: `auto`, `torch` or `triton`.
 
     Raises:
@@ -90,7 +90,7 @@ def check_fit(state: State) -> None:
     checkpoint's clock counts (`fit(reset_time=True)`), nor what data and duration `fit()` brings.
 
     Args:
-        state: that of the trainer, at FIT_START.
+        state: the trainer's, at FIT_START.
     """
     for callback in state.callbacks:
         check = getattr(callback, "check_fit", None)

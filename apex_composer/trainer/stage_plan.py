@@ -10,8 +10,8 @@ class StagePlan:
 
     Attributes:
         unit: `ba`, `tok` or `sp`.
-        ends: of every stage, counted from the start of training, ascending.
-        expansion: whether the stage trains operators.
+        ends: the end of every stage, counted from the start of training, ascending.
+        expansion: whether the stage trains operators, for every stage.
     """
 
     unit: str

@@ -75,7 +75,7 @@ def parse_duration(setting: str, value: Any, *, zero: bool = False) -> Time:
 
     Args:
         setting: named in the error.
-        value: for example `1000ba`.
+        value: the string, for example `1000ba`.
         zero: whether 0 is allowed.
 
     Raises:
@@ -100,7 +100,7 @@ def plan_stages(stages: int | tuple[Stage, ...], state: State) -> StagePlan:
     """Lay the stages over the run.
 
     Args:
-        stages: of `parse_stages`.
+        stages: what `parse_stages` returns.
         state: Composer's, with max_duration set (and a sized dataloader for epochs).
 
     Raises:

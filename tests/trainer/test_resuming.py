@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-import torch
 from composer import Callback
-from composer_run import make_trainer
+from composer_run import assert_same_weights, make_trainer
 from helpers import tiny_llama
 
 from apex_composer import APEX, StagewiseScheduler
@@ -56,11 +55,6 @@ def save(folder: Path, count: int, **options) -> Path:
     return folder / f"ep0-ba{total}-rank0.pt"
 
 
-def assert_equal(first: dict, second: dict) -> None:
-    for name, weight in first.items():
-        assert torch.equal(weight, second[name]), name
-
-
 @pytest.fixture(scope="module")
 def whole():
     """The three stages in one run."""
@@ -81,7 +75,7 @@ def test_one_run_per_stage_equals_the_single_run(whole, tmp_path):
         apex, weights, seen = train(count, save_folder=str(folder), save_interval="1dur", **options)
         (checkpoint,) = folder.glob("ep0-ba*")
         rates |= seen
-    assert_equal(whole[1], weights)
+    assert_same_weights(whole[1], weights)
     assert apex.history == whole[0].history
     assert [record["samples"] for record in apex.history] == [4, 8, 12]
     assert rates == whole[2]
