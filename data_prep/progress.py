@@ -98,13 +98,3 @@ class ReadingBar:
         if whole:
             self.bar.update(self.bar.total - self.bar.n)
         self.bar.close()
-
-
-def token_bar(tokens: int, description: str) -> tqdm:
-    """The bar of phase 2 and of verification.
-
-    Args:
-        tokens: that will be written or read.
-        description: what is done.
-    """
-    return progress_bar(total=tokens, unit=" tokens", unit_scale=True, desc=description)
