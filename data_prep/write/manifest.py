@@ -45,12 +45,12 @@ def make_manifest(
     """Put together what `manifest.json` holds.
 
     Args:
-        plan: of the preparation.
-        options: of the preparation.
+        plan: what the preparation was begun with.
+        options: those that it is finished with.
         corpus: all documents.
-        codes: their splits.
-        streams: of all splits and domains.
-        shards: of every stream that has any, in their order.
+        codes: their splits, as `choose_splits` returns them: int8 [n].
+        streams: all splits and domains.
+        shards: those of every stream that has any, in their order.
         files: bytes and sha256 of every other file of the output.
     """
     domains = _count_domains(corpus, codes)
@@ -75,11 +75,7 @@ def make_manifest(
 
 
 def hash_content(manifest: Manifest) -> str:
-    """Hash a manifest by itself, so that a change of it is found.
-
-    Args:
-        manifest: with or without its hash.
-    """
+    """Hash a manifest, with or without its hash, so that a change of it is found."""
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -140,11 +136,7 @@ def _describe_sources(plan: Plan, corpus: Corpus) -> list[dict[str, Any]]:
 
 
 def filled_domains(manifest: Manifest) -> dict[str, list[str]]:
-    """The domains that have a sequence in a split, for every split that has any.
-
-    Args:
-        manifest: of the preparation.
-    """
+    """The domains that have a sequence in a split, for every split that has any."""
     filled = {
         split: [domain for domain, counts in domains.items() if counts["sequences"]]
         for split, domains in manifest["splits"].items()
@@ -156,40 +148,28 @@ def write_streams(manifest: Manifest, out: Path, remote: str | None = None) -> s
     """The `streams:` block of every split, with the proportions of the options.
 
     Args:
-        manifest: of the preparation.
+        manifest: what `prepare` returned.
         out: output folder.
         remote: address that the output was uploaded to. Default: None.
     """
     options = manifest["options"]
     folder = options["streams_folder"] or str(out.absolute())
-    absent = share_out(options["proportions"], manifest["domains"])[1]
-    note = f"# Absent, so the others' proportions were raised: {', '.join(absent)}\n"
+    absent = ", ".join(manifest["absent_domains"])
+    note = f"# Absent, so the others' proportions were raised: {absent}\n" if absent else ""
     blocks = []
     for split, domains in filled_domains(manifest).items():
         shares = share_out(options["proportions"], domains)[0]
         streams = make_streams(f"{folder}/{split}", shares, remote and f"{remote}/{split}")
         blocks.append(f"# {split}\n{streams}")
     # One block is a YAML document: paste the one that the run shall use.
-    return (note if absent else "") + "---\n".join(blocks)
-
-
-def shard_format(manifest: Manifest) -> ShardFormat:
-    """What the shards of a preparation have in common.
-
-    Args:
-        manifest: of the preparation.
-    """
-    names = ("sequence_length", "shard_bytes", "compression")
-    return ShardFormat(manifest["dtype"], *(manifest["options"][name] for name in names))
+    return note + "---\n".join(blocks)
 
 
 def output_files(manifest: Manifest) -> dict[str, str]:
-    """The sha256 of every file that the manifest accounts for, by its path in the output.
-
-    Args:
-        manifest: of the preparation.
-    """
-    indices = index_files(manifest["shards"], shard_format(manifest))
+    """The sha256 of every file that the manifest accounts for, by its path in the output."""
+    names = ("sequence_length", "shard_bytes", "compression")
+    format = ShardFormat(manifest["dtype"], *(manifest["options"][name] for name in names))
+    indices = index_files(manifest["shards"], format)
     shards = [shard for listed in manifest["shards"].values() for shard in listed]
     return {
         **{shard["file"]: shard["sha256"] for shard in shards},
@@ -221,9 +201,6 @@ def read_manifest(out: Path | str) -> Manifest | None:
 def read_finished(out: Path) -> Manifest:
     """Read the manifest of a preparation that must be there.
 
-    Args:
-        out: folder that `prepare` was given.
-
     Raises:
         SettingsError: there is no finished preparation.
     """
@@ -234,11 +211,7 @@ def read_finished(out: Path) -> Manifest:
 
 
 def is_of_any_version(content: Any) -> bool:
-    """Whether a file's content is a manifest of this command, perhaps of another version of it.
-
-    Args:
-        content: as JSON has it, None for no file.
-    """
+    """Whether a file's content is a manifest of this command, perhaps of another version of it."""
     name = content.get("format") if isinstance(content, dict) else None
     return isinstance(name, str) and name.startswith(FORMAT.rsplit(" ", 1)[0])
 
@@ -254,7 +227,7 @@ def check_manifest(
 
     Args:
         data_folder: output of `prepare`, or the folder of a split or of a stream in it.
-        tokenizer_hash: of the run's tokenizer, from
+        tokenizer_hash: that of the run's tokenizer,
             `hash_backend(tokenizer.backend_tokenizer.to_str())`.
         vocabulary_size: tokens that the run's model knows.
         sequence_length: tokens in a sequence of the run.
