@@ -4,24 +4,14 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from apex_composer.data_prep.errors import SettingsError
+
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 SPLITS = ("validation", "train", "cpt")
 COMPRESSIONS = (None, "zstd")
 MEGABYTE = 1 << 20
 # Options that change neither a token nor its place: a run may be continued with others.
 FREE = ("max_reject_rate", "streams_folder")
-
-
-class SettingsError(ValueError):
-    """What was asked for cannot be: the command line is at fault, not the data."""
-
-
-class InputNotFoundError(SettingsError, FileNotFoundError):
-    """There is no such input."""
-
-
-class OutputTakenError(SettingsError, FileExistsError):
-    """The output folder holds something else, or is in use."""
 
 
 @dataclass(frozen=True)

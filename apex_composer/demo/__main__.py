@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from apex_composer.data_prep import read_manifest
-from apex_composer.data_prep.write.manifest import TOKENIZER_FOLDER
+from apex_composer.data_prep.paths import TOKENIZER_FOLDER
 from apex_composer.demo.configuration import DEFAULT_YAML, build_configurations, load_template
 from apex_composer.demo.embedded import write_embedded_corpus
 from apex_composer.demo.files import read_json, write_json, write_text

@@ -9,15 +9,18 @@ from apex_composer.data_prep.atomic_files import read_json
 from apex_composer.data_prep.choose.few_documents import lay_out, read_sections
 from apex_composer.data_prep.choose.job_plan import describe_source, hash_limit, source_differences
 from apex_composer.data_prep.choose.splits import hash_text, make_ranges
-from apex_composer.data_prep.options import Options, SettingsError
+from apex_composer.data_prep.errors import SettingsError
+from apex_composer.data_prep.options import Options
+from apex_composer.data_prep.paths import MANIFEST
 from apex_composer.data_prep.preparation import prepare
-from apex_composer.data_prep.read.documents import Source, find_sources, read_documents
+from apex_composer.data_prep.read.documents import read_documents
+from apex_composer.data_prep.read.sources import Source, find_sources
 from apex_composer.data_prep.tokens.tokenizer import (
     SMALLEST_VOCABULARY,
     save_tokenizer,
     train_tokenizer,
 )
-from apex_composer.data_prep.write.manifest import FORMAT, MANIFEST, is_of_any_version
+from apex_composer.data_prep.write.manifest import FORMAT, is_of_any_version
 from apex_composer.demo import split
 
 DEFAULTS = {

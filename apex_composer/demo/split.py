@@ -1,6 +1,6 @@
 """Shares of the documents: the splits of the demo, which has no budgets."""
 
-from apex_composer.data_prep.options import SettingsError
+from apex_composer.data_prep.errors import SettingsError
 
 VALIDATION = "validation"
 PRETRAIN = "pretrain"

@@ -15,7 +15,8 @@ from apex_composer.data_prep.choose.budgets import parts_for_limit
 from apex_composer.data_prep.choose.estimate import estimate_domains, take_samples
 from apex_composer.data_prep.choose.splits import HASHES, hash_text, make_ranges
 from apex_composer.data_prep.options import Options
-from apex_composer.data_prep.read.documents import Document, Source, read_documents
+from apex_composer.data_prep.read.documents import Document, read_documents
+from apex_composer.data_prep.read.sources import Source
 
 SECTIONS = 20
 # A guess before there is a tokenizer; with the demo's vocabulary prose has 3. Should a text have

@@ -10,7 +10,8 @@ from apex_composer.data_prep.choose.proportions import (
     read_proportions,
     share_out,
 )
-from apex_composer.data_prep.options import Options, SettingsError, parse_amount
+from apex_composer.data_prep.errors import SettingsError
+from apex_composer.data_prep.options import Options, parse_amount
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from prepared import file_hashes, stored_sequences
 from tokenizers import Tokenizer
 
 from apex_composer.data_prep import verify
-from apex_composer.data_prep.read.documents import find_sources
+from apex_composer.data_prep.read.sources import find_sources
 from apex_composer.demo.from_scratch import (
     DEFAULTS,
     is_prepared,

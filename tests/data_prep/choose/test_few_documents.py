@@ -7,7 +7,8 @@ from apex_composer.data_prep.choose import few_documents
 from apex_composer.data_prep.choose.few_documents import SECTIONS, lay_out, read_sections
 from apex_composer.data_prep.choose.splits import HASHES, hash_text, make_ranges
 from apex_composer.data_prep.options import Options
-from apex_composer.data_prep.read.documents import Document, find_sources
+from apex_composer.data_prep.read.documents import Document
+from apex_composer.data_prep.read.sources import find_sources
 from apex_composer.demo.split import make_shares
 
 LENGTH = 32

@@ -7,12 +7,12 @@ from apex_composer.data_prep.choose.splits import (
     BEYOND,
     DUPLICATE,
     HASHES,
-    ShortfallError,
     choose_splits,
     divide_sequences,
     make_ranges,
     stream_spans,
 )
+from apex_composer.data_prep.errors import ShortfallError
 
 DOMAINS = ["a", "b"]
 # Few different hashes, so that copies are common, within a domain and across.
