@@ -5,7 +5,7 @@ import torch
 from helpers import linear_site
 from oracle import dense_operator
 from simulated_ranks import SimulatedRanks, run_ranks
-from test_sharded_executor import cut, whole
+from test_sharded_backend import cut, whole
 from torch.optim import Optimizer
 
 from apex_composer import Expander
