@@ -24,7 +24,6 @@ ORDER = [
     ["assessment"],
     ["operators"],
     ["sharding"],
-    ["expander_state"],
     ["expander"],
     ["trainer"],
     ["callbacks", "methods"],
@@ -49,8 +48,6 @@ DATA_ORDER = [
 # Not yet in order.
 EXCEPTIONS = {
     ("operators", "sharding"),
-    ("operators", "expander"),
-    ("expander_state", "expander"),
     ("tokens", "choose"),
     ("read", "choose"),
     ("traffic", "ops"),
