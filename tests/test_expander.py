@@ -286,7 +286,7 @@ def test_a_step_without_an_optimizer_for_the_operators_is_refused():
     expander = make_expander(model)
     expander.begin_stage()
     with pytest.raises(RuntimeError, match="call attach"):
-        expander.before_step()
+        expander.running.before_step()
 
 
 def test_a_site_given_twice_is_refused():

@@ -24,7 +24,6 @@ ORDER = [
     ["assessment"],
     ["operators"],
     ["sharding"],
-    ["expander_state"],
     ["expander"],
     ["trainer"],
     ["callbacks", "methods"],
@@ -47,8 +46,6 @@ DATA_ORDER = [
 # Not yet in order.
 EXCEPTIONS = {
     ("operators", "sharding"),
-    ("operators", "expander"),
-    ("expander_state", "expander"),
     ("tokens", "choose"),
     ("traffic", "ops"),
 }

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from apex_composer.assessment.collector import GroupTotals
+from apex_composer.assessment.scores import GroupTotals
 from apex_composer.assessment.selection import Selection, jaccard
 
 

@@ -24,7 +24,8 @@ _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 # silu of torch, and of Hugging Face's table of activations.
 _SILU = ("SiLU", "SiLUActivation")
 
-# Given the MLP's name and gate: where the sums of squares go, and the mask; None for nowhere.
+# Given the name of an MLP's channels and the gate: where the sums of squares go, and the mask; None
+# for nowhere.
 Collector = Callable[[str, Tensor], tuple[Tensor, Tensor | None] | None]
 
 
@@ -122,7 +123,7 @@ def _fused_forward(module: nn.Module, name: str, collector: Collector | None) ->
         gate, up = self.gate_proj(x), self.up_proj(x)
         # A deep copy of the model has this forward too, and must not count.
         counting = collector is not None and self is module
-        place = collector(name, gate) if counting else None
-        return self.down_proj(swiglu(gate, up, *(place or (None, None))))
+        reserved = collector(f"{name}.channels", gate) if counting else None
+        return self.down_proj(swiglu(gate, up, *(reserved or (None, None))))
 
     return forward

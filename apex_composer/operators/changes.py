@@ -16,6 +16,11 @@ def version(tensor: Tensor) -> tuple[int, ...]:
     return tensor._version, local._version, local.data_ptr()
 
 
+def versions(tensors: Iterable[Tensor]) -> list[tuple[int, ...]]:
+    """The `version` of every tensor."""
+    return [version(tensor) for tensor in tensors]
+
+
 def _local(tensor: Tensor) -> Tensor:
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 

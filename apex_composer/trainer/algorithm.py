@@ -10,7 +10,7 @@ from composer.loggers import Logger
 from torch import Tensor
 
 from apex_composer import settings
-from apex_composer.expander import Expander
+from apex_composer.expander import Expander, check_model
 from apex_composer.model.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
 from apex_composer.model.sites import find_sites
 from apex_composer.operators.step_hooks import Attachment
@@ -177,15 +177,21 @@ class APEX(Algorithm):
         check_run(state, self._expander)
         if self.expansion:
             check_implementation(state, self.implementation)
-        expander = self._build(state)
-        expander.remove()
+        sites, _ = check_model(
+            find_sites(state.model, self.targets),
+            self.threshold,
+            self.kv_heads,
+            self.expansion,
+            self.implementation,
+            _device(state),
+        )
         if self.expansion:
-            check_trained(state, expander.sites)
+            check_trained(state, sites)
         if self._closing is not None:
             self._closing.hand_over()  # an earlier trainer's run
         self._expander = self._attachment = self._plan = self._loaded = None
         self._swiglu = FusedSwiGLU(
-            state.model, self.fused_swiglu, device=_device(state), collector=self._place_ahead
+            state.model, self.fused_swiglu, device=_device(state), collector=self._reserve_norms
         )
         self._optimizer = read_settings(state.optimizers[0], state.model)
         self._closing = Closing(self._swiglu)
@@ -216,8 +222,9 @@ class APEX(Algorithm):
             **{name: getattr(self, name) for name in names},
         )
 
-    def _place_ahead(self, mlp: str, gate: Tensor) -> tuple[Tensor, Tensor | None] | None:
-        return None if self._expander is None else self._expander.place_ahead(mlp, gate)
+    def _reserve_norms(self, group: str, gate: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        expander = self._expander
+        return None if expander is None else expander.assessment.reserve_norms(group, gate)
 
     def _start(self, state: State, logger: Logger) -> None:
         """FIT_START of a fresh, a resumed or a further fit; with the clock at 0, a run's start."""
@@ -254,9 +261,8 @@ class APEX(Algorithm):
             self._begin_stage(ended, state, logger)
 
     def _begin_stage(self, stage: int, state: State, logger: Logger) -> None:
-        self._expander.stage = stage - 1
-        self._expander.begin_stage(self._plan.expansion[stage] and self.expansion)
-        self._expander.history[-1]["start_batch"] = state.timestamp.batch.value
+        expansion, batch = self._plan.expansion[stage] and self.expansion, state.timestamp.batch
+        self._expander.begin_stage(expansion, stage=stage, batch=batch.value)
         logger.log_metrics(stage_metrics(self._expander))
 
     def _time_batch(self, state: State, logger: Logger) -> None:

@@ -13,7 +13,8 @@ from helpers import largest, tokens
 from torch.utils.checkpoint import checkpoint
 
 from apex_composer import Expander, Group, find_sites
-from apex_composer.assessment.collector import Assessment, GroupTotals, _say_packed
+from apex_composer.assessment.collector import Assessment, _say_packed
+from apex_composer.assessment.scores import GroupTotals
 
 pytestmark = pytest.mark.numeric
 
@@ -522,7 +523,7 @@ def test_packed_rows_are_left_to_torch_and_that_is_said_once(caplog):
     with caplog.at_level("INFO", "apex_composer.assessment.collector"):
         for _ in range(2):
             assessment.open(sequence_id=ids)
-            assert assessment.place_ahead("channels", torch.ones(*ids.shape, 4)) is None
+            assert assessment.reserve_norms("channels", torch.ones(*ids.shape, 4)) is None
             assessment.discard()
     assert [record.message for record in caplog.records] == [
         "apex: norms of packed rows by torch, because there is no kernel for them"

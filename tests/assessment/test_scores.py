@@ -5,7 +5,7 @@ from helpers import largest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apex_composer.assessment.scores import indicator_of_largest, rank_counts
+from apex_composer.assessment.scores import indicator_of_largest, rank_scores
 
 few_values = st.sampled_from([-1.0, 0.0, 0.5, 2.0])
 rows_and_count = st.integers(1, 12).flatmap(
@@ -28,7 +28,7 @@ def test_indicator_of_largest_gives_ties_to_the_lower_index(drawn):
 
 @given(rows_and_count, st.data())
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_rank_counts_add_up_the_valid_samples(drawn, data):
+def test_rank_scores_add_up_the_valid_samples(drawn, data):
     rows, count = drawn
     valid = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
     expected = [0] * len(rows[0])
@@ -38,10 +38,10 @@ def test_rank_counts_add_up_the_valid_samples(drawn, data):
                 expected[place] += 1
             for place in largest([-value for value in row], count):
                 expected[place] -= 1
-    assert rank_counts(torch.tensor(rows), count, torch.tensor(valid)).tolist() == expected
+    assert rank_scores(torch.tensor(rows), count, torch.tensor(valid)).tolist() == expected
 
 
-def test_rank_counts_of_several_groups_are_each_groups_own():
+def test_rank_scores_of_several_groups_are_each_groups_own():
     norms = torch.rand(3, 5, 8)
-    expected = torch.stack([rank_counts(group, 2) for group in norms])
-    assert torch.equal(rank_counts(norms, 2), expected)
+    expected = torch.stack([rank_scores(group, 2) for group in norms])
+    assert torch.equal(rank_scores(norms, 2), expected)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import selection
 
-from apex_composer.assessment.collector import GroupTotals
+from apex_composer.assessment.scores import GroupTotals
 from apex_composer.assessment.stage_record import norm_spread, stage_record
 
 FIRST = {"heads": selection([0, 1], [2, 3]), "channels": selection([5, 7, 9], [0, 1, 2])}

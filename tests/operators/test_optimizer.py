@@ -7,8 +7,9 @@ import torch
 from helpers import linear_site, selection
 from torch.optim import SGD, AdamW
 
+from apex_composer.operators.main_optimizer import param_group_places
 from apex_composer.operators.operator import ExpansionOperator
-from apex_composer.operators.optimizer import OperatorOptimizer, param_group_places
+from apex_composer.operators.optimizer import OperatorOptimizer
 
 pytestmark = pytest.mark.numeric
 

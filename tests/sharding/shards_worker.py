@@ -50,7 +50,7 @@ class Watch(Callback):
         self.apex, self.seen = apex, {}
 
     def fit_start(self, state, logger):
-        own = self.apex._expander
+        own = self.apex._expander.running
         for name in ("before_step", "after_step"):
             setattr(own, name, self._counted(getattr(own, name)))
 
@@ -90,7 +90,7 @@ class FailedStep(Callback):
             for gradient in (parameter.grad for parameter in site.parameters()):
                 if gradient is not None:  # shards may be empty
                     gradient.mul_(1)
-        for act in (own.before_step, own.ensure_folded):
+        for act in (own.running.before_step, own.ensure_folded):
             act()
             self.losses.append(float(state.model(state.batch).loss))
 
