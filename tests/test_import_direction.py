@@ -28,7 +28,8 @@ ORDER = [
     ["trainer"],
     ["callbacks", "methods"],
     ["tools"],
-    ["demo", "cli"],
+    ["demo"],
+    ["cli"],
 ]
 # Of the files above data_prep's rooms there are two kinds: what all may use, and what uses all.
 DATA_ORDER = [
