@@ -20,7 +20,7 @@ from apex_composer.assessment.selection import (
 from apex_composer.assessment.stage_record import stage_record
 from apex_composer.expander_state import check_state, pack_state
 from apex_composer.model.sites import Site, check_sites
-from apex_composer.operators.backends import Executor, check_executors
+from apex_composer.operators.executors import Executor
 from apex_composer.operators.operator import ExpansionOperator
 from apex_composer.operators.stage_operators import StageOperators
 from apex_composer.operators.step_hooks import Attachment
@@ -35,6 +35,7 @@ from apex_composer.settings import (
     check_positive,
     check_threshold,
 )
+from apex_composer.sharding.executors import check_executors, make_executors
 from apex_composer.sharding.shards import reshard
 from apex_composer.stopwatch import Stopwatch
 
@@ -118,7 +119,9 @@ class Expander:
             implementation,
         )
         self._attachment: Attachment | None = None
-        self._running = StageOperators(implementation, operator_lr_scale, self.stopwatch)
+        self._running = StageOperators(
+            make_executors, implementation, operator_lr_scale, self.stopwatch
+        )
 
     @contextmanager
     def assessing(

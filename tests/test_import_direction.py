@@ -48,7 +48,6 @@ DATA_ORDER = [
 ]
 # Not yet in order.
 EXCEPTIONS = {
-    ("operators", "sharding"),
     ("operators", "expander"),
     ("expander_state", "expander"),
     ("tokens", "choose"),

@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any
@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from apex_composer.model.sites import Site
-from apex_composer.operators.backends import Executor, make_executors
 from apex_composer.operators.changes import Gradients, version
+from apex_composer.operators.executors import Executor
 from apex_composer.operators.main_optimizer import warn_of_other_rates
 from apex_composer.operators.operator import ExpansionOperator
 from apex_composer.operators.optimizer import (
@@ -28,7 +28,8 @@ class StageOperators:
     """All operators together; none between stages, and in a stage without expansion.
 
     Args:
-        implementation: `auto`, `torch` or `triton`, see `make_executors`.
+        make_executors: from operators and the implementation to who does their work.
+        implementation: `auto`, `torch` or `triton`.
         lr_scale: the operators' learning rate over the main optimizer's; None: 1, with a warning
             where that does not suit them.
         stopwatch: counts the time that steps take.
@@ -38,10 +39,17 @@ class StageOperators:
         executors: who do their work.
     """
 
-    def __init__(self, implementation: str, lr_scale: float | None, stopwatch: Stopwatch):
+    def __init__(
+        self,
+        make_executors: Callable[[Sequence[ExpansionOperator], str], list[Executor]],
+        implementation: str,
+        lr_scale: float | None,
+        stopwatch: Stopwatch,
+    ):
         self.operators: list[ExpansionOperator] = []
         self.executors: list[Executor] = []
-        self._implementation, self._lr_scale = implementation, lr_scale
+        self._make_executors, self._implementation = make_executors, implementation
+        self._lr_scale = lr_scale
         self._stopwatch = stopwatch
         self._main: Optimizer | None = None
         self._warned_of: Optimizer | None = None
@@ -62,7 +70,7 @@ class StageOperators:
         """
         if self._main is not None and operators:
             self.check([operator.site for operator in operators], self._main)
-        self.executors = make_executors(operators, self._implementation)
+        self.executors = self._make_executors(operators, self._implementation)
         self.operators, self._moments = list(operators), moments
         self._folded = []
         self._train()

@@ -8,6 +8,7 @@ Shape legend
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -125,6 +126,13 @@ def multiply(factors: MonarchFactors, matrix: Tensor) -> Tensor:
         T @ X, [n, d]; differentiable in the factors and in X, see `full_precision.bmm`.
     """
     return multiply_left(factors, multiply_right(factors, matrix))
+
+
+def add_gradients(factors: MonarchFactors, gradients: Iterable[Tensor | None]) -> None:
+    """Add to the factors' `.grad` what there is, as a backward pass does."""
+    for factor, gradient in zip(factors, gradients, strict=True):
+        if gradient is not None:
+            factor.grad = gradient if factor.grad is None else factor.grad + gradient
 
 
 def to_dense(factors: MonarchFactors) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from apex_composer.distributed import ShardRanks
+from apex_composer.sharding.ranks import ShardRanks
 from apex_composer.sharding.routes import Lane, Matrix, Route, Side, plan_exchange
 
 

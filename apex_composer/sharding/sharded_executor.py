@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from apex_composer.distributed import ShardRanks
 from apex_composer.operators.operator import ExpansionOperator
 from apex_composer.ops import stacked
 from apex_composer.ops.monarch import MonarchFactors
+from apex_composer.sharding.ranks import ShardRanks
 from apex_composer.sharding.routes import Matrix
 from apex_composer.sharding.shards import Shard, reshard
 from apex_composer.sharding.transport import Carrier, Parts
