@@ -5,6 +5,7 @@ Shape legend
     d           columns that ride along
     left   L    [q, p, p]: q blocks of p x p
     right  R    [p, q, q]: p blocks of q x q
+Products take operators of one size at once too: all shapes may have the same dimensions in front.
 """
 
 import math
@@ -90,36 +91,39 @@ def multiply_right(factors: MonarchFactors, matrix: Tensor) -> Tensor:
     """Z[i] = R[i] @ X[i], the first of the two block-diagonal products.
 
     Args:
-        factors: of an n x n operator.
+        factors: L and R of an n x n operator.
         matrix: X, [n, d].
 
     Returns:
         Z, [p, q, d].
     """
-    p, q, _ = factors.right.shape
-    return bmm(factors.right, matrix.reshape(p, q, -1))
+    return bmm(factors.right, in_blocks(factors, matrix))
 
 
 def multiply_left(factors: MonarchFactors, middle: Tensor) -> Tensor:
     """Y[j] = L[j] @ Z[:, j], the second block-diagonal product, put back into X's row order.
 
     Args:
-        factors: of an n x n operator.
+        factors: L and R of an n x n operator.
         middle: Z, [p, q, d].
 
     Returns:
         T @ X, [n, d].
     """
-    q, p, _ = factors.left.shape
-    product = bmm(factors.left, middle.transpose(0, 1))
-    return product.transpose(0, 1).reshape(p * q, -1)
+    product = bmm(factors.left, middle.transpose(-3, -2))
+    return product.transpose(-3, -2).flatten(-3, -2)
+
+
+def in_blocks(factors: MonarchFactors, matrix: Tensor) -> Tensor:
+    """[n, d] as the blocks of R see it, [p, q, d]."""
+    return matrix.unflatten(-2, factors.right.shape[-3:-1])
 
 
 def multiply(factors: MonarchFactors, matrix: Tensor) -> Tensor:
     """T @ X = Pm L Pm^T R X in n (p + q) d multiply-adds instead of n n d (paper eq. 13).
 
     Args:
-        factors: of an n x n operator.
+        factors: L and R of an n x n operator.
         matrix: X, [n, d], same dtype and device.
 
     Returns:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from apex_composer.operators.operator import ExpansionOperator
-from apex_composer.ops import stacked
-from apex_composer.ops.monarch import MonarchFactors
+from apex_composer.ops.monarch import MonarchFactors, multiply
+from apex_composer.ops.reference import product_gradients
 from apex_composer.sharding.ranks import ShardRanks
 from apex_composer.sharding.routes import Matrix
 from apex_composer.sharding.shards import Shard, reshard
@@ -149,7 +149,7 @@ class ShardedExecutor:
         shares: dict[ExpansionOperator, MonarchFactors] = {}
         additions = []
         for family, x, g in zip(self.carrier.families, selected, received, strict=True):
-            share, addition = stacked.map_gradient(self._factors(family), x, g)
+            share, addition = product_gradients(self._factors(family), x, g)
             additions.append(addition)
             for i, *own in zip(family, *share, strict=True):
                 _accumulate(shares, self._jobs[i].operator, own)
@@ -183,7 +183,7 @@ class ShardedExecutor:
         """This rank's part of D = T W[P] (collective)."""
         selected = self._gather_selected()
         deltas = [
-            stacked.expand(self._factors(family), x)
+            multiply(self._factors(family), x)
             for family, x in zip(self.carrier.families, selected, strict=True)
         ]
         return self.carrier.to_owners("N", deltas)
