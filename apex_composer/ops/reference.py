@@ -245,9 +245,8 @@ def _sum_unpadded(activation: Tensor, unit_size: int, mask: Tensor | None) -> Te
             "which sample each token belongs to: keep padding in the model's FFN "
             "(MPT: use_pad_tok_in_ffn: true)"
         )
-    samples = mask.nonzero()[:, 0]
-    sums = activation.new_zeros(mask.shape[0], activation.shape[1])
-    sums.index_add_(0, samples, activation.square())
+    kept = mask.count_nonzero(dim=1)
+    sums = torch.segment_reduce(activation.square(), "sum", lengths=kept, unsafe=True, initial=0)
     return _sum_units(sums, unit_size)
 
 
