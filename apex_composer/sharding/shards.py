@@ -29,8 +29,8 @@ class Shard:
         shape: (rows, columns) of the whole weight; a bias has one column.
         start: first flat position of the row-major weight that this rank holds.
         stop: one behind the last; equal to `start` where this rank holds nothing.
-        group: the ranks that hold one copy between them; None: this rank holds all of it.
-        replicas: how many such groups hold a copy each (HSDP).
+        process_group: the ranks that hold one copy between them; None: this rank holds all of it.
+        replicas: how many copies there are (HSDP).
     """
 
     name: str
@@ -38,7 +38,7 @@ class Shard:
     shape: tuple[int, int]
     start: int
     stop: int
-    group: ProcessGroup | None = None
+    process_group: ProcessGroup | None = None
     replicas: int = 1
 
     def values(self) -> Tensor:
@@ -97,7 +97,7 @@ def find_shards(sites: Sequence[Site]) -> list[list[Shard]]:
         known |= _fsdp1_intervals(model) | _fsdp2_intervals(model)
     shards = [[_shard(site, p, known) for p in site.parameters()] for site in sites]
     for pair in shards:
-        if len({shard.group for shard in pair}) > 1:
+        if len({shard.process_group for shard in pair}) > 1:
             raise ValueError(
                 f"{pair[0].name} and its bias are sharded over different ranks, allowed: both over "
                 "the same. Wrap the whole module with FSDP (no ignored parameters in it)"
@@ -130,7 +130,7 @@ def reshard(sites: Sequence[Site]) -> None:
 
 
 def _models(sites: Iterable[Site]) -> list[nn.Module]:
-    return list({id(s.model): s.model for s in sites if s.model is not None}.values())
+    return list(dict.fromkeys(site.model for site in sites if site.model is not None))
 
 
 def _fsdp1_intervals(model: nn.Module) -> dict[int, dict[str, Any]]:
@@ -151,7 +151,7 @@ def _fsdp1_intervals(model: nn.Module) -> dict[int, dict[str, Any]]:
         flat = handle.flat_param
         across = getattr(module, "_inter_node_pg", None)
         where = {
-            "group": handle.process_group,
+            "process_group": handle.process_group,
             "replicas": 1 if across is None else across.size(),
         }
         for parameter, info, shape in zip(
@@ -171,8 +171,8 @@ def _fsdp2_intervals(model: nn.Module) -> dict[int, dict[str, Any]]:
     found = {}
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            group = module._get_fsdp_state()._fsdp_param_group
-            for managed in group.fsdp_params if group is not None else ():
+            wrapped = module._get_fsdp_state()._fsdp_param_group
+            for managed in wrapped.fsdp_params if wrapped is not None else ():
                 found[id(managed.sharded_param)] = _interval(managed.sharded_param)
     return found
 
@@ -191,7 +191,7 @@ def _interval(parameter: DTensor) -> dict[str, Any]:
         "shape": parameter.shape,
         "start": start,
         "stop": start + shape[0] * width,
-        "group": mesh.get_group(cut[0]),
+        "process_group": mesh.get_group(cut[0]),
         "replicas": mesh.size() // mesh.size(cut[0]),
     }
 

@@ -9,9 +9,9 @@ from composer.utils import dist
 
 from apex_composer.assessment.collector import assessments
 from apex_composer.model.sites import Site, clean_name
-from apex_composer.operators.backends import check_sharded
 from apex_composer.operators.main_optimizer import param_group_places
 from apex_composer.operators.step_hooks import attachments
+from apex_composer.sharding.executors import check_sharded
 
 if TYPE_CHECKING:
     from apex_composer.expander import Expander

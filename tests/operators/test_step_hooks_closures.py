@@ -9,7 +9,7 @@ from test_sharded_backend import cut, whole
 from torch.optim import Optimizer
 
 from apex_composer import Expander
-from apex_composer.sharding.sharded_backend import ShardedExecutor
+from apex_composer.sharding.sharded_executor import ShardedExecutor
 
 LR = 1e-2
 

@@ -228,7 +228,7 @@ def test_some_shapes_by_torch_and_others_by_kernels_train_as_torch_does(monkeypa
     expected, _ = trained(tiny_llama, "torch")
     # At a quarter of 24 channels n = 6 has blocks of 2 x 3, a head of 8 rows has 2 x 4.
     monkeypatch.setattr(
-        "apex_composer.operators.backends.resolve_monarch",
+        "apex_composer.operators.executors.resolve_monarch",
         lambda implementation, device, dtype, p, q: "torch" if (p, q) == (2, 3) else "triton",
     )
     model, expander = trained(tiny_llama, "triton")

@@ -13,7 +13,7 @@ from apex_composer import Expander, find_sites
 from apex_composer.operators.operator import ExpansionOperator
 from apex_composer.ops import full_precision
 from apex_composer.ops.full_precision import bmm, full_float32
-from apex_composer.sharding.sharded_backend import ShardedExecutor
+from apex_composer.sharding.sharded_executor import ShardedExecutor
 from apex_composer.sharding.shards import Shard
 
 HAS_BACKENDS = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # torch 2.9 and newer

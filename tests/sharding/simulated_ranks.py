@@ -1,4 +1,4 @@
-"""Ranks as threads of one process: what `distributed.ShardRanks` does, and what it costs."""
+"""Ranks as threads of one process: what `ShardRanks` does, and what it costs."""
 
 import threading
 from collections.abc import Callable

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apex_composer.sharding.routes import Matrix, plan_exchange
+from apex_composer.sharding.routes import Matrix, lay_routes
 
 
 @st.composite
@@ -36,18 +36,18 @@ def matrices(draw):
 @given(matrices())
 def test_every_number_is_worked_on_once(case):
     found, ranks = case
-    plans = [plan_exchange(found, rank, ranks) for rank in range(ranks)]
-    assert len({plan.unit for plan in plans}) == 1
+    plans = [lay_routes(found, rank, ranks) for rank in range(ranks)]
+    assert len({plan.block for plan in plans}) == 1
     for place, matrix in enumerate(found):
         free = matrix.shape[1 - matrix.axis]
         assert sum(plan.widths[place] for plan in plans) == free
     for name in ("P", "N"):
         for a, plan in enumerate(plans):
-            route = plan.routes[name]
+            route = plan.of[name]
             for b, other in enumerate(plans):
-                assert route.owners.sizes[b] == other.routes[name].workers.sizes[a]
+                assert route.owners.sizes[b] == other.of[name].workers.sizes[a]
             for side in (route.owners, route.workers):
-                _check_side(side, plan.unit)
+                _check_side(side, plan.block)
             _check_columns(found, plan, name, a)
 
 
@@ -61,7 +61,7 @@ def _check_side(side, unit: int) -> None:
 
 def _check_columns(found, plan, name: str, rank: int) -> None:
     """At axis 1 nothing travels but entries of rows that two ranks share."""
-    lane = plan.routes[name].owners.singles
+    lane = plan.of[name].owners.singles
     for place, matrix in enumerate(found):
         if matrix.axis == 1:
             start, stop = matrix.intervals[rank]
@@ -90,7 +90,7 @@ def flattened_layer(hidden, channels, heads, kv_heads, ranks):
 def index_bytes(plan) -> int:
     lanes = [
         lane
-        for route in plan.routes.values()
+        for route in plan.of.values()
         for side in (route.owners, route.workers)
         for lane in (side.blocks, side.singles)
     ]
@@ -106,4 +106,4 @@ def test_the_index_stays_small_where_ranks_do_not_divide_the_sizes(layers, sizes
     """With one number for every entry that travels it was 0.8 and 5 GB a rank."""
     found = flattened_layer(*sizes, ranks)
     for rank in range(ranks):
-        assert layers * index_bytes(plan_exchange(found, rank, ranks)) < 10e6
+        assert layers * index_bytes(lay_routes(found, rank, ranks)) < 10e6

@@ -11,8 +11,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from apex_composer import Expander, find_sites
-from apex_composer.distributed import ShardRanks
-from apex_composer.sharding.sharded_backend import ShardedExecutor
+from apex_composer.sharding.ranks import ShardRanks
+from apex_composer.sharding.sharded_executor import ShardedExecutor
 from apex_composer.sharding.shards import find_shards
 
 
@@ -69,7 +69,10 @@ def test_plain_weights_keep_their_own_executors():
     expander, _ = train(tiny_llama())
     assert expander.executors == expander.operators
     for (shard,) in find_shards(expander.sites):
-        assert shard.group is None and (shard.start, shard.stop) == (0, shard.parameter.numel())
+        assert shard.process_group is None and (shard.start, shard.stop) == (
+            0,
+            shard.parameter.numel(),
+        )
 
 
 def test_a_shard_is_a_view_of_weight_and_gradient():

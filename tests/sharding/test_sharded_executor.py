@@ -12,7 +12,7 @@ from torch import nn
 
 from apex_composer.operators.operator import ExpansionOperator
 from apex_composer.ops.monarch import MonarchFactors
-from apex_composer.sharding.sharded_backend import ShardedExecutor
+from apex_composer.sharding.sharded_executor import ShardedExecutor
 from apex_composer.sharding.shards import Shard
 
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
@@ -46,7 +46,7 @@ def cut(parameter: nn.Parameter, edges: list[int], rank: int, name="w") -> Shard
     if parameter.grad is not None and start < stop:
         own.grad = parameter.grad.flatten()[start:stop].clone()
     rows, columns = (*parameter.shape, 1)[:2]
-    return Shard(name, own, (rows, columns), start, stop, group=object())
+    return Shard(name, own, (rows, columns), start, stop, process_group=object())
 
 
 def whole(shards: list[Shard], gradient: bool = False) -> torch.Tensor:
