@@ -17,7 +17,7 @@ from apex_composer.data_prep.choose.job_plan import Plan
 from apex_composer.data_prep.choose.proportions import make_streams, share_out
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.read.remote import local_copy
-from apex_composer.data_prep.tokens.sequences import token_type
+from apex_composer.data_prep.tokens.tokenizer import token_type
 
 FORMAT = "apex-composer data 3"
 MANIFEST = "manifest.json"
@@ -62,7 +62,6 @@ def make_manifest(
         "rejects": _count_rejects(corpus),
         "read": domains,
         "kept": plan["kept"],
-        "sections": plan.get("sections", 1),
         "splits": _count_splits(streams, options.sequence_length),
         "shards": _list_shards(records),
         "files": files,

@@ -13,7 +13,7 @@ from apex_composer.data_prep.choose.job_plan import WORK
 from apex_composer.data_prep.choose.splits import stream_spans
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.tokens.piece import TOKENS
-from apex_composer.data_prep.tokens.sequences import token_type
+from apex_composer.data_prep.tokens.tokenizer import token_type
 from apex_composer.data_prep.write import mds as shards
 
 RECORDS = "shards"
