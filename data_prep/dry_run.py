@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from apex_composer.data_prep.atomic_files import DiskFullError
 from apex_composer.data_prep.choose.budgets import (
     check_budgets,
     parts_for_budgets,
@@ -16,8 +15,9 @@ from apex_composer.data_prep.choose.budgets import (
     wanted_tokens,
 )
 from apex_composer.data_prep.choose.estimate import Estimate, estimate_domains, take_samples
+from apex_composer.data_prep.errors import DiskFullError
 from apex_composer.data_prep.options import Options
-from apex_composer.data_prep.read.documents import Source, find_sources
+from apex_composer.data_prep.read.sources import Source, find_sources
 from apex_composer.data_prep.tokens.tokenizer import load_tokenizer, token_type
 from apex_composer.data_prep.workers import check_workers
 

@@ -4,6 +4,8 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from apex_composer.data_prep.errors import SettingsError
+
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 SPLITS = ("validation", "train", "cpt")
 COMPRESSIONS = (None, "zstd")
@@ -12,18 +14,6 @@ MEGABYTE = 1 << 20
 FREE = ("max_reject_rate", "streams_folder")
 # Options of earlier versions, at the values that they had in every preparation but the demo's.
 FORMER = {"shares": None, "text_limit": None, "tokenizer_training": {}}
-
-
-class SettingsError(ValueError):
-    """What was asked for cannot be: the command line is at fault, not the data."""
-
-
-class InputNotFoundError(SettingsError, FileNotFoundError):
-    """There is no such input."""
-
-
-class OutputTakenError(SettingsError, FileExistsError):
-    """The output folder holds something else, or is in use."""
 
 
 @dataclass(frozen=True)

@@ -33,15 +33,13 @@ ORDER = [
 ]
 # Of the files above data_prep's rooms there are two kinds: what all may use, and what uses all.
 DATA_ORDER = [
-    ["options"],
-    ["atomic_files", "workers"],
+    ["errors", "paths"],
+    ["atomic_files", "progress", "workers", "options"],
     ["read"],
     ["tokens"],
     ["choose"],
-    ["progress"],
     ["write"],
-    ["output_folder"],
-    ["pieces"],
+    ["output_folder", "pieces"],
     ["preparation", "dry_run"],
     ["__init__"],
     ["__main__"],
@@ -52,7 +50,6 @@ EXCEPTIONS = {
     ("operators", "expander"),
     ("expander_state", "expander"),
     ("tokens", "choose"),
-    ("read", "choose"),
     ("traffic", "ops"),
 }
 KNOW_COMPOSER = {"trainer", "callbacks", "methods"}

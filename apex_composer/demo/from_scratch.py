@@ -9,7 +9,8 @@ from typing import Any
 
 from apex_composer.data_prep.atomic_files import read_json, write_json
 from apex_composer.data_prep.choose.job_plan import describe_source
-from apex_composer.data_prep.options import Options, SettingsError
+from apex_composer.data_prep.errors import SettingsError
+from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.output_folder import check_ours
 from apex_composer.data_prep.preparation import prepare
 from apex_composer.data_prep.read.sources import Source, find_sources

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 from apex_composer.data_prep.choose.estimate import Estimate
 from apex_composer.data_prep.choose.proportions import share_out
-from apex_composer.data_prep.options import Options, SettingsError
+from apex_composer.data_prep.errors import SettingsError
+from apex_composer.data_prep.options import Options
 
 # Above this part of the corpus the rest is not worth leaving out.
 LARGEST_PART = 0.6

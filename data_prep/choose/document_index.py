@@ -8,15 +8,12 @@ import numpy as np
 
 from apex_composer.data_prep.atomic_files import read_json
 from apex_composer.data_prep.choose.budgets import wanted_tokens
-from apex_composer.data_prep.choose.job_plan import PIECES, WORK, Plan
-from apex_composer.data_prep.choose.splits import (
-    BEYOND,
-    DUPLICATE,
-    ShortfallError,
-    choose_splits,
-)
+from apex_composer.data_prep.choose.job_plan import Plan
+from apex_composer.data_prep.choose.splits import BEYOND, DUPLICATE, choose_splits
+from apex_composer.data_prep.errors import ShortfallError
 from apex_composer.data_prep.options import Options
-from apex_composer.data_prep.tokens.piece import DOCUMENT_TYPE, DOCUMENTS, REPORT
+from apex_composer.data_prep.paths import DOCUMENTS, REPORT, piece_folder
+from apex_composer.data_prep.tokens.piece import DOCUMENT_TYPE
 
 
 @dataclass
@@ -59,16 +56,6 @@ class Stream:
     tokens: int
     sequences: int
     beyond: int
-
-
-def piece_folder(out: Path, number: int) -> Path:
-    """Folder of a piece.
-
-    Args:
-        out: output folder.
-        number: of the piece, from 0.
-    """
-    return out / WORK / PIECES / f"{number:06d}"
 
 
 def read_corpus(out: Path, plan: Plan) -> Corpus:

@@ -13,12 +13,11 @@ from apex_composer.data_prep.choose.budgets import (
 )
 from apex_composer.data_prep.choose.estimate import estimate_domains, take_samples
 from apex_composer.data_prep.choose.splits import HASHES
-from apex_composer.data_prep.options import Options, SettingsError, read_options
-from apex_composer.data_prep.read.documents import Source
+from apex_composer.data_prep.errors import SettingsError
+from apex_composer.data_prep.options import Options, read_options
+from apex_composer.data_prep.paths import PLAN
+from apex_composer.data_prep.read.sources import Source
 
-WORK = ".work"
-PLAN = "plan.json"
-PIECES = "pieces"
 FORMAT = "apex-composer plan 2"
 
 Plan = dict[str, Any]
@@ -114,7 +113,7 @@ def read_plan(out: Path) -> Plan | None:
     Raises:
         SettingsError: another version wrote it.
     """
-    plan = read_json(out / WORK / PLAN)
+    plan = read_json(out / PLAN)
     if plan is not None and plan.get("format") != FORMAT:
         raise SettingsError(
             f"out={str(out)!r} was begun by another version ({plan.get('format')!r}, this one "
@@ -130,7 +129,7 @@ def write_plan(out: Path, plan: Plan) -> None:
         out: output folder.
         plan: from `make_plan`.
     """
-    write_json(out / WORK / PLAN, plan)
+    write_json(out / PLAN, plan)
 
 
 def check_same(

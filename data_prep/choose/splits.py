@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from apex_composer.data_prep.errors import ShortfallError
+
 BEYOND = -1  # in no split: the budgets are filled
 DUPLICATE = -2  # in no split: the same text is in an earlier one, or in validation already
 HASHES = 1 << 64
@@ -23,19 +25,6 @@ def hash_text(text: str) -> int:
         text: a document.
     """
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
-
-
-class ShortfallError(ValueError):
-    """Domains have too few tokens for their budgets.
-
-    Args:
-        message: what each needs and has.
-        domains: their names.
-    """
-
-    def __init__(self, message: str, domains: list[str]) -> None:
-        super().__init__(message)
-        self.domains = domains
 
 
 # What a split takes: tokens per domain, or (None) all that is left.

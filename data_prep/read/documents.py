@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
+from apex_composer.data_prep.errors import Rejected, SourceError
 from apex_composer.data_prep.read.lines import (
     EXCERPT_BYTES,
     Line,
@@ -20,21 +21,11 @@ from apex_composer.data_prep.read.records import (
     BROKEN_JSON,
     CUT_SHORT,
     TOO_LONG,
-    Rejected,
     parse_line,
     take_document,
 )
 from apex_composer.data_prep.read.remote import local_copy
-from apex_composer.data_prep.read.sources import FORMATS, Source, SourceError, find_sources
-
-__all__ = [
-    "FORMATS",
-    "Document",
-    "Source",
-    "SourceError",
-    "find_sources",
-    "read_documents",
-]
+from apex_composer.data_prep.read.sources import Source
 
 # Reading a line of this size takes 600 MB at worst (one character beyond U+FFFF makes all take four
 # bytes, twice), which leaves a worker within 1 GB.

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from apex_composer.data_prep.errors import Rejected
 from apex_composer.data_prep.read.domains import infer_domain, slimpajama_domain
 
 BROKEN_JSON = "broken JSON"
@@ -18,19 +19,6 @@ REASONS = (
 )  # fmt: skip
 
 TEXT_FIELDS = {"redpajama-v2": "raw_content"}
-
-
-class Rejected(ValueError):
-    """A record that is no document.
-
-    Args:
-        reason: one of REASONS.
-        domain: of the record where it shows one. Default: None.
-    """
-
-    def __init__(self, reason: str, domain: str | None = None) -> None:
-        super().__init__(reason)
-        self.domain = domain
 
 
 def parse_line(line: bytes) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
-from apex_composer.data_prep.options import InputNotFoundError, SettingsError
+from apex_composer.data_prep.errors import InputNotFoundError, SettingsError
 
 FILE_SCHEME = "file"  # a folder of this machine, read as a remote store is
 DOWNLOAD_SECONDS = 4 * 3600.0

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from apex_composer.data_prep.options import InputNotFoundError, SettingsError
+from apex_composer.data_prep.errors import InputNotFoundError, Rejected, SettingsError, SourceError
 from apex_composer.data_prep.read import remote
 from apex_composer.data_prep.read.domains import (
     DOMAIN_PATTERN,
@@ -13,7 +13,7 @@ from apex_composer.data_prep.read.domains import (
     slimpajama_domain,
 )
 from apex_composer.data_prep.read.lines import open_lines, read_lines
-from apex_composer.data_prep.read.records import Rejected, parse_line
+from apex_composer.data_prep.read.records import parse_line
 
 FORMATS = ("redpajama-v1", "redpajama-sample", "redpajama-v2", "slimpajama", "jsonl")
 JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -43,10 +43,6 @@ class Source:
     format: str
     bytes: int
     splittable: bool
-
-
-class SourceError(OSError):
-    """A file that cannot be read; the message names it and the place in it."""
 
 
 def find_sources(input: str | Path, format: str = "auto") -> list[Source]:

@@ -14,13 +14,10 @@ import numpy as np
 from apex_composer.data_prep.atomic_files import new_folder
 from apex_composer.data_prep.choose.job_plan import hash_limit, read_source
 from apex_composer.data_prep.choose.splits import hash_text
+from apex_composer.data_prep.paths import DOCUMENTS, REJECTS, REPORT, TOKENS
 from apex_composer.data_prep.read.documents import read_documents
 from apex_composer.data_prep.tokens.word_encoder import Encoder, read_encoder
 
-TOKENS = "tokens.bin"
-DOCUMENTS = "documents.bin"
-REJECTS = "rejects.jsonl"
-REPORT = "report.json"
 UNKNOWN = "unknown"  # domain of a record that shows none, such as broken JSON
 # Text is tokenised in batches of this many characters: a few 10 MB of encodings.
 BATCH_CHARACTERS = 1 << 19

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apex_composer.data_prep.options import SettingsError
+from apex_composer.data_prep.errors import SettingsError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -14,20 +14,23 @@ from apex_composer.data_prep.atomic_files import (
     write_text,
 )
 from apex_composer.data_prep.choose import document_index as corpora
-from apex_composer.data_prep.choose.document_index import Corpus, Stream, piece_folder
-from apex_composer.data_prep.choose.job_plan import PLAN, WORK, Plan
+from apex_composer.data_prep.choose.document_index import Corpus, Stream
+from apex_composer.data_prep.choose.job_plan import Plan
 from apex_composer.data_prep.options import Options
+from apex_composer.data_prep.paths import (
+    MANIFEST,
+    PLAN,
+    REJECTS,
+    STREAMS,
+    TOKENIZER_FOLDER,
+    WORK,
+    piece_folder,
+)
 from apex_composer.data_prep.progress import token_bar
-from apex_composer.data_prep.tokens.piece import REJECTS
 from apex_composer.data_prep.workers import run_tasks
 from apex_composer.data_prep.write import manifest as manifests
 from apex_composer.data_prep.write.index import index_files
-from apex_composer.data_prep.write.manifest import (
-    MANIFEST,
-    STREAMS,
-    TOKENIZER_FOLDER,
-    read_manifest,
-)
+from apex_composer.data_prep.write.manifest import read_manifest
 from apex_composer.data_prep.write.shard_writer import shard_tasks, write_shard
 from apex_composer.data_prep.write.verify import check_counts
 
@@ -62,7 +65,7 @@ def finish(
     write_json(out / MANIFEST, manifest)
     if not keep_work:
         # The plan first: what is left of the folder after a kill must not look like a beginning.
-        (out / WORK / PLAN).unlink()
+        (out / PLAN).unlink()
         shutil.rmtree(out / WORK, ignore_errors=True)
     return read_manifest(out)
 

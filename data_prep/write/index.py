@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from apex_composer.data_prep.paths import INDEX
 from apex_composer.data_prep.write.mds import describe_columns, encode_index, index_entry
-
-INDEX = "index.json"
 
 
 def shard_entries(manifest: dict[str, Any], stream: str) -> list[dict[str, Any]]:

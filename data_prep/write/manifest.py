@@ -16,13 +16,11 @@ from apex_composer.data_prep.choose.document_index import (
 from apex_composer.data_prep.choose.job_plan import Plan
 from apex_composer.data_prep.choose.proportions import make_streams, share_out
 from apex_composer.data_prep.options import Options
+from apex_composer.data_prep.paths import MANIFEST, TOKENIZER_FOLDER
 from apex_composer.data_prep.read.remote import local_copy
 from apex_composer.data_prep.tokens.tokenizer import token_type
 
 FORMAT = "apex-composer data 3"
-MANIFEST = "manifest.json"
-STREAMS = "streams.yaml"
-TOKENIZER_FOLDER = "tokenizer"
 # A training YAML may name the folder of a stream, of a split, or of all splits.
 LEVELS_ABOVE = 2
 

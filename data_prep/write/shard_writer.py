@@ -8,15 +8,12 @@ from typing import Any
 import numpy as np
 
 from apex_composer.data_prep.atomic_files import read_json, write_bytes, write_json
-from apex_composer.data_prep.choose.document_index import Corpus, Stream, piece_folder
-from apex_composer.data_prep.choose.job_plan import WORK
+from apex_composer.data_prep.choose.document_index import Corpus, Stream
 from apex_composer.data_prep.choose.splits import stream_spans
 from apex_composer.data_prep.options import Options
-from apex_composer.data_prep.tokens.piece import TOKENS
+from apex_composer.data_prep.paths import SHARD_RECORDS, TOKENS, piece_folder
 from apex_composer.data_prep.tokens.tokenizer import token_type
 from apex_composer.data_prep.write import mds as shards
-
-RECORDS = "shards"
 
 
 def shard_tasks(
@@ -90,7 +87,7 @@ def write_shard(task: dict[str, Any], report_progress: Any) -> dict[str, Any]:
         DiskFullError: the disk is full.
     """
     out = Path(task["out"])
-    record_path = out / WORK / RECORDS / task["stream"] / f"{task['number']:05d}.json"
+    record_path = out / SHARD_RECORDS / task["stream"] / f"{task['number']:05d}.json"
     record = read_json(record_path)
     if record is None or not _is_intact(out, record):
         record = _write_shard(out, task)

@@ -11,22 +11,18 @@ from urllib.parse import urlparse
 from tqdm import tqdm
 
 from apex_composer.data_prep.atomic_files import read_json, write_json, write_text
-from apex_composer.data_prep.options import SettingsError
-from apex_composer.data_prep.progress import progress_bar
-from apex_composer.data_prep.read.remote import FILE_SCHEME, is_remote
-from apex_composer.data_prep.tokens.piece import REJECTS
-from apex_composer.data_prep.write.index import INDEX
-from apex_composer.data_prep.write.manifest import (
+from apex_composer.data_prep.errors import SettingsError
+from apex_composer.data_prep.paths import (
+    INDEX,
     MANIFEST,
+    REJECTS,
     STREAMS,
     TOKENIZER_FOLDER,
-    filled_domains,
-    read_manifest,
-    write_streams,
+    UPLOADED,
 )
-
-# Names of the files that an unfinished upload has done; beside the output, never uploaded.
-UPLOADED = ".uploaded.json"
+from apex_composer.data_prep.progress import progress_bar
+from apex_composer.data_prep.read.remote import FILE_SCHEME, is_remote
+from apex_composer.data_prep.write.manifest import filled_domains, read_manifest, write_streams
 
 
 def upload(out: Path | str, address: str) -> None:

@@ -4,14 +4,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from apex_composer.data_prep.choose.job_plan import WORK
-from apex_composer.data_prep.options import SettingsError
+from apex_composer.data_prep.errors import SettingsError
+from apex_composer.data_prep.paths import MANIFEST, STREAMS, UPLOADED, WORK
 from apex_composer.data_prep.progress import token_bar
 from apex_composer.data_prep.workers import check_workers, run_tasks
 from apex_composer.data_prep.write import mds as shards
 from apex_composer.data_prep.write.index import index_files, shard_entries
-from apex_composer.data_prep.write.manifest import MANIFEST, STREAMS, hash_content, read_manifest
-from apex_composer.data_prep.write.upload import UPLOADED
+from apex_composer.data_prep.write.manifest import hash_content, read_manifest
 
 READ = ("tokens_duplicates", "tokens_beyond_budget")
 # Not accounted for by the manifest: they are its own, or change when the output is moved.

@@ -9,7 +9,9 @@ import pytest
 from corpus import sentences
 from prepared import tokenizer_folder
 
-from apex_composer.data_prep.read.documents import LINE_LIMIT, Source, SourceError, read_documents
+from apex_composer.data_prep.errors import SourceError
+from apex_composer.data_prep.read.documents import LINE_LIMIT, read_documents
+from apex_composer.data_prep.read.sources import Source
 
 LARGEST = 1_000  # MB of a worker
 WORKER = """

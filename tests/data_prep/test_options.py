@@ -1,6 +1,7 @@
 import pytest
 
-from apex_composer.data_prep.options import Options, SettingsError, parse_amount
+from apex_composer.data_prep.errors import SettingsError
+from apex_composer.data_prep.options import Options, parse_amount
 
 
 @pytest.mark.parametrize(

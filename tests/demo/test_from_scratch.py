@@ -8,7 +8,7 @@ from prepared import file_hashes, stored_sequences
 from tokenizers import Tokenizer
 
 from apex_composer.data_prep import verify
-from apex_composer.data_prep.options import OutputTakenError
+from apex_composer.data_prep.errors import OutputTakenError
 from apex_composer.demo import from_scratch
 from apex_composer.demo.from_scratch import Settings, prepare_from_scratch
 

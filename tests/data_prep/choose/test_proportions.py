@@ -10,7 +10,7 @@ from apex_composer.data_prep.choose.proportions import (
     read_proportions,
     share_out,
 )
-from apex_composer.data_prep.options import SettingsError
+from apex_composer.data_prep.errors import SettingsError
 
 
 @given(st.sets(st.sampled_from(sorted(LLAMA1)), min_size=1))

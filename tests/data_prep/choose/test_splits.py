@@ -7,10 +7,10 @@ from apex_composer.data_prep.choose.splits import (
     BEYOND,
     DUPLICATE,
     HASHES,
-    ShortfallError,
     choose_splits,
     stream_spans,
 )
+from apex_composer.data_prep.errors import ShortfallError
 
 DOMAINS = ["a", "b"]
 # Few different hashes, so that copies are common, within a domain and across.
