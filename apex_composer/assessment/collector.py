@@ -167,8 +167,7 @@ class Assessment:
 
     def close(self) -> None:
         """Rank what the last forward pass left, and stop counting."""
-        device = self._cohorts[0].groups[0].probe.weight.device
-        with self._stopwatch.block(device):
+        with self._stopwatch.block(self._cohorts[0].groups[0].probe.weight.device):
             self._rank()
         self._mask, self._packed, self._open = None, None, False
 

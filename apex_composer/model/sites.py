@@ -212,13 +212,11 @@ def check_sites(sites: Sequence[Site]) -> None:
     """Refuse an empty list, a site named twice, tied weights, and those that cannot be expanded."""
     if not sites:
         raise ValueError("no sites to expand: the list is empty, see find_sites(model)")
-    names = [site.name for site in sites]
-    if len(set(names)) < len(names):
+    if len({site.name for site in sites}) < len(sites):
         raise ValueError("sites: the list names a site twice, see find_sites(model)")
-    for site in sites:
-        _check_precision(site)
     sharing: dict[tuple, list[tuple[Site, str]]] = {}
     for site in sites:
+        _check_precision(site)
         for parameter, what in zip(site.parameters(), ("weight", "bias"), strict=False):
             sharing.setdefault(_memory(parameter), []).append((site, what))
     for several in sharing.values():
