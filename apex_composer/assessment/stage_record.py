@@ -16,10 +16,10 @@ def stage_record(
     """One stage's selection and the statistics that it came from.
 
     Args:
-        stage: counted from 0.
+        stage: its number, counted from 0.
         expansion: whether the stage trains operators.
         before: the last stage's selections by group, empty for the first stage.
-        selections: this stage's.
+        selections: this stage's, by group.
         totals: the scores behind them, empty with random selection before any training.
 
     Returns:

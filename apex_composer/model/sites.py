@@ -46,7 +46,7 @@ class Group:
     Attributes:
         name: unique in the model, for example `model.layers.0.self_attn.heads`.
         unit: `head`, `kv_head` or `channel`.
-        units: how many there are.
+        units: number of them.
         unit_size: consecutive weight indices of one unit: head_dim, or 1 for a channel.
         probe: the projection whose input is the units' activation (o_proj, down_proj).
         assessed_by: for KV heads, the group of query heads whose scores they sum up.
@@ -65,7 +65,7 @@ class Site:
     """One weight matrix, the axis an operator acts on, and the group whose units lie there.
 
     Attributes:
-        name: of the weight in the model, without wrappers' prefixes; with a fused projection
+        name: the weight's in the model, without wrappers' prefixes; with a fused projection
             the part is named behind it: `...Wqkv.weight[keys]`.
         module: the Linear that holds the weight (and the bias).
         axis: 0 where units are output rows, 1 where they are input columns.

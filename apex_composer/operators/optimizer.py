@@ -23,7 +23,7 @@ class OperatorOptimizer:
     the bias that is expanded with the weight is in another group.
 
     Args:
-        operators: whose factors are trained.
+        operators: the stage's.
         main: the user's optimizer, which holds the weights.
         lr_scale: the operators' learning rate over the main one, default 1.
 
