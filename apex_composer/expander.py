@@ -122,11 +122,8 @@ class Expander:
         self.history: list[dict[str, Any]] = []
         self.stopwatch = Stopwatch()
         assessed = {(g.assessed_by or g).name: g.assessed_by or g for g in self.groups}
-        self.assessment = Assessment(
-            [(group, count_selected(group, self.threshold)) for group in assessed.values()],
-            self.stopwatch,
-            implementation,
-        )
+        pairs = [(group, count_selected(group, self.threshold)) for group in assessed.values()]
+        self.assessment = Assessment(pairs, self.stopwatch, implementation)
         self.attachment: Attachment | None = None
         self.running = StageOperators(scale, self.stopwatch)
 
