@@ -70,12 +70,6 @@ def select_random(group: Group, count: int, seed: int, stage: int) -> Selection:
     return Selection(order[:count].sort().values, order[count : 2 * count].sort().values)
 
 
-def jaccard(first: Tensor, second: Tensor) -> float:
-    """Overlap of two sets of units: |A and B| / |A or B|, 1 for equal sets."""
-    a, b = set(first.tolist()), set(second.tolist())
-    return len(a & b) / len(a | b)
-
-
 def count_by_group(sites: Sequence[Site], threshold: float, kv_heads: str) -> dict[str, int]:
     """K of every group that is expanded; groups that are left alone are missing."""
     counts = {}

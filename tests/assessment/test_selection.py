@@ -12,7 +12,6 @@ from apex_composer import Expander
 from apex_composer.assessment.selection import (
     count_by_group,
     count_selected,
-    jaccard,
     seeded_generator,
     select,
     select_groups,
@@ -125,14 +124,6 @@ def test_random_selection_differs_by_seed_stage_and_group():
         for name, seed, stage in (("a", 1, 0), ("b", 1, 0), ("a", 2, 0), ("a", 1, 1))
     ]
     assert len({tuple(s.advantageous.tolist()) for s in drawn}) == 4
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "overlap"),
-    [([1, 2], [2, 1], 1.0), ([1, 2], [3, 4], 0.0), ([1, 2, 3], [2, 3, 4], 0.5)],
-)
-def test_jaccard(first, second, overlap):
-    assert jaccard(torch.tensor(first), torch.tensor(second)) == overlap
 
 
 @pytest.mark.parametrize(
