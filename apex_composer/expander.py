@@ -73,9 +73,9 @@ class Expander:
         expander.fuse()                     # or begin_stage() again, with the scores since
 
     Args:
-        sites: of `find_sites(model)`, or some of them.
+        sites: all those of `find_sites(model)`, or some of them.
         threshold: share of units selected on each side, default 0.125.
-        seed: of R and of random selections, an integer of 0 or more. Default 17.
+        seed: an integer of 0 or more, for R and for random selections. Default 17.
         kv_heads: `auto` expands KV heads where threshold * KV heads >= 1, `expand` forces at
             least one, `skip` leaves them alone. Default `auto`.
         method: `rank` (eq. 3), `average` (mean norm) or `random` (no assessment). Default `rank`.
@@ -83,7 +83,7 @@ class Expander:
         operator_lr_scale: the operators' learning rate over the weights'. Default None: 1, with a
             warning where the optimizer's learning rates are not of Adam's size (SGD, Lion).
         implementation: `torch`, `triton` (kernels), or `auto` (where they run), the default.
-        device: that the model will run on; default where it is.
+        device: where the model will run; default where it is.
 
     Raises:
         ValueError: for a setting out of range, a group too small to select from, weights that
@@ -123,11 +123,8 @@ class Expander:
         self.history: list[dict[str, Any]] = []
         self.stopwatch = Stopwatch()
         assessed = {(g.assessed_by or g).name: g.assessed_by or g for g in self.groups}
-        self.assessment = Assessment(
-            [(group, count_selected(group, self.threshold)) for group in assessed.values()],
-            self.stopwatch,
-            implementation,
-        )
+        pairs = [(group, count_selected(group, self.threshold)) for group in assessed.values()]
+        self.assessment = Assessment(pairs, self.stopwatch, implementation)
         self.attachment: Attachment | None = None
         self.running = StageOperators(scale, self.stopwatch)
 
@@ -155,7 +152,7 @@ class Expander:
         Args:
             expansion: False for a plain stage without operators; default as constructed.
             stage: its number, counted from 0; default the next one.
-            batch: that the run stands at, kept as the record's `start_batch`; default none.
+            batch: where the run stands, kept as the record's `start_batch`; default none.
 
         Raises:
             RuntimeError: if the method needs scores and nothing has been assessed, or if the

@@ -50,10 +50,10 @@ class Assessment:
     checkpointing, which run inside a backward pass, never count.
 
     Args:
-        groups: of query heads and channels, with the K of each: how many units are ranked as
+        groups: query heads and channels, with the K of each group: how many units are ranked as
             the largest and as the smallest.
-        stopwatch: counts the time spent; default one that nobody reads.
-        implementation: of the norms, see `ops.resolve`. Default `auto`.
+        stopwatch: clock that counts the time spent; default one that nobody reads.
+        implementation: kernels or torch for the norms, see `ops.dispatch.resolve`. Default `auto`.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Assessment:
 
         Args:
             group: name of the group whose activation is about to be computed.
-            activation: of the same shape and dtype, [samples, tokens, U * unit_size].
+            activation: any tensor of its shape and dtype, [samples, tokens, U * unit_size].
 
         Returns:
             [samples, U] to be filled and the mask (None: all tokens count), or None where this
@@ -158,7 +158,7 @@ class Assessment:
             attention_mask: [B, tokens], true (1) for tokens that count; None counts all.
             sequence_id: [B, tokens], where rows are packed: each sequence counts as a sample, see
                 `packed_samples.find_samples`. None: a row is a sample.
-            full: the mask is known to be true everywhere, so that it need not be applied.
+            full: whether the mask is known to be true everywhere and need not be applied.
         """
         self._mask, self._full, self._open, self._packed = attention_mask, full, True, None
         if sequence_id is not None:
@@ -167,8 +167,7 @@ class Assessment:
 
     def close(self) -> None:
         """Rank what the last forward pass left, and stop counting."""
-        device = self._cohorts[0].groups[0].probe.weight.device
-        with self._stopwatch.block(device):
+        with self._stopwatch.block(self._cohorts[0].groups[0].probe.weight.device):
             self._rank()
         self._mask, self._packed, self._open = None, None, False
 
@@ -236,7 +235,7 @@ class Assessment:
         """Go on from saved totals. In a distributed run rank 0 takes them over for all.
 
         Args:
-            totals: of `totals()`, each as a GroupTotals or as a list of its three fields.
+            totals: what `totals()` gave, each a GroupTotals or a list of its three fields.
         """
         self.reset()
         if not totals or global_rank() != 0:

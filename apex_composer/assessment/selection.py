@@ -35,7 +35,7 @@ def count_selected(group: Group, threshold: float, *, at_least_one: bool = True)
     to units / 2, so that both sides are disjoint. All three are our choices.
 
     Args:
-        group: whose units are counted.
+        group: query heads, KV heads or channels of a layer.
         threshold: share of the units on each side, in (0, 0.5].
         at_least_one: False leaves K at 0 where threshold * units < 1 (KV heads).
     """
@@ -68,12 +68,6 @@ def select_random(group: Group, count: int, seed: int, stage: int) -> Selection:
     generator = seeded_generator(seed, "selection", stage, group.name)
     order = torch.randperm(group.units, generator=generator)
     return Selection(order[:count].sort().values, order[count : 2 * count].sort().values)
-
-
-def jaccard(first: Tensor, second: Tensor) -> float:
-    """Overlap of two sets of units: |A and B| / |A or B|, 1 for equal sets."""
-    a, b = set(first.tolist()), set(second.tolist())
-    return len(a & b) / len(a | b)
 
 
 def count_by_group(sites: Sequence[Site], threshold: float, kv_heads: str) -> dict[str, int]:
@@ -109,11 +103,12 @@ def select_groups(
     A KV head's score is the sum of its query heads' (our choice, the paper is silent).
 
     Args:
-        groups: to select units of.
+        groups: those to select units of.
         counts: K of every group, by name.
-        values: what the assessed groups' units are ranked by, [U] by name; None: at random.
-        seed: of random selections.
-        stage: of random selections.
+        values: numbers that the assessed groups' units are ranked by, [U] by name; None selects
+            at random.
+        seed: the run's, for random selections.
+        stage: number of the stage, for random selections.
 
     Raises:
         RuntimeError: where the ranks differ.

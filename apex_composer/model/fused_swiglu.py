@@ -52,8 +52,9 @@ class FusedSwiGLU:
     Args:
         model: plain or wrapped.
         setting: True, or `auto` for only where the kernel runs. Default `auto`.
-        device: that the model will run on; default that of its parameters.
-        collector: asked at every forward pass where the norms of the channels go; default none.
+        device: where the model will run; default that of its parameters.
+        collector: function that says in every forward pass where the norms of the channels go,
+            for example `expander.assessment.reserve_norms`; default none.
 
     Raises:
         ValueError: with True, where the kernel cannot run or the model has no SwiGLU.
@@ -83,11 +84,7 @@ class FusedSwiGLU:
                 module.forward = self._forwards[name] = forward
 
     def log_compiled(self, model: nn.Module) -> None:
-        """Say, if so, that a model is compiled and computes by its own SwiGLU.
-
-        Args:
-            model: as the trainer calls it.
-        """
+        """Say, if so, that a model, as the trainer calls it, computes by its own SwiGLU."""
         if self.modules and hasattr(model.forward, "_torchdynamo_orig_callable"):
             log.info("apex: SwiGLU is the model's own, which torch.compile compiles")
 

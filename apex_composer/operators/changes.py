@@ -26,12 +26,9 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 class Gradients:
-    """Remembers gradients as they are, without keeping them alive.
+    """Remembers the gradients of parameters as they are, without keeping them alive.
 
     By object, not by address: the memory of a gradient that was dropped is soon the next one's.
-
-    Args:
-        parameters: whose `.grad` are remembered.
     """
 
     def __init__(self, parameters: Iterable[Tensor] = ()):

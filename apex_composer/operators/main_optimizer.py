@@ -25,7 +25,7 @@ def followed(group: Mapping[str, Any], lr_scale: float) -> dict[str, Any]:
     """What the operators' AdamW takes over from a param group of the main optimizer.
 
     Args:
-        group: that the expanded weight is in.
+        group: the one that the expanded weight is in.
         lr_scale: the operators' learning rate over the group's.
     """
     return {
@@ -93,12 +93,7 @@ def _check_followable(optimizer: Optimizer, places: Iterable[int]) -> None:
 
 
 def warn_of_other_rates(optimizer: Optimizer, places: Iterable[int]) -> None:
-    """Warn where the learning rates are not of a size that suits AdamW, which trains operators.
-
-    Args:
-        optimizer: the user's.
-        places: of its param groups that hold expanded weights.
-    """
+    """Warn where the learning rates are not of a size that suits AdamW, which trains operators."""
     has_betas = all("betas" in optimizer.param_groups[place] for place in places)
     if _named(optimizer, _OTHER_RATES) or not has_betas:
         warnings.warn(

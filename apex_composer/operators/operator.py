@@ -20,8 +20,8 @@ class ExpansionOperator:
         site: the weight and its axis.
         selection: the group's units in P and N.
         factors: L and R; None draws fresh ones (T = 0) from `seed`, `stage` and the site's name.
-        seed: of the run.
-        stage: of the run, counted from 0.
+        seed: the run's.
+        stage: number of the run's stage, counted from 0.
 
     Attributes:
         folded: whether the parameter holds the effective weight, as it does outside of steps.

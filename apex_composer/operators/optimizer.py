@@ -23,7 +23,7 @@ class OperatorOptimizer:
     the bias that is expanded with the weight is in another group.
 
     Args:
-        operators: whose factors are trained.
+        operators: the stage's.
         main: the user's optimizer, which holds the weights.
         lr_scale: the operators' learning rate over the main one, default 1.
 
@@ -42,12 +42,8 @@ class OperatorOptimizer:
         self._followed = list(factors)
         # One kernel for hundreds of small tensors on CUDA, one each instead of ten on the CPU.
         fused = operators[0].factors.left.device.type in ("cpu", "cuda")
-        self._optimizer = torch.optim.AdamW(
-            [{"params": own} for own in factors.values()],
-            lr=0.0,
-            weight_decay=0.0,
-            fused=fused or None,
-        )
+        groups = [{"params": own} for own in factors.values()]
+        self._optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=fused or None)
 
     def step(self) -> None:
         """One AdamW step on the factors from their `.grad`, then forget the gradients."""

@@ -26,11 +26,11 @@ class StageOperators:
     Args:
         lr_scale: the operators' learning rate over the main optimizer's; None: 1, with a warning
             where that does not suit them.
-        stopwatch: counts the time that steps take.
+        stopwatch: clock that counts the time that steps take.
 
     Attributes:
-        operators: of the running stage.
-        executors: who do their work.
+        operators: the running stage's.
+        executors: those who do their work.
     """
 
     def __init__(self, lr_scale: float | None, stopwatch: Stopwatch):
@@ -54,9 +54,9 @@ class StageOperators:
         """Start a stage, or go on in one.
 
         Args:
-            operators: in the same order on all ranks.
-            executors: that together act for all of them.
-            moments: of their optimizer, as `moments()` returned them; empty in a new stage.
+            operators: one for each site, in the same order on all ranks.
+            executors: those who together act for all operators.
+            moments: their optimizer's, as `moments()` returned them; empty in a new stage.
         """
         if self._main is not None and operators:
             self.check([operator.site for operator in operators], self._main)
@@ -104,8 +104,8 @@ class StageOperators:
         """Gradients are ready: map them, and put the base weights back. Idle without operators.
 
         Args:
-            grad_scale: what the gradients are still multiplied by (a GradScaler with a fused
-                optimizer); default nothing.
+            grad_scale: factor that the gradients still have (from a GradScaler, with a fused
+                optimizer); default none.
 
         Raises:
             RuntimeError: without an attached optimizer, after a step left half-way, for gradients
@@ -171,8 +171,8 @@ class StageOperators:
         """Write the effective weights if a step has left the base weights behind.
 
         Args:
-            together: T W[P] is computed anew, for W[P] has changed; all ranks must come here.
-                Default False: this rank alone, after a step that failed.
+            together: whether T W[P] is computed anew, for W[P] has changed; all ranks must come
+                here. Default False: this rank alone, after a step that failed.
         """
         if self.folded:
             return

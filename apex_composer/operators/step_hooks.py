@@ -34,7 +34,7 @@ class Attachment:
 
     Args:
         running: the operators, of this stage and later ones.
-        sites: that are expanded.
+        sites: the expanded ones.
         optimizer: the user's.
 
     Attributes:

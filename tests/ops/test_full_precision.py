@@ -177,7 +177,7 @@ def test_two_threads_leave_what_was_set(lowered):
     def hold():
         with full_float32():
             inside.set()
-            outside.wait(0.5)
+            outside.wait(0.2)
 
     first = threading.Thread(target=hold)
     first.start()
@@ -186,7 +186,7 @@ def test_two_threads_leave_what_was_set(lowered):
     def overlap():
         with full_float32():
             outside.set()
-            first.join(0.5)
+            first.join(0.2)
 
     second = threading.Thread(target=overlap)
     second.start()
