@@ -190,7 +190,8 @@ def tampered(run: dict[str, Any]) -> dict[str, Any]:
 
 def loop_hsdp2(run: dict[str, Any]) -> dict[str, Any]:
     """Two replicas of two shards each, without a trainer."""
-    return train_loop(init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    return train_loop(tiny_llama(**ODD, dtype=torch.float64), mesh)
 
 
 def one_rank(runs: list[dict], out: Path) -> None:

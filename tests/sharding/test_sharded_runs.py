@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from sharded_loop import train_loop
+from helpers import tiny_llama
+from sharded_loop import ODD, train_loop
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 # All is in float64 but for the norm by which FSDP2's gradients are clipped, which torch takes in
@@ -212,6 +213,6 @@ def test_four_ranks_and_replicas_train_what_one_process_trains(single, more_ends
     for own, replica in zip(more_ends["hsdp1"][:2], more_ends["hsdp1"][2:], strict=True):
         for shard, other in zip(own["shards"], replica["shards"], strict=True):
             assert shard[:3] == other[:3] and torch.equal(shard[3], other[3])
-    compare_loops(more_ends["loop_hsdp2"], train_loop())
+    compare_loops(more_ends["loop_hsdp2"], train_loop(tiny_llama(**ODD, dtype=torch.float64)))
     empty = [stop == start for own in more_ends["fsdp1"] for _, start, stop, _ in own["shards"]]
     assert any(empty)
