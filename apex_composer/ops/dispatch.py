@@ -40,7 +40,11 @@ def resolve(implementation: str, device: torch.device, dtype: torch.dtype = torc
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     if implementation == "torch":
         return "torch"
-    reason = _unavailable_reason(device, dtype)
+    from apex_composer.triton_kernels import unavailable_reason
+
+    reason = unavailable_reason(device)
+    if dtype == torch.float64:
+        reason = "the kernels do not compute in float64"
     if implementation == "triton" and reason is not None:
         raise ValueError(
             f"implementation: got triton, but {reason}. Allowed here: torch, auto (which takes it)"
@@ -85,14 +89,6 @@ def resolve_monarch(
         )
     log.info("apex: torch for operators of %s x %s blocks, because %s", p, q, reason)
     return "torch"
-
-
-def _unavailable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
-    from apex_composer.triton_kernels import unavailable_reason
-
-    if dtype == torch.float64:
-        return "the kernels do not compute in float64"
-    return unavailable_reason(device)
 
 
 def unit_square_sums(

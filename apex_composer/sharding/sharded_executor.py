@@ -55,7 +55,7 @@ class _Job:
 
 
 class ShardedExecutor:
-    """Folds, unfolds and maps gradients of all sites that one group of ranks shares.
+    """Folds, unfolds and maps gradients of all sites that the same ranks share.
 
     All ranks construct it and call `fold`, `map_gradient` and `relative_norms` together.
     A weight without a gradient counts as one whose gradient is zero: whether other ranks have
