@@ -10,7 +10,6 @@ Usage: shards_worker.py OUT RUNS
 import json
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,7 +23,7 @@ from composer.algorithms import GradientClipping
 from composer.models import HuggingFaceModel
 from composer.utils import FSDP2Config, FSDPConfig, dist
 from counted_collectives import Counter
-from forked_ranks import run_forked
+from forks import fork_ranks
 from helpers import TokenDataset, tiny_llama
 from sharded_loop import ODD, train_loop
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -205,6 +204,6 @@ def one_rank(runs: list[dict], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    out = Path(sys.argv[1])
     for ranks, runs in json.loads(sys.argv[2]):
-        run_forked(ranks, partial(one_rank, runs, out))
+        if any(fork_ranks(ranks, one_rank, runs, Path(sys.argv[1]))):
+            sys.exit("a rank has failed")
