@@ -28,8 +28,8 @@ def resolve(implementation: str, device: torch.device, dtype: torch.dtype = torc
 
     Args:
         implementation: `auto`, `torch` or `triton`.
-        device: of the tensors.
-        dtype: of the tensors, default float32.
+        device: the tensors'.
+        dtype: the tensors', default float32.
 
     Returns:
         `torch` or `triton`.
@@ -64,10 +64,10 @@ def resolve_monarch(
 
     Args:
         implementation: `auto`, `torch` or `triton`.
-        device: of the weights.
-        dtype: of the weights.
-        p: as in the factors.
-        q: as in the factors.
+        device: the weights'.
+        dtype: the weights'.
+        p: rows of a block of L.
+        q: rows of a block of R.
 
     Returns:
         `torch` or `triton`.

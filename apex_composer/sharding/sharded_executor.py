@@ -62,14 +62,14 @@ class ShardedExecutor:
     one is not known without waiting for them.
 
     Args:
-        operators: of one stage, in the same order on all ranks.
-        shards: of every operator's weight and bias, see `shards.find_shards`.
-        ranks: who shares the weights.
+        operators: those of one stage, in the same order on all ranks.
+        shards: parts of every operator's weight and bias, see `find_shards`.
+        ranks: those that share the weights.
 
     Attributes:
         folded: whether the parameters hold the effective weights, as they do outside of steps.
-        operators: as given.
-        carrier: what this rank exchanges with the others.
+        operators: those given.
+        carrier: this rank's end of the exchanges.
     """
 
     def __init__(

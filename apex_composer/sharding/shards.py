@@ -24,11 +24,11 @@ class Shard:
     """One weight or bias, and the flat interval of it that this rank holds.
 
     Attributes:
-        name: of the site, for messages.
-        parameter: as the module and the optimizer hold it.
+        name: the site's, for messages.
+        parameter: the one that the module and the optimizer hold.
         shape: (rows, columns) of the whole weight; a bias has one column.
         start: first flat position of the row-major weight that this rank holds.
-        stop: one behind the last; equal to `start` where this rank holds nothing.
+        stop: position behind the last; equal to `start` where this rank holds nothing.
         process_group: the ranks that hold one copy between them; None: this rank holds all of it.
         replicas: how many copies there are (HSDP).
     """
@@ -82,7 +82,7 @@ def find_shards(sites: Sequence[Site]) -> list[list[Shard]]:
     than the optimizer holds.
 
     Args:
-        sites: of `find_sites(model)` with the model as it is trained, wrapped.
+        sites: those of `find_sites(model)` with the model as it is trained, wrapped.
 
     Returns:
         For every site one or two shards, in the order of `Site.parameters()`.
@@ -113,7 +113,7 @@ def reshard(sites: Sequence[Site]) -> None:
     gathered, and the next forward pass would use that one.
 
     Args:
-        sites: of the models whose weights are about to be read or written.
+        sites: some of every model whose weights are about to be read or written.
     """
     for model in _models(sites):
         for module in model.modules():
