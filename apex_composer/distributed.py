@@ -36,7 +36,7 @@ def check_same_on_all_ranks(what: str, value: Any) -> None:
     """Compare a hash of plain data on all ranks (collective).
 
     Args:
-        what: named in the error.
+        what: name of the data, for the error.
         value: numbers, strings, lists and dicts of them.
 
     Raises:

@@ -18,7 +18,7 @@ FOLDERS = {
 }
 # Each imports itself and what stands in the lines above it. A file of the top is a room of its own.
 ORDER = [
-    ["settings", "distributed", "stopwatch", "traffic", "data_prep", "triton_kernels"],
+    ["settings", "distributed", "stopwatch", "data_prep", "triton_kernels"],
     ["ops"],
     ["model"],
     ["assessment"],
@@ -47,7 +47,6 @@ DATA_ORDER = [
 # Not yet in order.
 EXCEPTIONS = {
     ("tokens", "choose"),
-    ("traffic", "ops"),
 }
 KNOW_COMPOSER = {"trainer", "callbacks", "methods"}
 TRAINERS = {"composer", "llmfoundry"}

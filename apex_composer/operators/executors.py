@@ -48,7 +48,7 @@ def whole_executors(
     """Executors that together act for operators whose weights this rank holds whole.
 
     Args:
-        operators: of one stage.
+        operators: those of one stage, or some of them.
         implementation: `auto`, `torch` or `triton`. Default `auto`.
 
     Raises:
@@ -73,7 +73,7 @@ class KernelExecutor:
     W[P] is computed again to unfold: W[P] is unchanged since the fold, so it has the same bits.
 
     Args:
-        operators: of weights alike in shape, strides, axis and n.
+        operators: those of weights alike in shape, strides, axis and n.
     """
 
     def __init__(self, operators: Sequence[ExpansionOperator]):

@@ -78,8 +78,8 @@ def init_factors(
     Args:
         size: n, the rows that the operator maps.
         generator: source of R's numbers.
-        dtype: of the factors, default float32.
-        device: of the factors, default the CPU.
+        dtype: the factors', default float32.
+        device: the factors', default the CPU.
     """
     p, q = factor_pair(size)
     right = torch.randn(p, q, q, generator=generator, device=generator.device) / math.sqrt(q)

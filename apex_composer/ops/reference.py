@@ -191,7 +191,7 @@ def packed_square_sums(activation: Tensor, unit_size: int, samples: PackedSample
         activation: [rows, tokens, units * unit_size], any floating dtype; or, where a model drops
             padding before the projection, [kept tokens, units * unit_size].
         unit_size: head_dim for heads, 1 for channels.
-        samples: of the same rows and tokens.
+        samples: those of the same rows and tokens.
 
     Returns:
         [runs, units] in float32 (float64 for float64 activations), 0 for runs of padding.

@@ -26,10 +26,10 @@ def check_executors(
     """Refuse what could only fail when a stage begins, and log what `auto` will take.
 
     Args:
-        sites: that are expanded.
+        sites: those that are expanded.
         counts: K of every site's group.
         implementation: `auto`, `torch` or `triton`.
-        device: that the weights will be on; default where they are.
+        device: the one that the weights will be on; default where they are.
         expansion: False for stages without operators. Default True.
 
     Raises:
@@ -62,7 +62,7 @@ def make_executors(
     Operators of sharded weights have one executor for all of them (collective then).
 
     Args:
-        operators: of one stage, in the same order on all ranks.
+        operators: those of one stage, in the same order on all ranks.
         implementation: `auto`, `torch` or `triton`. Default `auto`.
 
     Raises:

@@ -41,8 +41,8 @@ class ShardRanks:
 
         Args:
             chunks: [sum of sizes], the chunk for rank 0 first.
-            sizes: of the chunks.
-            expected: sizes of what each rank sends here.
+            sizes: numbers in each chunk.
+            expected: numbers that each rank sends here.
 
         Returns:
             [sum of expected], the chunk of rank 0 first.

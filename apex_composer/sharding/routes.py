@@ -92,7 +92,7 @@ class Lane:
     Attributes:
         positions: [entries] int64, where each lies in the buffer, counted in blocks or in numbers.
         parts: how many of them belong to each matrix.
-        local: by matrix, int64, what they belong to. Owners: of blocks the rows, counted from the
+        local: what they belong to, int64, by matrix. Owners: of blocks the rows, counted from the
             first whole one; of single entries the places in their part of the weight. Workers:
             the places in the set of the rows that they make up (axis 0).
     """
@@ -126,8 +126,8 @@ class Routes:
     Attributes:
         block: numbers in a block, the longest slice of a row.
         of: {"P": Route, "N": Route}.
-        widths: by matrix, the length of the free axis that this rank works on.
-        rows: by matrix, those that begin on this rank.
+        widths: length of the free axis that this rank works on, by matrix.
+        rows: those that begin on this rank, by matrix.
     """
 
     block: int
@@ -142,10 +142,10 @@ def lay_routes(
     """What one rank sends and receives, the same routes on every rank seen from its own side.
 
     Args:
-        matrices: of all operators of a stage, in the same order on every rank.
-        rank: of those that share the weights.
+        matrices: weights and biases of all operators, in the same order on every rank.
+        rank: number among those that share the weights.
         ranks: S.
-        device: that the indices are used on, default the CPU.
+        device: the one that the indices are used on, default the CPU.
     """
     block = max((-(-m.shape[1] // ranks) for m in matrices if not m.single), default=1)
     rows = [_rows(matrix, rank) for matrix in matrices]

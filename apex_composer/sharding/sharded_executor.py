@@ -55,21 +55,21 @@ class _Job:
 
 
 class ShardedExecutor:
-    """Folds, unfolds and maps gradients of all sites that one group of ranks shares.
+    """Folds, unfolds and maps gradients of all sites that the same ranks share.
 
     All ranks construct it and call `fold`, `map_gradient` and `relative_norms` together.
     A weight without a gradient counts as one whose gradient is zero: whether other ranks have
     one is not known without waiting for them.
 
     Args:
-        operators: of one stage, in the same order on all ranks.
-        shards: of every operator's weight and bias, see `shards.find_shards`.
-        ranks: who shares the weights.
+        operators: those of one stage, in the same order on all ranks.
+        shards: parts of every operator's weight and bias, see `find_shards`.
+        ranks: those that share the weights.
 
     Attributes:
         folded: whether the parameters hold the effective weights, as they do outside of steps.
-        operators: as given.
-        carrier: what this rank exchanges with the others.
+        operators: those given.
+        carrier: this rank's end of the exchanges.
     """
 
     def __init__(

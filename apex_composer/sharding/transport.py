@@ -22,8 +22,8 @@ class Parts:
     """What belongs to the entries of one set that this rank holds.
 
     Attributes:
-        rows: by matrix, of the rows that this rank holds whole: the selected ones [rows, columns]
-            at axis 0, the selected entries of all [rows, n] at axis 1.
+        rows: those that this rank holds whole, by matrix: the selected ones [rows, columns] at
+            axis 0, the selected entries of all [rows, n] at axis 1.
         singles: [entries] of cut rows and biases, in the order of `Side.singles`.
     """
 
@@ -34,13 +34,14 @@ class Parts:
 class Carrier:
     """One rank's end of all exchanges of a stage.
 
-    Tensors are given by matrix as this rank's flat shards of them: the weights, or the gradients.
+    Sets are named P and N. Tensors are given by matrix as this rank's flat shards of them: the
+    weights, or the gradients.
 
     Args:
-        matrices: of all operators, the same on every rank; those of one kind and size one
-            behind the other, so that families are large.
-        ranks: who shares the matrices.
-        device: of the shards.
+        matrices: weights and biases of all operators, the same on every rank; those of one kind
+            and size one behind the other, so that families are large.
+        ranks: those that share the matrices.
+        device: the shards'.
 
     Attributes:
         families: places of consecutive matrices that this rank works on in one go, because its
@@ -79,12 +80,7 @@ class Carrier:
         return order if (order.diff() < 0).any() else None
 
     def take(self, name: str, shards: Sequence[Tensor]) -> Parts:
-        """The entries of a set that this rank holds.
-
-        Args:
-            name: of the set, P or N.
-            shards: by matrix, flat.
-        """
+        """The entries of a set that this rank holds."""
         rows = [
             self._whole(i, shard).index_select(self._matrices[i].axis, self._selected[name][i])
             for i, shard in enumerate(shards)
@@ -98,14 +94,7 @@ class Carrier:
         return Parts(rows, torch.cat([shards[0][:0], *singles]))
 
     def add(self, name: str, parts: Parts, shards: Sequence[Tensor | None], sign: int = 1) -> None:
-        """Add to the entries of a set that this rank holds, in place.
-
-        Args:
-            name: of the set, P or N.
-            parts: as `take` and `to_owners` return them.
-            shards: by matrix, flat; None passes the matrix over.
-            sign: +1 or -1.
-        """
+        """Add to the entries of a set that this rank holds, in place; not where a shard is None."""
         lane = self._routes.of[name].owners.singles
         singles = parts.singles.split(lane.parts)
         for i, (shard, rows, entries) in enumerate(zip(shards, parts.rows, singles, strict=True)):
@@ -127,10 +116,6 @@ class Carrier:
 
     def to_workers(self, name: str, shards: Sequence[Tensor]) -> list[Tensor]:
         """The entries of a set, from who holds them to who works on them (collective).
-
-        Args:
-            name: of the set, P or N.
-            shards: by matrix, flat.
 
         Returns:
             By family, [m, n, d]: W[P] or G[N], columns as rows at axis 1.
@@ -161,12 +146,7 @@ class Carrier:
         return families
 
     def to_owners(self, name: str, families: Sequence[Tensor]) -> Parts:
-        """Results for the entries of a set, from their workers to who holds them (collective).
-
-        Args:
-            name: of the set, P or N.
-            families: as `to_workers` returns them.
-        """
+        """Results for what `to_workers` gave, from their workers to who holds them (collective)."""
         route, blocks, singles, whole = self._routes.of[name], [], [], {}
         for family, order, results in zip(self.families, self._order[name], families, strict=True):
             if self._matrices[family[0]].axis == 1:

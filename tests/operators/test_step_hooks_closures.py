@@ -4,8 +4,7 @@ import pytest
 import torch
 from helpers import linear_site
 from oracle import dense_operator
-from simulated_ranks import SimulatedRanks, run_ranks
-from test_sharded_backend import cut, whole
+from simulated_ranks import SimulatedRanks, cut, run_ranks, whole
 from torch.optim import Optimizer
 
 from apex_composer import Expander
