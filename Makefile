@@ -10,6 +10,8 @@ STAMP := $(VENV)/.installed
 # A folder of RedPajama-format jsonl, jsonl.gz or jsonl.zst. Empty: text that every machine with Python has.
 DATA ?=
 OUT ?= runs/demo
+# A process for each core, up to four: each holds a torch of its own. The tests of a file stay together.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 # Arguments for pytest, for example TESTS="tests/test_yamls.py -x".
 TESTS ?=
 
@@ -46,8 +48,8 @@ train: $(STAMP)  ## the whole job, from text to an APEX-trained model (DATA=fold
 	$(BIN)/apex-composer demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
 
 test: $(STAMP)  ## all tests, the numeric ones as on lesser CPUs too; no GPU, no network
-	$(BIN)/python -m pytest -m "not long" $(TESTS)
-	$(if $(TESTS),,$(BIN)/python tests/lower_capabilities.py)
+	$(BIN)/python -m pytest -m "not long" $(if $(TESTS),$(TESTS),$(PARALLEL))
+	$(if $(TESTS),,$(BIN)/python tests/lower_capabilities.py $(PARALLEL))
 
 test-long: $(STAMP)  ## the tests that take minutes, or a quiet machine
 	$(BIN)/python -m pytest -m long $(TESTS)

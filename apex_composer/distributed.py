@@ -36,7 +36,7 @@ def check_same_on_all_ranks(what: str, value: Any) -> None:
     """Compare a hash of plain data on all ranks (collective).
 
     Args:
-        what: named in the error.
+        what: name of the data, for the error.
         value: numbers, strings, lists and dicts of them.
 
     Raises:
@@ -55,55 +55,3 @@ def check_same_on_all_ranks(what: str, value: Any) -> None:
             "apart. Give all ranks the same weights, settings and seed, and let every rank run "
             "the same number of forward passes before a stage begins"
         )
-
-
-class ShardRanks:
-    """The ranks that hold one copy of the sharded weights between them.
-
-    Args:
-        group: of these ranks.
-        replicas: how many such groups there are (HSDP), default 1.
-
-    Raises:
-        ValueError: if there are ranks that hold no part of the weights.
-    """
-
-    def __init__(self, group: "torch.distributed.ProcessGroup", replicas: int = 1):
-        self._group, self._replicas = group, replicas
-        self.rank, self.size = group.rank(), group.size()
-        if self.size * replicas != world_size():
-            raise ValueError(
-                f"the weights are sharded over {self.size} x {replicas} (shards x replicas) of "
-                f"{world_size()} ranks, allowed: all ranks. Shard over all of them, or replicate "
-                "the shards over the others (HSDP)"
-            )
-
-    def gather(self, own: Any) -> list[Any]:
-        """Plain data of every rank of the group, in rank order; waits for them."""
-        everyone: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(everyone, own, group=self._group)
-        return everyone
-
-    def exchange(self, chunks: Tensor, sizes: list[int], expected: list[int]) -> Tensor:
-        """Send every rank its chunk and receive theirs.
-
-        Args:
-            chunks: [sum of sizes], the chunk for rank 0 first.
-            sizes: of the chunks.
-            expected: sizes of what each rank sends here.
-
-        Returns:
-            [sum of expected], the chunk of rank 0 first.
-        """
-        received = chunks.new_empty(sum(expected))
-        torch.distributed.all_to_all_single(received, chunks, expected, sizes, group=self._group)
-        return received
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Add the ranks' shares up, in place: the same bits on all ranks, of all replicas.
-
-        The sum goes over all ranks, not over each group by itself: then even replicas whose
-        networks add in another order cannot drift apart.
-        """
-        torch.distributed.all_reduce(tensor)
-        return tensor.div_(self._replicas) if self._replicas > 1 else tensor

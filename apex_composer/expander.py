@@ -1,7 +1,7 @@
 """All sites of a model through the stages of APEX. Plain torch: usable in any training loop."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any
 
@@ -9,34 +9,48 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from apex_composer import settings
 from apex_composer.assessment.collector import Assessment
-from apex_composer.assessment.counts import GroupTotals
 from apex_composer.assessment.selection import (
     Selection,
     count_by_group,
     count_selected,
-    select_alike,
+    select_groups,
 )
 from apex_composer.assessment.stage_record import stage_record
-from apex_composer.expander_state import check_state, pack_state
 from apex_composer.model.sites import Site, check_sites
-from apex_composer.operators.backends import Executor, check_executors
+from apex_composer.operators.executors import Executor
 from apex_composer.operators.operator import ExpansionOperator
+from apex_composer.operators.optimizer import to_cpu
 from apex_composer.operators.stage_operators import StageOperators
 from apex_composer.operators.step_hooks import Attachment
-from apex_composer.ops.monarch import MonarchFactors
-from apex_composer.settings import (
-    IMPLEMENTATIONS,
-    KV_HEADS,
-    METHODS,
-    check_choice,
-    check_flag,
-    check_not_negative,
-    check_positive,
-    check_threshold,
-)
+from apex_composer.sharding.executors import check_executors, make_executors
 from apex_composer.sharding.shards import reshard
 from apex_composer.stopwatch import Stopwatch
+
+STATE_VERSION = 1
+
+
+def check_model(
+    sites: Sequence[Site],
+    threshold: float,
+    kv_heads: str = "auto",
+    expansion: bool = True,
+    implementation: str = "auto",
+    device: torch.device | None = None,
+) -> tuple[list[Site], dict[str, int]]:
+    """The sites that an `Expander` with these settings expands, and K of every group by name.
+
+    The model is left alone. Arguments are those of `Expander`, already checked.
+
+    Raises:
+        ValueError: as `Expander`, for what the model is like.
+    """
+    counts = count_by_group(sites, threshold, kv_heads)
+    expanded = [site for site in sites if site.group.name in counts]
+    check_sites(expanded)
+    check_executors(expanded, counts, implementation, device, expansion=expansion)
+    return expanded, counts
 
 
 class Expander:
@@ -59,18 +73,17 @@ class Expander:
         expander.fuse()                     # or begin_stage() again, with the scores since
 
     Args:
-        sites: of `find_sites(model)`, or some of them.
+        sites: all those of `find_sites(model)`, or some of them.
         threshold: share of units selected on each side, default 0.125.
-        seed: of R and of random selections, an integer of 0 or more. Default 17.
+        seed: an integer of 0 or more, for R and for random selections. Default 17.
         kv_heads: `auto` expands KV heads where threshold * KV heads >= 1, `expand` forces at
             least one, `skip` leaves them alone. Default `auto`.
         method: `rank` (eq. 3), `average` (mean norm) or `random` (no assessment). Default `rank`.
         expansion: False selects and reports, without operators (the paper's ablation).
         operator_lr_scale: the operators' learning rate over the weights'. Default None: 1, with a
             warning where the optimizer's learning rates are not of Adam's size (SGD, Lion).
-        implementation: `torch`, `triton` (the kernels), or `auto`: the kernels where they run.
-            Default `auto`.
-        device: that the model will run on; default where it is.
+        implementation: `torch`, `triton` (kernels), or `auto` (where they run), the default.
+        device: where the model will run; default where it is.
 
     Raises:
         ValueError: for a setting out of range, a group too small to select from, weights that
@@ -91,39 +104,33 @@ class Expander:
         implementation: str = "auto",
         device: torch.device | None = None,
     ):
-        self.threshold = threshold = check_threshold(threshold)
-        check_choice("kv_heads", kv_heads, KV_HEADS)
-        check_choice("method", method, METHODS)
-        check_flag("expansion", expansion)
-        if operator_lr_scale is not None:
-            operator_lr_scale = check_positive("operator_lr_scale", operator_lr_scale, float)
-        self.operator_lr_scale = operator_lr_scale
-        check_choice("implementation", implementation, IMPLEMENTATIONS)
-        self.seed, self.kv_heads = check_not_negative("seed", seed), kv_heads
-        self.method, self.expansion = method, expansion
-        self.implementation = implementation
-        self.counts = count_by_group(sites, threshold, kv_heads)
-        self.sites = [site for site in sites if site.group.name in self.counts]
-        check_sites(self.sites)
-        check_executors(self.sites, self.counts, implementation, device, expansion=expansion)
+        self.threshold = settings.check_threshold(threshold)
+        settings.check_choice("kv_heads", kv_heads, settings.KV_HEADS)
+        settings.check_choice("method", method, settings.METHODS)
+        settings.check_flag("expansion", expansion)
+        scale = operator_lr_scale
+        if scale is not None:
+            scale = settings.check_positive("operator_lr_scale", scale, float)
+        settings.check_choice("implementation", implementation, settings.IMPLEMENTATIONS)
+        self.seed, self.kv_heads = settings.check_not_negative("seed", seed), kv_heads
+        self.method, self.expansion, self.implementation = method, expansion, implementation
+        self.sites, self.counts = check_model(
+            sites, self.threshold, kv_heads, expansion, implementation, device
+        )
         self.groups = list({site.group.name: site.group for site in self.sites}.values())
         self.stage = -1
         self.selections: dict[str, Selection] = {}
         self.history: list[dict[str, Any]] = []
         self.stopwatch = Stopwatch()
         assessed = {(g.assessed_by or g).name: g.assessed_by or g for g in self.groups}
-        self.assessment = Assessment(
-            [(group, count_selected(group, threshold)) for group in assessed.values()],
-            self.stopwatch,
-            implementation,
-        )
-        self._attachment: Attachment | None = None
-        self._running = StageOperators(implementation, operator_lr_scale, self.stopwatch)
+        pairs = [(group, count_selected(group, self.threshold)) for group in assessed.values()]
+        self.assessment = Assessment(pairs, self.stopwatch, implementation)
+        self.attachment: Attachment | None = None
+        self.running = StageOperators(scale, self.stopwatch)
 
-    @contextmanager
     def assessing(
         self, attention_mask: Tensor | None = None, sequence_id: Tensor | None = None
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Count the forward passes inside the block towards the scores.
 
         Args:
@@ -133,25 +140,19 @@ class Expander:
                 negative for padding. Each sequence counts as a sample then. Default none: each
                 row does.
         """
-        with self.assessment.assessing(attention_mask, sequence_id):
-            yield
+        return self.assessment.assessing(attention_mask, sequence_id)
 
-    def place_ahead(self, mlp: str, gate: Tensor) -> tuple[Tensor, Tensor | None] | None:
-        """Where a fused SwiGLU puts the norms of an MLP's channels; see `FusedSwiGLU`.
-
-        Args:
-            mlp: name of the module, as in the names of sites.
-            gate: the activation's gate, of its shape and dtype.
-        """
-        return self.assessment.place_ahead(f"{mlp}.channels", gate)
-
-    def begin_stage(self, expansion: bool | None = None) -> None:
+    def begin_stage(
+        self, expansion: bool | None = None, *, stage: int | None = None, batch: int | None = None
+    ) -> None:
         """Fuse what there is, select units from the scores since the last stage, start at T = 0.
 
         The model computes the same function before and after, bit for bit.
 
         Args:
             expansion: False for a plain stage without operators; default as constructed.
+            stage: its number, counted from 0; default the next one.
+            batch: where the run stands, kept as the record's `start_batch`; default none.
 
         Raises:
             RuntimeError: if the method needs scores and nothing has been assessed, or if the
@@ -166,20 +167,21 @@ class Expander:
                 "`with expander.assessing():` before begin_stage()"
             )
         self.fuse()
-        self.stage += 1
-        before = self.selections
-        values = {name: total.ranked_by(self.method) for name, total in totals.items()}
-        chosen = None if self.method == "random" else values
-        self.selections = select_alike(self.groups, self.counts, chosen, self.seed, self.stage)
-        self.history.append(stage_record(self.stage, expansion, before, self.selections, totals))
+        self.stage = self.stage + 1 if stage is None else stage
+        before, values = self.selections, None
+        if self.method != "random":
+            values = {name: total.ranked_by(self.method) for name, total in totals.items()}
+        self.selections = select_groups(self.groups, self.counts, values, self.seed, self.stage)
+        record = stage_record(self.stage, expansion, before, self.selections, totals)
+        self.history.append(record if batch is None else {**record, "start_batch": batch})
         self.assessment.reset()
         if expansion:
             self._begin({}, {})
 
     def fuse(self) -> None:
         """End the stage: the weights already hold W + T, so operators go. Not inside a step."""
-        self._running.settle()
-        self._running.end()
+        self.running.settle()
+        self.running.end()
 
     def attach(self, optimizer: Optimizer) -> Attachment:
         """Make every `optimizer.step()` train the operators too.
@@ -199,43 +201,21 @@ class Expander:
             ValueError: if a site's weight or bias is not trained by the optimizer, or if the
                 operators cannot follow it (settings that AdamW has not, weights of its own).
         """
-        if self._attachment is not None and self._attachment.attached:
+        if self.attachment is not None and self.attachment.attached:
             raise RuntimeError(
                 "this expander is attached to an optimizer already, and two attachments would act "
                 "twice on every step: call remove() of the first one before"
             )
         if self.expansion:
             reshard(self.sites)
-            self._running.check(self.sites, optimizer)
-        self._running.follow(optimizer)
-        self._attachment = Attachment(self, optimizer)
-        return self._attachment
+            self.running.check(self.sites, optimizer)
+        self.running.follow(optimizer)
+        self.attachment = Attachment(self.running, self.sites, optimizer)
+        return self.attachment
 
-    def before_step(self, grad_scale: Tensor | None = None) -> None:
-        """Gradients are ready: map them, and put the base weights back. Idle without operators.
-
-        Args:
-            grad_scale: what the gradients are still multiplied by (a GradScaler with a fused
-                optimizer); default nothing.
-
-        Raises:
-            RuntimeError: without an attached optimizer, after a step left half-way, for gradients
-                mapped already, or for sharded weights changed since the last step.
-        """
-        self._running.before_step(grad_scale)
-
-    def after_step(self) -> None:
-        """The optimizer has stepped on W: step on the factors, write the effective weights."""
-        self._running.after_step()
-
-    def ensure_folded(self, together: bool = False) -> None:
-        """Write the effective weights if a step has left the base weights behind.
-
-        Args:
-            together: T W[P] is computed anew, for W[P] has changed; all ranks must come here.
-                Default False: this rank alone, after a step that failed.
-        """
-        self._running.ensure_folded(together)
+    def ensure_folded(self) -> None:
+        """Write the effective weights if a step that failed has left the base weights behind."""
+        self.running.ensure_folded()
 
     def relative_norms(self) -> dict[str, float]:
         """|T W[P]| / |W_eff[N]| by site (waits for the device; collective with sharded weights)."""
@@ -246,8 +226,19 @@ class Expander:
 
         Collective in a distributed run: scores are summed over the ranks.
         """
-        self._running.settle()
-        return pack_state(self, self._running.moments())
+        self.running.settle()
+        totals = self.assessment.totals()
+        return {
+            "version": STATE_VERSION,
+            "settings": self.settings(),
+            "sites": [site.name for site in self.sites],
+            "stage": self.stage,
+            "selections": {name: to_cpu(sets) for name, sets in self.selections.items()},
+            "factors": {o.site.name: to_cpu(o.factors) for o in self.operators},
+            "moments": self.running.moments(),
+            "scores": {name: [*to_cpu(t[:2]), t.samples] for name, t in totals.items()},
+            "history": deepcopy(self.history),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; the weights must be those saved with it.
@@ -255,14 +246,16 @@ class Expander:
         Raises:
             ValueError: if the settings differ from the saved ones, naming both values.
         """
-        check_state(self, state)
+        settings.check_same("apex state version", state["version"], STATE_VERSION)
+        for setting, now in self.settings().items():
+            settings.check_same(setting, state["settings"].get(setting), now)
+        settings.check_same_members("sites", state["sites"], [site.name for site in self.sites])
         self.fuse()
         self.stage, self.history = state["stage"], deepcopy(state["history"])
         self.selections = {name: Selection(*sets) for name, sets in state["selections"].items()}
-        self.assessment.load_totals({n: GroupTotals(*t) for n, t in state["scores"].items()})
+        self.assessment.load_totals(state["scores"])
         if state["factors"]:
-            factors = {name: MonarchFactors(*pair) for name, pair in state["factors"].items()}
-            self._begin(factors, state["moments"])
+            self._begin(state["factors"], state["moments"])
 
     def settings(self) -> dict[str, Any]:
         """The settings that a checkpoint keeps: a resumed run must have the same."""
@@ -271,25 +264,25 @@ class Expander:
 
     def remove(self) -> None:
         """Fold (see `StageOperators.recover`), and take the assessment's hooks off the model."""
-        self._running.recover()
+        self.running.recover()
         self.assessment.remove()
 
     @property
     def folded(self) -> bool:
         """Whether the parameters hold the effective weights, as they do outside of steps."""
-        return self._running.folded
+        return self.running.folded
 
     @property
     def operators(self) -> list[ExpansionOperator]:
         """Of the running stage; none between stages, and in a plain one."""
-        return self._running.operators
+        return self.running.operators
 
     @property
     def executors(self) -> list[Executor]:
         """Who do the operators' work."""
-        return self._running.executors
+        return self.running.executors
 
-    def _begin(self, factors: dict[str, MonarchFactors], moments: dict[str, Any]) -> None:
+    def _begin(self, factors: Mapping[str, Sequence[Tensor]], moments: dict[str, Any]) -> None:
         """Operators of a stage: fresh ones, or with saved factors and moments."""
         operators = [
             ExpansionOperator(
@@ -301,4 +294,5 @@ class Expander:
             )
             for site in self.sites
         ]
-        self._running.begin(operators, moments)
+        executors = make_executors(operators, self.implementation)
+        self.running.begin(operators, executors, moments)

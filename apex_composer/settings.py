@@ -38,7 +38,7 @@ def check_keys(setting: str, given: Mapping[str, Any], allowed: Iterable[str]) -
 
 def check_threshold(threshold: Any) -> float:
     """The threshold as a float; ValueError unless 0 < threshold <= 0.5."""
-    if not _is_number(threshold) or not 0 < threshold <= 0.5:
+    if not is_number(threshold) or not 0 < threshold <= 0.5:
         raise ValueError(
             f"threshold: got {threshold!r}, allowed: a number in (0, 0.5], the share of units on "
             "each side (paper: 0.125 for continued pre-training, 0.1875 for instruction tuning)"
@@ -48,14 +48,14 @@ def check_threshold(threshold: Any) -> float:
 
 def check_positive(setting: str, value: Any, kind: type = int) -> Any:
     """The value as a plain int or float; ValueError unless it is one, positive and finite."""
-    if not _is_number(value, kind) or not value > 0:
+    if not is_number(value, kind) or not value > 0:
         raise ValueError(f"{setting}: got {value!r}, allowed: a positive {kind.__name__}")
     return kind(value)
 
 
 def check_not_negative(setting: str, value: Any, highest: int | None = None) -> int:
     """The value as a plain int; ValueError unless it is one from 0 to `highest` (None: any)."""
-    if not _is_number(value, int) or value < 0 or (highest is not None and value > highest):
+    if not is_number(value, int) or value < 0 or (highest is not None and value > highest):
         limits = "of 0 or more" if highest is None else f"from 0 to {highest}"
         raise ValueError(f"{setting}: got {value!r}, allowed: an integer {limits}")
     return int(value)
@@ -63,12 +63,12 @@ def check_not_negative(setting: str, value: Any, highest: int | None = None) -> 
 
 def check_finite(setting: str, value: Any, allowed: str, lowest: float = -math.inf) -> float:
     """The value as a plain float; ValueError, naming what is allowed, unless it is a number."""
-    if not _is_number(value) or value < lowest:
+    if not is_number(value) or value < lowest:
         raise ValueError(f"{setting}: got {value!r}, allowed: {allowed}")
     return float(value)
 
 
-def _is_number(value: Any, kind: type = float) -> bool:
+def is_number(value: Any, kind: type = float) -> bool:
     """Whether it is a finite number: Python's or numpy's, for int an integer; never a bool."""
     if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
         return False

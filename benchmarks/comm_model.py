@@ -1,23 +1,70 @@
 """What APEX sends between GPUs that shard the weights, next to FSDP's own traffic: a prediction.
 
-Bytes are computed (apex_composer/traffic.py; a test counts them in a run), times follow from them
-at the given bandwidths, as if nothing overlapped. Gradient accumulation 1, FSDP2 or FSDP1 with
-FULL_SHARD; FSDP gathers the weights twice and reduces the gradients once per step.
+Per step, whatever the number of sites (apex_composer/sharding/sharded_executor.py): 4 exchanges
+(all_to_all) and 1 sum (all_reduce).
+
+    rows (axis 0)      G[N] out, T^T G[N] back to P, W[P] out, D back to N: each n x d numbers in
+                       all, of which the share 1 / S stays where it is
+    columns (axis 1)   nothing with FSDP2; with FSDP1 the n selected entries of every row that
+                       two ranks share, at most S - 1 rows of an FSDP unit
+    factors            n (p + q) numbers per site, summed over the ranks
+
+Times follow from the bytes (which a test counts) at the given bandwidths, as if nothing overlapped.
+Gradient accumulation 1, FSDP2 or FSDP1 with FULL_SHARD; FSDP gathers the weights twice and reduces
+the gradients once per step.
 
     python benchmarks/comm_model.py --ranks 8 64 512 --network 50
+
+Shape legend
+    S   ranks that share the weights    n = p * q   indices of P, and of N    d   free axis
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from apex_composer.assessment.selection import count_selected
 from apex_composer.model.sites import Group
-from apex_composer.traffic import EXCHANGES, SUMS, SiteSize, step_traffic
+from apex_composer.ops.monarch import factor_pair
 
 GIGA, RANKS_PER_NODE = 1e9, 8
+EXCHANGES, SUMS = 4, 1
+
+
+class SiteSize(NamedTuple):
+    """What of a site counts for its traffic.
+
+    Attributes:
+        axis: 0 or 1.
+        selected: n, indices of P (and as many of N).
+        free: d, the length of the other axis; one more with a bias.
+    """
+
+    axis: int
+    selected: int
+    free: int
+
+
+def step_traffic(sites: Sequence[SiteSize], ranks: int, bytes_each: int = 4) -> tuple[float, int]:
+    """The bytes of one optimizer step.
+
+    Args:
+        sites: all that are expanded.
+        ranks: S.
+        bytes_each: size of a number, 4 for float32.
+
+    Returns:
+        What is sent to other ranks in all exchanges, by all ranks together: exact with FSDP2
+        where S divides d, otherwise what FSDP1's cut rows and the padding add comes on top and
+        the share that stays differs a little. And what lies in the buffer of the one sum.
+    """
+    rows = sum(site.selected * site.free for site in sites if site.axis == 0)
+    factors = sum(site.selected * sum(factor_pair(site.selected)) for site in sites)
+    return EXCHANGES * rows * (ranks - 1) / ranks * bytes_each, factors * bytes_each
 
 
 @dataclass(frozen=True)
@@ -66,49 +113,30 @@ MODELS = (
 )
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One line of the table; bytes and seconds per step and rank."""
-
-    fsdp: float
-    exchanged: float
-    summed: float
-    fsdp_seconds: float
-    apex_seconds: float
-    compute_seconds: float
-
-    @property
-    def share(self) -> float:
-        """APEX's bytes over FSDP's."""
-        return (self.exchanged + self.summed) / self.fsdp
-
-    @property
-    def overhead(self) -> float:
-        """APEX's communication over a step's computation."""
-        return self.apex_seconds / self.compute_seconds
-
-
-def predict(model: Model, ranks: int, options: argparse.Namespace) -> Prediction:
-    """Bytes and times of one step."""
+def predict(model: Model, ranks: int, options: argparse.Namespace) -> dict[str, str]:
+    """One line of the table by its columns: bytes and times per step and rank."""
     away = (ranks - 1) / ranks
     fsdp = model.parameters * away * (2 * options.gather_bytes + options.reduce_bytes)
-    traffic = step_traffic(model.sites(options.threshold), ranks)
-    exchanged = traffic.exchanged / ranks
-    summed = traffic.sent_by_rank(ranks) - exchanged
+    exchanged, summed = step_traffic(model.sites(options.threshold), ranks)
+    exchanged, summed = exchanged / ranks, 2 * away * summed  # the sum as a ring
     # One link of the chain that crosses nodes sets the pace of ring collectives.
     ring = options.network if ranks > RANKS_PER_NODE else options.nvlink
     outside = max(0, ranks - RANKS_PER_NODE) / max(1, ranks - 1)
     pairwise = exchanged * (outside / options.network + (1 - outside) / options.nvlink)
     delays = EXCHANGES * (options.latency + ranks * options.peer_latency) + SUMS * options.latency
-    flops = 6 * model.parameters * options.tokens
-    return Prediction(
-        fsdp,
-        exchanged,
-        summed,
-        fsdp / ring / GIGA,
-        (pairwise + summed / ring) / GIGA + delays * 1e-6,
-        flops / (options.tflops * 1e12),
-    )
+    apex_seconds = (pairwise + summed / ring) / GIGA + delays * 1e-6
+    compute_seconds = 6 * model.parameters * options.tokens / (options.tflops * 1e12)
+    return {
+        "GPUs": str(ranks),
+        "FSDP, GB": f"{fsdp / GIGA:.2f}",
+        "exchanges, MB": f"{exchanged / 1e6:.1f}",
+        "factors, MB": f"{summed / 1e6:.1f}",
+        "APEX / FSDP, bytes": f"{(exchanged + summed) / fsdp:.2%}",
+        "FSDP, ms": f"{1e3 * fsdp / ring / GIGA:.1f}",
+        "APEX, ms": f"{1e3 * apex_seconds:.2f}",
+        "compute, ms": f"{1e3 * compute_seconds:.0f}",
+        "APEX / compute": f"{apex_seconds / compute_seconds:.2%}",
+    }
 
 
 def parse() -> argparse.Namespace:
@@ -135,25 +163,12 @@ def main() -> None:
     """Print one table per model."""
     options = parse()
     for model in MODELS:
+        lines = [predict(model, ranks, options) for ranks in options.ranks]
         table = Table(title=f"{model.name}: {model.parameters / 1e9:.2f} B parameters")
-        for title in (
-            *("GPUs", "FSDP, GB", "exchanges, MB", "factors, MB", "APEX / FSDP, bytes"),
-            *("FSDP, ms", "APEX, ms", "compute, ms", "APEX / compute"),
-        ):
+        for title in lines[0]:
             table.add_column(title, justify="right")
-        for ranks in options.ranks:
-            line = predict(model, ranks, options)
-            table.add_row(
-                str(ranks),
-                f"{line.fsdp / 1e9:.2f}",
-                f"{line.exchanged / 1e6:.1f}",
-                f"{line.summed / 1e6:.1f}",
-                f"{line.share:.2%}",
-                f"{1e3 * line.fsdp_seconds:.1f}",
-                f"{1e3 * line.apex_seconds:.2f}",
-                f"{1e3 * line.compute_seconds:.0f}",
-                f"{line.overhead:.2%}",
-            )
+        for line in lines:
+            table.add_row(*line.values())
         Console(width=120).print(table)
     print("Per step and GPU, sent; gradient accumulation 1. Times as if nothing overlapped.")
 

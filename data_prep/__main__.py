@@ -26,8 +26,7 @@ verify_app = typer.Typer(add_completion=False)
 @contextmanager
 def status_of_errors() -> Iterator[None]:
     """One line for an error; status 2 when the command line is at fault, 1 for data or disk."""
-    from apex_composer.data_prep.options import SettingsError
-    from apex_composer.data_prep.workers import WorkerDiedError
+    from apex_composer.data_prep.errors import SettingsError, WorkerDiedError
 
     try:
         yield
@@ -99,7 +98,7 @@ def prep_command(
     """
     with status_of_errors():
         from apex_composer.data_prep import Options, prepare
-        from apex_composer.data_prep.options import SettingsError
+        from apex_composer.data_prep.errors import SettingsError
 
         if train_tokens is not None and _amount(train_tokens) is None and not _amount(cpt_tokens):
             raise SettingsError(
@@ -186,7 +185,7 @@ def _proportions(name: str) -> dict[str, float] | None:
 
 
 def _parse_shard(text: str | None) -> tuple[int, int] | None:
-    from apex_composer.data_prep.options import SettingsError
+    from apex_composer.data_prep.errors import SettingsError
 
     if text is None:
         return None

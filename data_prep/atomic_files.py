@@ -10,11 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from apex_composer.data_prep.errors import DiskFullError
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class DiskFullError(OSError):
-    """The disk that is written to has no room left."""
 
 
 @contextmanager

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from apex_composer.data_prep.atomic_files import read_json, write_json
-from apex_composer.data_prep.choose.job_plan import PLAN, WORK, check_same, read_plan
-from apex_composer.data_prep.options import Options, OutputTakenError, SettingsError
-from apex_composer.data_prep.read.documents import Source
+from apex_composer.data_prep.choose.job_plan import check_same, read_plan
+from apex_composer.data_prep.errors import OutputTakenError, SettingsError
+from apex_composer.data_prep.options import Options
+from apex_composer.data_prep.paths import DOWNLOADS, LOCK, MANIFEST, PARTS, PLAN, WORK
 from apex_composer.data_prep.read.remote import is_remote
-from apex_composer.data_prep.write.manifest import MANIFEST, is_of_any_version, read_manifest
+from apex_composer.data_prep.read.sources import Source
+from apex_composer.data_prep.write.manifest import is_of_any_version, read_manifest
 from apex_composer.data_prep.write.verify import missing_shards
 
-PARTS = "parts.json"
-DOWNLOADS = "downloads"
-LOCK = "lock"
 # A file system that knows no locks, such as some network ones.
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
@@ -90,7 +89,7 @@ def check_ours(out: Path) -> None:
     Raises:
         OutputTakenError: it does.
     """
-    if not out.exists() or (out / WORK / LOCK).is_file():
+    if not out.exists() or (out / LOCK).is_file():
         return
     if is_of_any_version(read_json(out / MANIFEST)):
         return
@@ -107,9 +106,9 @@ def clear(out: Path) -> None:
     Args:
         out: output folder, locked.
     """
-    for path in (out / MANIFEST, out / WORK / PLAN):  # first: the rest must not look whole
+    for path in (out / MANIFEST, out / PLAN):  # first: the rest must not look whole
         path.unlink(missing_ok=True)
-    kept = {out / WORK, *(out / WORK).glob(f"{LOCK}*")}
+    kept = {out / WORK, *out.glob(f"{LOCK}*")}
     for path in [*out.iterdir(), *(out / WORK).iterdir()]:
         if path not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -131,18 +130,18 @@ def locked(out: Path, shard: tuple[int, int] | None) -> Iterator[None]:
     """
     (out / WORK).mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        whole = stack.enter_context((out / WORK / LOCK).open("w"))
+        whole = stack.enter_context((out / LOCK).open("w"))
         got = _lock(whole, fcntl.LOCK_EX)
         if got:
             _remove_remains(out)
-            if not (out / WORK / PLAN).exists() and not (out / MANIFEST).exists():
+            if not (out / PLAN).exists() and not (out / MANIFEST).exists():
                 clear(out)  # what a killed --overwrite has left
         if shard is not None:
             if _lock(whole, fcntl.LOCK_SH) is False:
                 raise _taken(out)
             _agree_on_parts(out, shard[1], bool(got))
             name = f"{LOCK}-{shard[0]}-of-{shard[1]}"
-            got = _lock(stack.enter_context((out / WORK / name).open("w")), fcntl.LOCK_EX)
+            got = _lock(stack.enter_context((out / name).open("w")), fcntl.LOCK_EX)
         if got is False:
             raise _taken(out)
         yield
@@ -175,7 +174,7 @@ def _taken(out: Path) -> OutputTakenError:
 
 def _agree_on_parts(out: Path, parts: int, alone: bool) -> None:
     """Parts of different divisions would do the same pieces at the same time."""
-    path = out / WORK / PARTS
+    path = out / PARTS
     if alone:
         write_json(path, parts)
     elif read_json(path) not in (None, parts):
@@ -191,4 +190,4 @@ def _remove_remains(out: Path) -> None:
             shutil.rmtree(remains, ignore_errors=True)
         else:
             remains.unlink(missing_ok=True)
-    shutil.rmtree(out / WORK / DOWNLOADS, ignore_errors=True)
+    shutil.rmtree(out / DOWNLOADS, ignore_errors=True)

@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from apex_composer.data_prep.choose.document_index import piece_folder
-from apex_composer.data_prep.choose.job_plan import WORK, Plan
-from apex_composer.data_prep.output_folder import DOWNLOADS
+from apex_composer.data_prep.choose.job_plan import Plan
+from apex_composer.data_prep.paths import DOWNLOADS, TOKENIZER_FOLDER, piece_folder
 from apex_composer.data_prep.progress import ReadingBar
 from apex_composer.data_prep.tokens.piece import tokenise_piece
-from apex_composer.data_prep.tokens.sequences import token_type
+from apex_composer.data_prep.tokens.tokenizer import token_type
 from apex_composer.data_prep.workers import run_tasks
-from apex_composer.data_prep.write.manifest import TOKENIZER_FOLDER
 
 
 def missing_pieces(out: Path, plan: Plan) -> list[int]:
@@ -76,10 +74,9 @@ def _piece_task(out: Path, plan: Plan, number: int) -> dict[str, Any]:
         "start": start,
         "stop": stop,
         "kept": plan["kept"],
-        "sections": plan.get("sections", 1),
         "tokenizer_file": str(out / TOKENIZER_FOLDER / "tokenizer.json"),
         "bos": tokenizer["bos"],
         "eos": tokenizer["eos"],
-        "downloads": str(out / WORK / DOWNLOADS),
+        "downloads": str(out / DOWNLOADS),
         "dtype": token_type(tokenizer["vocabulary_size"]),
     }

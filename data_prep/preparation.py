@@ -8,7 +8,6 @@ from typing import Any
 from apex_composer.data_prep.atomic_files import write_bytes, write_text
 from apex_composer.data_prep.choose.budgets import check_budgets
 from apex_composer.data_prep.choose.job_plan import (
-    WORK,
     Plan,
     describe_source,
     make_plan,
@@ -16,7 +15,8 @@ from apex_composer.data_prep.choose.job_plan import (
     source_differences,
     write_plan,
 )
-from apex_composer.data_prep.options import Options, SettingsError, read_options
+from apex_composer.data_prep.errors import SettingsError
+from apex_composer.data_prep.options import Options, read_options
 from apex_composer.data_prep.output_folder import (
     check_apart,
     check_ours,
@@ -24,17 +24,13 @@ from apex_composer.data_prep.output_folder import (
     locked,
     open_target,
 )
+from apex_composer.data_prep.paths import STREAMS, TOKENIZER_FOLDER, WORK
 from apex_composer.data_prep.pieces import missing_pieces, tokenise_pieces
-from apex_composer.data_prep.read.documents import Source, find_sources
+from apex_composer.data_prep.read.sources import Source, find_sources
 from apex_composer.data_prep.tokens.tokenizer import load_tokenizer
 from apex_composer.data_prep.workers import check_workers
 from apex_composer.data_prep.write.finish import finish
-from apex_composer.data_prep.write.manifest import (
-    STREAMS,
-    TOKENIZER_FOLDER,
-    read_manifest,
-    write_streams,
-)
+from apex_composer.data_prep.write.manifest import read_manifest, write_streams
 
 
 def prepare(
@@ -87,12 +83,9 @@ def prepare(
         )
     check_apart(input, out)
     sources = find_sources(input, options.format)
-    if options.shares is None:
-        check_budgets(options, sorted({s.domain for s in sources if s.domain is not None}))
+    check_budgets(options, sorted({s.domain for s in sources if s.domain is not None}))
     with tempfile.TemporaryDirectory(prefix="apex-prep-") as folder:
         description = load_tokenizer(str(tokenizer), Path(folder))
-        if options.tokenizer_training:
-            description["name"] = "trained on this data"
         check_ours(out)
         if not overwrite:
             open_target(out, options, sources, description)  # before the lock writes anything

@@ -8,11 +8,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from apex_composer.data_prep.choose.estimate import TYPICAL_RATIO
-
 COMPRESSED = (".gz", ".zst", ".parquet")
 # Between two states of a bar that goes to a file or a pipe, where every state stays.
 SECONDS_IN_LOGS = 30.0
+# Text in a stored byte of an archive, until some are read.
+TYPICAL_RATIO = 3.0
 
 
 def progress_bar(*iterable: Any, **options: Any) -> tqdm:
@@ -98,13 +98,3 @@ class ReadingBar:
         if whole:
             self.bar.update(self.bar.total - self.bar.n)
         self.bar.close()
-
-
-def token_bar(tokens: int, description: str) -> tqdm:
-    """The bar of phase 2 and of verification.
-
-    Args:
-        tokens: that will be written or read.
-        description: what is done.
-    """
-    return progress_bar(total=tokens, unit=" tokens", unit_scale=True, desc=description)

@@ -11,15 +11,11 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from apex_composer.data_prep.options import SettingsError
+from apex_composer.data_prep.errors import SettingsError, WorkerDiedError
 
 Task = dict[str, Any]
 # A worker's function: the task, and a function that reports progress. Must be of a module.
 Work = Callable[[Task, Callable[[Any], None]], Any]
-
-
-class WorkerDiedError(RuntimeError):
-    """A worker process ended without an answer."""
 
 
 def run_tasks(

@@ -20,10 +20,19 @@ NONE = {
 LOWER = {"AVX512": (AVX2, NONE), "AVX2": (NONE,), "SVE256": (NONE,)}
 
 
-def main() -> int:
-    """Run them all; the status is 1 if any of them fails."""
+def main(*arguments: str) -> int:
+    """Run them all, with the arguments for pytest; the status is 1 if any of them fails."""
     best = torch.backends.cpu.get_cpu_capability()
-    command = [sys.executable, "-m", "pytest", "-q", "--disable-warnings", "-m", "numeric"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--disable-warnings",
+        "-m",
+        "numeric",
+        *arguments,
+    ]
     statuses = []
     for settings in LOWER.get(best, ()):
         print("\nNumeric tests with", *(f"{k}={v}" for k, v in settings.items()), flush=True)
@@ -32,4 +41,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

@@ -28,11 +28,11 @@ def test_every_lower_capability_is_run_and_any_failure_counts(
 
     def run(command, env):
         started.append(env["ATEN_CPU_CAPABILITY"])
-        assert command[-2:] == ["-m", "numeric"]
+        assert command[-3:] == ["-m", "numeric", "-x"]
         return SimpleNamespace(returncode=int(started[-1] == failing))
 
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: best)
     monkeypatch.setattr(lower_capabilities.subprocess, "run", run)
-    assert lower_capabilities.main() == int(failing in expected)
+    assert lower_capabilities.main("-x") == int(failing in expected)
     assert started == expected
     assert capsys.readouterr().out.count("Numeric tests with") == len(expected)

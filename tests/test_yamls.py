@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from apex_composer.data_prep import Options, read_manifest
 from apex_composer.data_prep.__main__ import prep_app
 from apex_composer.data_prep.choose.budgets import wanted_tokens
-from apex_composer.data_prep.choose.proportions import LLAMA1
 from apex_composer.data_prep.options import parse_amount
+from apex_composer.data_prep.read.domains import LLAMA1
 
 ROOT = Path(__file__).parents[1]
 YAMLS = ROOT / "yamls"

@@ -6,7 +6,7 @@ Shape legend
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from apex_composer.assessment.counts import Counts, GroupTotals, count_samples
+from apex_composer.assessment.scores import Counts, GroupTotals, add_counts, count_samples
 from apex_composer.distributed import global_rank, sum_over_ranks
 from apex_composer.model.sites import Group
 from apex_composer.ops.dispatch import unit_square_sums
@@ -36,7 +36,7 @@ class _Cohort:
     groups: list[Group]
     count: int  # K
     square_sums: Tensor | None = None  # [groups, B, U], one buffer for all forward passes
-    filled: set[int] = field(default_factory=set)  # places of groups that it holds
+    filled: set[int] = field(default_factory=set)  # indices of the groups that it holds
     ahead: set[int] = field(default_factory=set)  # filled by a kernel before the hook is called
     pending: Counts | None = None
     committed: Counts | None = None
@@ -50,10 +50,10 @@ class Assessment:
     checkpointing, which run inside a backward pass, never count.
 
     Args:
-        groups: of query heads and channels, with the K of each: how many units are ranked as
+        groups: query heads and channels, with the K of each group: how many units are ranked as
             the largest and as the smallest.
-        stopwatch: counts the time spent; default one that nobody reads.
-        implementation: of the norms, see `ops.resolve`. Default `auto`.
+        stopwatch: clock that counts the time spent; default one that nobody reads.
+        implementation: kernels or torch for the norms, see `ops.dispatch.resolve`. Default `auto`.
     """
 
     def __init__(
@@ -63,62 +63,53 @@ class Assessment:
         implementation: str = "auto",
     ):
         self._stopwatch, self._implementation = stopwatch or Stopwatch(), implementation
-        self._cohorts: dict[tuple, _Cohort] = {}
-        self._places: dict[str, tuple[_Cohort, int]] = {}
+        self._index: dict[str, tuple[_Cohort, int]] = {}  # of every group, in its cohort
+        self._handles = []
         self._mask: Tensor | None = None
         self._packed: PackedSamples | None = None
         self._open = self._full = False
+        cohorts: dict[tuple, _Cohort] = {}
         for group, count in groups:
             key = (group.unit, group.units, group.unit_size, count)
-            cohort = self._cohorts.setdefault(key, _Cohort([], count))
-            self._places[group.name] = (cohort, len(cohort.groups))
+            cohort = cohorts.setdefault(key, _Cohort([], count))
+            self._index[group.name] = cohort, len(cohort.groups)
             cohort.groups.append(group)
-        self._handles = [
-            group.probe.register_forward_pre_hook(self._hook(*self._places[group.name]))
-            for group, _ in groups
-        ]
+            hook = self._hook(*self._index[group.name])
+            self._handles.append(group.probe.register_forward_pre_hook(hook))
+        self._cohorts = list(cohorts.values())
 
-    def _hook(self, cohort: _Cohort, place: int):
-        unit_size = cohort.groups[place].unit_size
-
+    def _hook(self, cohort: _Cohort, index: int):
         @torch.compiler.disable
         def collect(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if place in cohort.ahead:
-                cohort.ahead.remove(place)
-                return
-            if not self._counts_now():
-                return
-            activation = inputs[0].detach()
-            if self._packed is not None:
-                self._collect_packed(cohort, place, activation)
-                return
-            # Without a sample axis even a full mask is needed, to tell the samples apart.
-            mask = None if self._full and activation.dim() == 3 else self._mask
-            samples = activation.shape[0] if activation.dim() == 3 or mask is None else len(mask)
-            with self._stopwatch.block(activation.device):
-                unit_square_sums(
-                    activation,
-                    unit_size,
-                    mask,
-                    out=self._place(cohort, place, samples, activation),
-                    implementation=self._implementation,
-                )
+            if index in cohort.ahead:
+                cohort.ahead.remove(index)
+            elif self._counts_now():
+                activation = inputs[0].detach()
+                with self._stopwatch.block(activation.device):
+                    self._collect(cohort, index, activation)
 
-        collect.owner = self, cohort.groups[place].probe
+        collect.owner = self, cohort.groups[index].probe
         return collect
 
-    def _collect_packed(self, cohort: _Cohort, place: int, activation: Tensor) -> None:
-        with self._stopwatch.block(activation.device):
-            out = self._place(cohort, place, len(self._packed.lengths), activation)
-            out.copy_(packed_square_sums(activation, cohort.groups[place].unit_size, self._packed))
+    def _collect(self, cohort: _Cohort, index: int, activation: Tensor) -> None:
+        unit_size = cohort.groups[index].unit_size
+        if self._packed is not None:
+            out = self._reserve(cohort, index, len(self._packed.lengths), activation)
+            out.copy_(packed_square_sums(activation, unit_size, self._packed))
+            return
+        # Without a sample axis even a full mask is needed, to tell the samples apart.
+        mask = None if self._full and activation.dim() == 3 else self._mask
+        samples = activation.shape[0] if activation.dim() == 3 or mask is None else len(mask)
+        out = self._reserve(cohort, index, samples, activation)
+        unit_square_sums(activation, unit_size, mask, out=out, implementation=self._implementation)
 
     def _counts_now(self) -> bool:
         # -1: not inside a backward pass, so not a recomputation. The only way torch offers.
         return self._open and torch._C._current_graph_task_id() == -1
 
-    def _place(self, cohort: _Cohort, place: int, samples: int, activation: Tensor) -> Tensor:
+    def _reserve(self, cohort: _Cohort, index: int, samples: int, activation: Tensor) -> Tensor:
         """Where a group's norms of this forward pass go: [samples, U]."""
-        if place in cohort.filled:  # the next microbatch inside one open()
+        if index in cohort.filled:  # the next microbatch inside one open()
             self._rank()
         shape = (len(cohort.groups), samples, cohort.groups[0].units)
         dtype = torch.promote_types(activation.dtype, torch.float32)
@@ -126,26 +117,26 @@ class Assessment:
         if buffer is None or buffer.shape != shape or buffer.dtype != dtype:
             with torch.inference_mode(False):  # training will write into it too
                 cohort.square_sums = torch.empty(shape, dtype=dtype, device=activation.device)
-        cohort.filled.add(place)
-        return cohort.square_sums[place]
+        cohort.filled.add(index)
+        return cohort.square_sums[index]
 
-    def place_ahead(self, group: str, activation: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    def reserve_norms(self, group: str, activation: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """Where a kernel that computes a group's activation puts the sums of squares as well.
 
         Args:
             group: name of the group whose activation is about to be computed.
-            activation: of the same shape and dtype, [samples, tokens, U * unit_size].
+            activation: any tensor of its shape and dtype, [samples, tokens, U * unit_size].
 
         Returns:
             [samples, U] to be filled and the mask (None: all tokens count), or None where this
             forward pass does not count, or its rows are packed.
         """
-        fits = activation.dim() == 3 and self._packed is None and group in self._places
+        fits = activation.dim() == 3 and self._packed is None and group in self._index
         if not self._counts_now() or not fits:
             return None
-        cohort, place = self._places[group]
-        out = self._place(cohort, place, activation.shape[0], activation)
-        cohort.ahead.add(place)
+        cohort, index = self._index[group]
+        out = self._reserve(cohort, index, activation.shape[0], activation)
+        cohort.ahead.add(index)
         return out, None if self._full else self._mask
 
     def remove(self) -> None:
@@ -167,7 +158,7 @@ class Assessment:
             attention_mask: [B, tokens], true (1) for tokens that count; None counts all.
             sequence_id: [B, tokens], where rows are packed: each sequence counts as a sample, see
                 `packed_samples.find_samples`. None: a row is a sample.
-            full: the mask is known to be true everywhere, so that it need not be applied.
+            full: whether the mask is known to be true everywhere and need not be applied.
         """
         self._mask, self._full, self._open, self._packed = attention_mask, full, True, None
         if sequence_id is not None:
@@ -176,8 +167,7 @@ class Assessment:
 
     def close(self) -> None:
         """Rank what the last forward pass left, and stop counting."""
-        device = next(iter(self._cohorts.values())).groups[0].probe.weight.device
-        with self._stopwatch.block(device):
+        with self._stopwatch.block(self._cohorts[0].groups[0].probe.weight.device):
             self._rank()
         self._mask, self._packed, self._open = None, None, False
 
@@ -199,38 +189,32 @@ class Assessment:
     def _rank(self) -> None:
         valid = None if self._mask is None or self._full else self._mask.any(dim=1)
         valid = valid if self._packed is None else self._packed.valid
-        for cohort in self._cohorts.values():
+        for cohort in self._cohorts:
             if not cohort.filled:
                 continue
-            if len(cohort.filled) != len(cohort.groups):
-                missing = [g.name for i, g in enumerate(cohort.groups) if i not in cohort.filled]
+            missing = [g.name for i, g in enumerate(cohort.groups) if i not in cohort.filled]
+            if missing:
                 raise RuntimeError(f"this forward pass did not reach {', '.join(missing)}")
             cohort.filled = set()
             counts = count_samples(cohort.square_sums, cohort.count, valid)
-            if cohort.pending is None:
-                cohort.pending = counts
-            else:
-                cohort.pending.add(counts)
+            cohort.pending = add_counts(cohort.pending, counts)
 
     def commit(self) -> None:
         """Make the counts since the last commit part of the scores."""
-        for cohort in self._cohorts.values():
-            if cohort.pending is not None and cohort.committed is not None:
-                cohort.committed.add(cohort.pending)
-            elif cohort.pending is not None:
-                cohort.committed = cohort.pending
+        for cohort in self._cohorts:
+            cohort.committed = add_counts(cohort.committed, cohort.pending)
             cohort.pending = None
 
     def discard(self) -> None:
         """Forget the counts since the last commit (a batch that is tried again)."""
         self._mask, self._packed, self._open = None, None, False
-        for cohort in self._cohorts.values():
+        for cohort in self._cohorts:
             cohort.filled, cohort.ahead, cohort.pending = set(), set(), None
 
     def reset(self) -> None:
         """Forget all scores."""
         self.discard()
-        for cohort in self._cohorts.values():
+        for cohort in self._cohorts:
             cohort.committed = None
 
     def totals(self) -> dict[str, GroupTotals]:
@@ -240,28 +224,29 @@ class Assessment:
             One entry per group, empty before anything was committed on any rank.
         """
         totals = {}
-        for cohort in self._cohorts.values():
-            summed = _sum_over_ranks(cohort)
-            if summed is None:
-                continue
-            for group, scores, norm_sums in zip(
-                cohort.groups, summed.scores, summed.norm_sums, strict=True
-            ):
-                totals[group.name] = GroupTotals(scores, norm_sums, int(summed.samples))
+        for cohort in self._cohorts:
+            scores, norm_sums, samples = _sum_over_ranks(cohort)
+            if int(samples) > 0:
+                for index, group in enumerate(cohort.groups):
+                    totals[group.name] = GroupTotals(scores[index], norm_sums[index], int(samples))
         return totals
 
-    def load_totals(self, totals: dict[str, GroupTotals]) -> None:
-        """Go on from saved totals. In a distributed run rank 0 takes them over for all."""
+    def load_totals(self, totals: Mapping[str, Sequence]) -> None:
+        """Go on from saved totals. In a distributed run rank 0 takes them over for all.
+
+        Args:
+            totals: what `totals()` gave, each a GroupTotals or a list of its three fields.
+        """
         self.reset()
         if not totals or global_rank() != 0:
             return
-        for cohort in self._cohorts.values():
-            own = [totals[group.name] for group in cohort.groups]
+        for cohort in self._cohorts:
+            scores, norm_sums, samples = zip(*(totals[g.name] for g in cohort.groups), strict=True)
             device = cohort.groups[0].probe.weight.device
             cohort.committed = Counts(
-                torch.stack([t.scores for t in own]).to(device),
-                torch.stack([t.norm_sums for t in own]).to(device),
-                torch.tensor(own[0].samples, device=device),
+                torch.stack(scores).to(device),
+                torch.stack(norm_sums).to(device),
+                torch.tensor(samples[0], device=device),
             )
 
 
@@ -275,18 +260,14 @@ def assessments(model: torch.nn.Module) -> list[Assessment]:
     return [owner for module, owner, probe in owners if probe is module]
 
 
-def _sum_over_ranks(cohort: _Cohort) -> Counts | None:
+def _sum_over_ranks(cohort: _Cohort) -> Counts:
     """A copy of a cohort's committed counts, added up over the ranks."""
-    own = cohort.committed
-    group = cohort.groups[0]
-    shape, device = (len(cohort.groups), group.units), group.probe.weight.device
-    summed = Counts(
+    shape = len(cohort.groups), cohort.groups[0].units
+    device = cohort.groups[0].probe.weight.device
+    nothing = Counts(
         torch.zeros(shape, dtype=torch.int64, device=device),
         torch.zeros(shape, dtype=torch.float64, device=device),
         torch.zeros((), dtype=torch.int64, device=device),
     )
-    if own is not None:
-        summed.add(own)
-    for tensor in (summed.scores, summed.norm_sums, summed.samples):
-        sum_over_ranks(tensor)
-    return summed if int(summed.samples) > 0 else None
+    summed = add_counts(nothing, cohort.committed)
+    return Counts(*(sum_over_ranks(tensor) for tensor in summed))

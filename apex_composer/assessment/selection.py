@@ -35,15 +35,12 @@ def count_selected(group: Group, threshold: float, *, at_least_one: bool = True)
     to units / 2, so that both sides are disjoint. All three are our choices.
 
     Args:
-        group: whose units are counted.
+        group: query heads, KV heads or channels of a layer.
         threshold: share of the units on each side, in (0, 0.5].
         at_least_one: False leaves K at 0 where threshold * units < 1 (KV heads).
     """
     share = threshold * group.units
-    if share < 1:
-        count = int(at_least_one)
-    else:
-        count = math.floor(share + 0.5)
+    count = math.floor(share + 0.5) if share >= 1 else int(at_least_one)
     count = min(count, group.units // 2)
     while count > 0 and not has_factor_pair(count * group.unit_size):
         count -= 1
@@ -71,12 +68,6 @@ def select_random(group: Group, count: int, seed: int, stage: int) -> Selection:
     generator = seeded_generator(seed, "selection", stage, group.name)
     order = torch.randperm(group.units, generator=generator)
     return Selection(order[:count].sort().values, order[count : 2 * count].sort().values)
-
-
-def jaccard(first: Tensor, second: Tensor) -> float:
-    """Overlap of two sets of units: |A and B| / |A or B|, 1 for equal sets."""
-    a, b = set(first.tolist()), set(second.tolist())
-    return len(a & b) / len(a | b)
 
 
 def count_by_group(sites: Sequence[Site], threshold: float, kv_heads: str) -> dict[str, int]:
@@ -107,16 +98,20 @@ def select_groups(
     seed: int,
     stage: int,
 ) -> dict[str, Selection]:
-    """The selection of every group, on the CPU.
+    """The selection of every group on the CPU, compared between the ranks (collective).
 
     A KV head's score is the sum of its query heads' (our choice, the paper is silent).
 
     Args:
-        groups: to select units of.
+        groups: those to select units of.
         counts: K of every group, by name.
-        values: what the assessed groups' units are ranked by, [U] by name; None: at random.
-        seed: of random selections.
-        stage: of random selections.
+        values: numbers that the assessed groups' units are ranked by, [U] by name; None selects
+            at random.
+        seed: the run's, for random selections.
+        stage: number of the stage, for random selections.
+
+    Raises:
+        RuntimeError: where the ranks differ.
     """
     selections = {}
     for group in groups:
@@ -126,22 +121,6 @@ def select_groups(
             continue
         own = values[(group.assessed_by or group).name].view(group.units, -1).sum(1)
         selections[group.name] = Selection(*(t.cpu() for t in select(own, count)))
-    return selections
-
-
-def select_alike(
-    groups: Sequence[Group],
-    counts: Mapping[str, int],
-    values: Mapping[str, Tensor] | None,
-    seed: int,
-    stage: int,
-) -> dict[str, Selection]:
-    """As `select_groups`, and compared between the ranks (collective).
-
-    Raises:
-        RuntimeError: where the ranks differ.
-    """
-    selections = select_groups(groups, counts, values, seed, stage)
     selected = {name: [t.tolist() for t in sets] for name, sets in selections.items()}
     check_same_on_all_ranks(f"the selection of stage {stage}", [seed, stage, selected])
     return selections

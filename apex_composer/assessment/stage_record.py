@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from apex_composer.assessment.collector import GroupTotals
-from apex_composer.assessment.selection import Selection, jaccard
+from torch import Tensor
+
+from apex_composer.assessment.scores import GroupTotals
+from apex_composer.assessment.selection import Selection
 
 
 def stage_record(
@@ -16,10 +18,10 @@ def stage_record(
     """One stage's selection and the statistics that it came from.
 
     Args:
-        stage: counted from 0.
+        stage: its number, counted from 0.
         expansion: whether the stage trains operators.
         before: the last stage's selections by group, empty for the first stage.
-        selections: this stage's.
+        selections: this stage's, by group.
         totals: the scores behind them, empty with random selection before any training.
 
     Returns:
@@ -45,3 +47,9 @@ def stage_record(
 def norm_spread(totals: dict[str, GroupTotals]) -> dict[str, float]:
     """Standard deviation over each group's units of their mean activation norm."""
     return {name: float(t.mean_norms().std(correction=0)) for name, t in totals.items()}
+
+
+def jaccard(first: Tensor, second: Tensor) -> float:
+    """Overlap of two sets of units: |A and B| / |A or B|, 1 for equal sets."""
+    a, b = set(first.tolist()), set(second.tolist())
+    return len(a & b) / len(a | b)

@@ -5,11 +5,19 @@ import threading
 import time
 from typing import Any
 
-from composer.core import Callback, State
+from composer.core import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 
 from apex_composer.settings import check_keys, check_positive
+
+# What a run waits for after an event.
+_PHASES = {
+    Event.INIT: "building the trainer and loading the checkpoint",
+    Event.AFTER_LOAD: "first evaluation and first assessment",
+    Event.BEFORE_DATALOADER: "waiting for the first batch of data",
+    Event.BATCH_START: "first step",
+}
 
 
 class Heartbeat(Callback):
@@ -39,33 +47,16 @@ class Heartbeat(Callback):
         if dist.get_global_rank() == 0:
             threading.Thread(target=self._beat, name="apex-heartbeat", daemon=True).start()
 
-    def init(self, state: State, logger: Logger) -> None:
-        """The trainer exists."""
-        self._enter("building the trainer and loading the checkpoint")
-
-    def after_load(self, state: State, logger: Logger) -> None:
-        """The checkpoint is loaded."""
-        self._enter("first evaluation and first assessment")
-
-    def before_dataloader(self, state: State, logger: Logger) -> None:
-        """The fit has started."""
-        self._enter("waiting for the first batch of data")
-
-    def batch_start(self, state: State, logger: Logger) -> None:
-        """Data is there."""
-        self._enter("first step")
-
-    def batch_end(self, state: State, logger: Logger) -> None:
-        """From here on the run logs."""
-        self._done.set()
+    def run_event(self, event: Event, state: State, logger: Logger) -> None:
+        """Note the phase that begins; after the first batch the run logs for itself."""
+        if event in _PHASES:
+            self._phase, self._phase_started = _PHASES[event], time.monotonic()
+        elif event == Event.BATCH_END:
+            self._done.set()
 
     def close(self, state: State, logger: Logger) -> None:
         """Also after an error."""
         self._done.set()
-
-    def _enter(self, phase: str) -> None:
-        if not self._done.is_set():
-            self._phase, self._phase_started = phase, time.monotonic()
 
     def _beat(self) -> None:
         while not self._done.wait(self._seconds):

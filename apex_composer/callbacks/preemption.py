@@ -4,7 +4,10 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,6 @@ from composer.loggers import Logger
 from composer.utils import dist
 from composer.utils.file_helpers import format_name_with_dist
 
-from apex_composer.callbacks.signals import shelter_workers
 from apex_composer.callbacks.torn_checkpoints import repair
 from apex_composer.settings import check_keys, check_not_negative
 
@@ -54,18 +56,20 @@ class Preemption(Callback):
         self._in_batches = False
         self._previous: Any = None
         self._process = os.getpid()
+        self._marker: Path | None = None
 
     def init(self, state: State, logger: Logger) -> None:
         """Repair interrupted saves before autoresume looks for a checkpoint; watch for SIGTERM."""
-        saver = _saver(state)
+        saver = next((c for c in state.callbacks if isinstance(c, CheckpointSaver)), None)
         if saver is None or saver.weights_only:
             raise ValueError(
                 "callbacks: preemption needs checkpoints to resume from: set `save_folder` and "
                 "leave `save_weights_only` at false, or remove the callback"
             )
         if dist.get_global_rank() == 0 and saver.remote_uploader is None:
-            folder = _folder(saver, state)
-            (folder / MARKER).unlink(missing_ok=True)
+            folder = Path(format_name_with_dist(saver.folder, state.run_name))
+            self._marker = folder / MARKER
+            self._marker.unlink(missing_ok=True)
             if saver.latest_filename is not None:
                 for line in repair(folder, saver.filename.filename, saver.latest_filename.filename):
                     _say(line)
@@ -96,20 +100,17 @@ class Preemption(Callback):
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """All is saved: from now on SIGTERM is Composer's again."""
-        self._restore()
+        self.close(state, logger)
 
     def close(self, state: State, logger: Logger) -> None:
         """Stop watching."""
-        self._restore()
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+            self._previous = None
 
     def _watch(self) -> None:
         if self._previous is None:
             self._previous = signal.signal(signal.SIGTERM, self._on_signal)
-
-    def _restore(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._previous = None
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:  # a child that was forked with this handler
@@ -140,7 +141,7 @@ class Preemption(Callback):
                 saver.batch_checkpoint(state, logger)
                 saver.fit_end(state, logger)  # waits for the upload
         if dist.get_global_rank() == 0:
-            self._report(state, time.monotonic() - started)
+            self._report(state.timestamp.batch.value, time.monotonic() - started)
         dist.barrier()
         raise SystemExit(self.exit_status)
 
@@ -152,15 +153,14 @@ class Preemption(Callback):
         dist.all_reduce(asked, reduce_operation="MAX")
         return bool(asked.item())
 
-    def _report(self, state: State, seconds: float) -> None:
-        saver, batch = _saver(state), state.timestamp.batch.value
+    def _report(self, batch: int, seconds: float) -> None:
         _say(
             f"saved after batch {batch}, {seconds:.1f} s after SIGTERM; exit status "
             f"{self.exit_status}. The same command goes on from there (autoresume: true)"
         )
-        if saver.remote_uploader is None:
+        if self._marker is not None:
             text = json.dumps({"batch": batch, "seconds_to_save": round(seconds, 1)})
-            (_folder(saver, state) / MARKER).write_text(text + "\n", encoding="utf-8")
+            self._marker.write_text(text + "\n", encoding="utf-8")
 
     def _shelter(self, state: State) -> None:
         evaluated = [evaluator.dataloader.dataloader for evaluator in state.evaluators]
@@ -168,14 +168,36 @@ class Preemption(Callback):
             shelter_workers(dataloader)
 
 
-def _saver(state: State) -> CheckpointSaver | None:
-    return next((c for c in state.callbacks if isinstance(c, CheckpointSaver)), None)
-
-
-def _folder(saver: CheckpointSaver, state: State) -> Path:
-    return Path(format_name_with_dist(saver.folder, state.run_name))
-
-
 def _say(text: str) -> None:
     """One line on stderr; os.write because a signal may come while Python's own buffer is busy."""
     os.write(2, f"apex-composer: {text}\n".encode())
+
+
+def shelter_workers(dataloader: Any) -> None:
+    """Let a DataLoader's workers outlive a SIGTERM that the cluster sends to all processes.
+
+    A dying worker would raise an error in the training process before it has saved. The training
+    process itself can still end them.
+
+    Args:
+        dataloader: torch's, before it starts workers; anything else is left alone.
+    """
+    if getattr(dataloader, "num_workers", 0) and hasattr(dataloader, "worker_init_fn"):
+        before = dataloader.worker_init_fn
+        if not (isinstance(before, partial) and before.func is _shelter_this_worker):
+            dataloader.worker_init_fn = partial(_shelter_this_worker, before)
+
+
+def _shelter_this_worker(before: Callable[[int], None] | None, worker: int) -> None:
+    # Blocked, SIGTERM waits for sigwaitinfo, which unlike a handler says who has sent it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey_the_parent, daemon=True).start()
+    if before is not None:
+        before(worker)
+
+
+def _obey_the_parent() -> None:
+    while True:
+        sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
+        if sender == os.getppid():
+            os._exit(0)

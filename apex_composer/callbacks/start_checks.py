@@ -1,8 +1,20 @@
 """What has to hold before the first optimizer step: each check says what to do if it does not."""
 
 import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.filesize import decimal
 
 DEFAULT_MARGIN = 1.0
+# Where Hugging Face's configurations and llm-foundry's MPT say how long a context may be.
+_CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len")
+# Moments that an optimizer keeps for each parameter, in fp32; unknown ones are taken for Adam.
+_MOMENTS = {"decoupled_lionw": 1, "lion": 1, "decoupled_sgdw": 1, "sgd": 1}
+_ADAM_MOMENTS = 2
 
 
 def check_loss(loss: float, vocabulary: int, margin: float) -> None:
@@ -30,18 +42,25 @@ def check_loss(loss: float, vocabulary: int, margin: float) -> None:
         )
 
 
-def check_context(length: int, longest: int | None, setting: str) -> None:
+def check_context(length: int, model_config: Any) -> None:
     """Refuse sequences longer than the positions that the model knows.
+
+    Args:
+        length: tokens of a sequence.
+        model_config: configuration of the model; one that names no longest context passes.
 
     Raises:
         ValueError: naming both and the override that extends the model.
     """
-    if longest is not None and length > longest:
-        raise ValueError(
-            f"max_seq_len: got {length}, but the model's {setting} is {longest}. Train with "
-            f"sequences of at most {longest} tokens, or extend the model, which then has to learn "
-            f"the new positions: model.config_overrides.{setting}: ${{max_seq_len}}"
-        )
+    for setting in _CONTEXT_NAMES:
+        longest = getattr(model_config, setting, None)
+        if longest is not None and length > longest:
+            raise ValueError(
+                f"max_seq_len: got {length}, but the model's {setting} is {longest}. Train with "
+                f"sequences of at most {longest} tokens, or extend the model, which then has to "
+                "learn the new positions: "
+                f"model.config_overrides.{setting}: ${{max_seq_len}}"
+            )
 
 
 def check_vocabulary(tokens: int, vocabulary: int) -> None:
@@ -83,3 +102,91 @@ def check_batches(batch: int, ranks: int, microbatch: int | float | str) -> None
             f"of a batch, and an uneven last microbatch wastes time and memory. Allowed: "
             f"{', '.join(map(str, fits))}"
         )
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """How many checkpoints a run writes, and how large they are.
+
+    Attributes:
+        saves: number in all; None where that depends on the length of an epoch.
+        kept: number on the disk at the same time, at most; None as above.
+        size: bytes of each, in fp32; the operators' share is below a percent.
+    """
+
+    saves: int | None
+    kept: int | None
+    size: int
+
+
+def count_checkpoints(config: Mapping[str, Any], parameters: int) -> Checkpoints:
+    """The checkpoints of a run, from its training configuration.
+
+    Args:
+        config: llm-foundry's.
+        parameters: number of the model's weights.
+    """
+    saves, keep = _count_saves(config), config.get("save_num_checkpoints_to_keep", -1)
+    kept = saves
+    if keep >= 0:  # the oldest one is deleted only after the newest is written
+        kept = keep + 1 if saves is None else min(keep + 1, saves)
+    copies = 1 if config.get("save_weights_only", False) else 1 + moments(config)
+    return Checkpoints(saves, kept, 4 * parameters * copies)
+
+
+def moments(config: Mapping[str, Any]) -> int:
+    """How many numbers a run's optimizer keeps for each parameter."""
+    return _MOMENTS.get((config.get("optimizer") or {}).get("name"), _ADAM_MOMENTS)
+
+
+def unit_tokens(config: Mapping[str, Any]) -> dict[str, int]:
+    """Tokens of a batch, a sample and a token; those of an epoch only the data knows."""
+    length = config["max_seq_len"]
+    return {"ba": config["global_train_batch_size"] * length, "sp": length, "tok": 1}
+
+
+def _count_saves(config: Mapping[str, Any]) -> int | None:
+    """How many checkpoints there will be in all; one is always written at the end."""
+    from composer.core import TimeUnit, ensure_time  # doctor needs this file, but no Composer
+
+    # llm-foundry's default where the YAML does not say.
+    times = config["max_duration"], config.get("save_interval", "1000ba")
+    total, step = (ensure_time(time, TimeUnit.EPOCH) for time in times)
+    if step.unit == TimeUnit.DURATION:
+        return math.ceil(round(1 / step.value, 9))
+    tokens = unit_tokens(config) if step.unit != total.unit else {step.unit.value: 1}
+    if not {step.unit.value, total.unit.value} <= set(tokens):
+        return None
+    share = total.value * tokens[total.unit.value] / (step.value * tokens[step.unit.value])
+    return math.ceil(round(share, 9))
+
+
+def check_disk(folder: Path, checkpoints: Checkpoints) -> None:
+    """Refuse a run whose checkpoints cannot all be saved.
+
+    Args:
+        folder: place of the checkpoints. It need not exist yet; those in it count as this run's.
+        checkpoints: what the run writes.
+
+    Raises:
+        ValueError: with what is needed, what is free, and what to do.
+    """
+    if checkpoints.kept is None:
+        return
+    existing = sum(path.stat().st_size for path in folder.glob("*.pt") if not path.is_symlink())
+    needed = max(0, checkpoints.kept * checkpoints.size - existing)
+    free = free_bytes(folder)
+    if needed > free:
+        raise ValueError(
+            f"save_folder: {checkpoints.kept} checkpoints of {decimal(checkpoints.size)} need "
+            f"{decimal(needed)} in {folder}, free are {decimal(free)}. Save to another disk, make "
+            "`save_interval` longer, or keep fewer with `save_num_checkpoints_to_keep`"
+        )
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where a folder is or will be."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

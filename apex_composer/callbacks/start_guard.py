@@ -10,25 +10,17 @@ from composer.loggers import Logger
 from composer.utils import dist
 from composer.utils.file_helpers import format_name_with_dist
 
-from apex_composer.callbacks.disk import (
-    Clock,
-    check_disk,
-    checkpoint_bytes,
-    count_kept,
-    count_saves,
-    moments,
-)
 from apex_composer.callbacks.start_checks import (
     DEFAULT_MARGIN,
     check_batches,
     check_context,
+    check_disk,
     check_loss,
     check_vocabulary,
+    count_checkpoints,
 )
 from apex_composer.settings import check_finite, check_keys
 
-# Where Hugging Face's configurations and llm-foundry's MPT say how long a context may be.
-_CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len")
 # A negative one would let untrained weights pass a check that is there to find them.
 _MARGINS = "a number of 0 or more, or null for no check"
 
@@ -71,16 +63,18 @@ class StartGuard(Callback):
         if batch is not None:
             microbatch = self._config.get("device_train_microbatch_size", "auto")
             check_batches(batch, dist.get_world_size(), microbatch)
-        model = _language_model(state)
-        config = getattr(model, "config", None)
-        length = self._config.get("max_seq_len")
-        for name in _CONTEXT_NAMES if length is not None else ():
-            check_context(length, getattr(config, name, None), name)
+        model_config = _model_config(state)
+        if "max_seq_len" in self._config:
+            check_context(self._config["max_seq_len"], model_config)
         tokenizer = getattr(state.model, "tokenizer", None)
-        if tokenizer is not None and hasattr(config, "vocab_size"):
-            check_vocabulary(len(tokenizer), config.vocab_size)
-        if dist.get_global_rank() == 0:
-            self._check_disk(state)
+        if tokenizer is not None and hasattr(model_config, "vocab_size"):
+            check_vocabulary(len(tokenizer), model_config.vocab_size)
+        saver = next((c for c in state.callbacks if isinstance(c, CheckpointSaver)), None)
+        if saver is not None and batch is not None and dist.get_global_rank() == 0:
+            # Before FSDP shards them, so these are all parameters.
+            parameters = sum(parameter.numel() for parameter in state.model.parameters())
+            folder = Path(format_name_with_dist(saver.folder, state.run_name))
+            check_disk(folder, count_checkpoints(self._config, parameters))
 
     def after_loss(self, state: State, logger: Logger) -> None:
         """Check the first microbatch's loss; every rank its own."""
@@ -88,31 +82,12 @@ class StartGuard(Callback):
             return
         self._loss_is_due = False
         loss = state.loss.get("total") if isinstance(state.loss, dict) else state.loss
-        config = getattr(_language_model(state), "config", None)
-        if loss is not None and not isinstance(loss, tuple) and hasattr(config, "vocab_size"):
-            check_loss(float(loss.detach().mean()), config.vocab_size, self.margin)
-
-    def _check_disk(self, state: State) -> None:
-        saver = next((c for c in state.callbacks if isinstance(c, CheckpointSaver)), None)
-        batch = self._config.get("global_train_batch_size")
-        if saver is None or batch is None:
-            return
-        # llm-foundry's default where the YAML does not say.
-        interval = self._config.get("save_interval", "1000ba")
-        clock = Clock(batch, self._config["max_seq_len"])
-        saves = count_saves(self._config["max_duration"], interval, clock)
-        kept = count_kept(saves, saver.num_checkpoints_to_keep)
-        if kept is None:
-            return
-        # Before FSDP shards them, so these are all parameters.
-        parameters = sum(parameter.numel() for parameter in state.model.parameters())
-        optimizer = moments((self._config.get("optimizer") or {}).get("name", ""))
-        size = checkpoint_bytes(parameters, optimizer, weights_only=saver.weights_only)
-        folder = Path(format_name_with_dist(saver.folder, state.run_name))
-        existing = sum(path.stat().st_size for path in folder.glob("*.pt") if not path.is_symlink())
-        check_disk(folder, kept, size, existing=existing)
+        model_config = _model_config(state)
+        if loss is not None and not isinstance(loss, tuple) and hasattr(model_config, "vocab_size"):
+            check_loss(float(loss.detach().mean()), model_config.vocab_size, self.margin)
 
 
-def _language_model(state: State) -> Any:
+def _model_config(state: State) -> Any:
+    """The configuration of a language model, below DDP and Composer's own wrapper."""
     wrapped = getattr(state.model, "module", state.model)
-    return getattr(wrapped, "model", wrapped)
+    return getattr(getattr(wrapped, "model", wrapped), "config", None)

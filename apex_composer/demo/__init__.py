@@ -1,1 +1,1 @@
-"""The job of `make train`: from raw text to an APEX-trained model beside its vanilla twin."""
+"""The job of `make train`, from raw text to an APEX model beside its vanilla twin. Imports all."""

@@ -24,7 +24,8 @@ _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 # silu of torch, and of Hugging Face's table of activations.
 _SILU = ("SiLU", "SiLUActivation")
 
-# Given the MLP's name and gate: where the sums of squares go, and the mask; None for nowhere.
+# Given the name of an MLP's channels and the gate: where the sums of squares go, and the mask; None
+# for nowhere.
 Collector = Callable[[str, Tensor], tuple[Tensor, Tensor | None] | None]
 
 
@@ -51,8 +52,9 @@ class FusedSwiGLU:
     Args:
         model: plain or wrapped.
         setting: True, or `auto` for only where the kernel runs. Default `auto`.
-        device: that the model will run on; default that of its parameters.
-        collector: asked at every forward pass where the norms of the channels go; default none.
+        device: where the model will run; default that of its parameters.
+        collector: function that says in every forward pass where the norms of the channels go,
+            for example `expander.assessment.reserve_norms`; default none.
 
     Raises:
         ValueError: with True, where the kernel cannot run or the model has no SwiGLU.
@@ -82,11 +84,7 @@ class FusedSwiGLU:
                 module.forward = self._forwards[name] = forward
 
     def log_compiled(self, model: nn.Module) -> None:
-        """Say, if so, that a model is compiled and computes by its own SwiGLU.
-
-        Args:
-            model: as the trainer calls it.
-        """
+        """Say, if so, that a model, as the trainer calls it, computes by its own SwiGLU."""
         if self.modules and hasattr(model.forward, "_torchdynamo_orig_callable"):
             log.info("apex: SwiGLU is the model's own, which torch.compile compiles")
 
@@ -122,7 +120,7 @@ def _fused_forward(module: nn.Module, name: str, collector: Collector | None) ->
         gate, up = self.gate_proj(x), self.up_proj(x)
         # A deep copy of the model has this forward too, and must not count.
         counting = collector is not None and self is module
-        place = collector(name, gate) if counting else None
-        return self.down_proj(swiglu(gate, up, *(place or (None, None))))
+        reserved = collector(f"{name}.channels", gate) if counting else None
+        return self.down_proj(swiglu(gate, up, *(reserved or (None, None))))
 
     return forward

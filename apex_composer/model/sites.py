@@ -18,21 +18,18 @@ _WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 class Names(NamedTuple):
     """What an architecture calls its projections."""
 
-    queries: tuple[str, ...]
-    keys: tuple[str, ...]
-    values: tuple[str, ...]
-    fused: tuple[str, ...]
+    queries: str
+    keys: str
+    values: str
+    fused: str | None  # queries, keys and values in one
     attention_output: str
     ffn_inputs: tuple[str, ...]
     ffn_output: str
 
 
-_LLAMA = Names(
-    ("q_proj",), ("k_proj",), ("v_proj",), (), "o_proj", ("gate_proj", "up_proj"), "down_proj"
-)  # noqa: E501
-_MPT = Names(
-    ("Wq",), ("Wk",), ("Wv",), ("Wqkv",), "out_proj", ("gate_proj", "up_proj"), "down_proj"
-)  # noqa: E501
+_FFN = (("gate_proj", "up_proj"), "down_proj")
+_LLAMA = Names("q_proj", "k_proj", "v_proj", None, "o_proj", *_FFN)
+_MPT = Names("Wq", "Wk", "Wv", "Wqkv", "out_proj", *_FFN)
 
 ARCHITECTURES: dict[str, Names] = {
     "llama": _LLAMA,  # Llama 1-3, TinyLLaMA
@@ -49,7 +46,7 @@ class Group:
     Attributes:
         name: unique in the model, for example `model.layers.0.self_attn.heads`.
         unit: `head`, `kv_head` or `channel`.
-        units: how many there are.
+        units: number of them.
         unit_size: consecutive weight indices of one unit: head_dim, or 1 for a channel.
         probe: the projection whose input is the units' activation (o_proj, down_proj).
         assessed_by: for KV heads, the group of query heads whose scores they sum up.
@@ -68,7 +65,7 @@ class Site:
     """One weight matrix, the axis an operator acts on, and the group whose units lie there.
 
     Attributes:
-        name: of the weight in the model, without wrappers' prefixes; with a fused projection
+        name: the weight's in the model, without wrappers' prefixes; with a fused projection
             the part is named behind it: `...Wqkv.weight[keys]`.
         module: the Linear that holds the weight (and the bias).
         axis: 0 where units are output rows, 1 where they are input columns.
@@ -125,7 +122,7 @@ def find_sites(model: nn.Module, targets: Sequence[str] | None = None) -> list[S
     Raises:
         ValueError: if the architecture is not known, or has none of the expected modules.
     """
-    names = ARCHITECTURES.get(_model_type(model) or "")
+    names = ARCHITECTURES.get(_model_type(model))
     if names is None:
         raise ValueError(_unknown_architecture(model))
     sites = []
@@ -165,13 +162,11 @@ def _attention_sites(name: str, attention: nn.Module, names: Names) -> Iterator[
     output, size = children[names.attention_output], attention.head_dim
     queries = output.in_features // size
     heads = Group(f"{name}.heads", "head", queries, size, output)
-    fused = next((children[n] for n in names.fused if n in children), None)
-    if fused is not None:
-        yield from _fused_sites(f"{name}.{names.fused[0]}.weight", fused, heads)
-    for wanted in names.queries:
-        if wanted in children:
-            yield Site(f"{name}.{wanted}.weight", children[wanted], 0, heads)
-    pair = [wanted for wanted in names.keys + names.values if wanted in children]
+    if names.fused in children:
+        yield from _fused_sites(f"{name}.{names.fused}.weight", children[names.fused], heads)
+    if names.queries in children:
+        yield Site(f"{name}.{names.queries}.weight", children[names.queries], 0, heads)
+    pair = [wanted for wanted in (names.keys, names.values) if wanted in children]
     if pair:
         kv_heads = _kv_group(heads, children[pair[0]].out_features // size)
         for wanted in pair:
@@ -209,7 +204,7 @@ def _unknown_architecture(model: nn.Module) -> str:
     return (
         f"no sites to expand in {type(model).__name__} (model_type {_model_type(model)!r}). "
         f"Module names seen: {', '.join(seen) or 'none'}. Known architectures: "
-        f"{', '.join(sorted(ARCHITECTURES))}. A new one is added in apex_composer/sites.py."
+        f"{', '.join(sorted(ARCHITECTURES))}. A new one is added in apex_composer/model/sites.py."
     )
 
 
@@ -217,13 +212,11 @@ def check_sites(sites: Sequence[Site]) -> None:
     """Refuse an empty list, a site named twice, tied weights, and those that cannot be expanded."""
     if not sites:
         raise ValueError("no sites to expand: the list is empty, see find_sites(model)")
-    names = [site.name for site in sites]
-    if len(set(names)) < len(names):
+    if len({site.name for site in sites}) < len(sites):
         raise ValueError("sites: the list names a site twice, see find_sites(model)")
-    for site in sites:
-        check_expandable(site)
     sharing: dict[tuple, list[tuple[Site, str]]] = {}
     for site in sites:
+        _check_precision(site)
         for parameter, what in zip(site.parameters(), ("weight", "bias"), strict=False):
             sharing.setdefault(_memory(parameter), []).append((site, what))
     for several in sharing.values():
@@ -249,11 +242,7 @@ def _overlap(first: Site, second: Site) -> bool:
     return first.axis != second.axis or not apart
 
 
-def check_expandable(site: Site) -> None:
-    """Refuse weights whose rows and columns cannot be changed exactly in place.
-
-    How they may be sharded is checked in `shards.py`.
-    """
+def _check_precision(site: Site) -> None:
     weight = site.weight
     if weight.dtype not in (torch.float32, torch.float64):
         raise ValueError(

@@ -16,17 +16,19 @@ def version(tensor: Tensor) -> tuple[int, ...]:
     return tensor._version, local._version, local.data_ptr()
 
 
+def versions(tensors: Iterable[Tensor]) -> list[tuple[int, ...]]:
+    """The `version` of every tensor."""
+    return [version(tensor) for tensor in tensors]
+
+
 def _local(tensor: Tensor) -> Tensor:
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
 class Gradients:
-    """Remembers gradients as they are, without keeping them alive.
+    """Remembers the gradients of parameters as they are, without keeping them alive.
 
     By object, not by address: the memory of a gradient that was dropped is soon the next one's.
-
-    Args:
-        parameters: whose `.grad` are remembered.
     """
 
     def __init__(self, parameters: Iterable[Tensor] = ()):

@@ -1,13 +1,14 @@
 """The user's optimizer: whether the operators' AdamW can follow it, and by which numbers."""
 
-import math
 import warnings
-from collections.abc import Iterable, Mapping
-from numbers import Real
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.optim import ASGD, Optimizer
+
+from apex_composer.model.sites import Site
+from apex_composer.settings import is_number
 
 # Where the main optimizer has no such setting (SGD, Lion's eps): AdamW's usual ones for LLMs.
 DEFAULT_BETAS = (0.9, 0.95)
@@ -24,7 +25,7 @@ def followed(group: Mapping[str, Any], lr_scale: float) -> dict[str, Any]:
     """What the operators' AdamW takes over from a param group of the main optimizer.
 
     Args:
-        group: that the expanded weight is in.
+        group: the one that the expanded weight is in.
         lr_scale: the operators' learning rate over the group's.
     """
     return {
@@ -35,16 +36,42 @@ def followed(group: Mapping[str, Any], lr_scale: float) -> dict[str, Any]:
     }
 
 
-def check_followable(optimizer: Optimizer, places: Iterable[int]) -> None:
-    """Refuse an optimizer that would be followed wrongly, or only up to its first step.
-
-    Args:
-        optimizer: the user's.
-        places: of its param groups that hold expanded weights.
+def param_group_places(sites: Sequence[Site], optimizer: Optimizer) -> list[int]:
+    """For every site, which of the optimizer's param groups holds its weight.
 
     Raises:
-        ValueError: if it keeps weights of its own, or for a setting that AdamW cannot take over.
+        ValueError: naming the first weight or bias that the optimizer does not train; or for an
+            optimizer that would be followed wrongly, or only up to its first step.
     """
+    places = {
+        id(parameter): place
+        for place, group in enumerate(optimizer.param_groups)
+        for parameter in group["params"]
+    }
+    for site in sites:
+        for parameter in site.parameters():
+            if id(parameter) not in places or not parameter.requires_grad:
+                raise ValueError(_untrained(site, bias=parameter is not site.weight))
+    found = [places[id(site.weight)] for site in sites]
+    _check_followable(optimizer, found)
+    return found
+
+
+def _untrained(site: Site, bias: bool) -> str:
+    if not bias:
+        return (
+            f"{site.name} is not trained by the optimizer (frozen, or left out of it): APEX "
+            "expands weights that are trained. Unfreeze it, or leave its kind out with `targets`"
+        )
+    return (
+        f"the bias of {site.name} is not trained by the optimizer (frozen, or left out of it), "
+        "but its weight is: the bias of an expanded row is expanded with it, so a frozen one would "
+        "move. Unfreeze it and give it to the optimizer, or leave its kind out with `targets`"
+    )
+
+
+def _check_followable(optimizer: Optimizer, places: Iterable[int]) -> None:
+    """Refuse one that keeps weights of its own, or has settings that AdamW cannot take over."""
     kind = type(optimizer).__name__
     if _keeps_weights(optimizer):
         raise ValueError(
@@ -66,12 +93,7 @@ def check_followable(optimizer: Optimizer, places: Iterable[int]) -> None:
 
 
 def warn_of_other_rates(optimizer: Optimizer, places: Iterable[int]) -> None:
-    """Warn where the learning rates are not of a size that suits AdamW, which trains operators.
-
-    Args:
-        optimizer: the user's.
-        places: of its param groups that hold expanded weights.
-    """
+    """Warn where the learning rates are not of a size that suits AdamW, which trains operators."""
     has_betas = all("betas" in optimizer.param_groups[place] for place in places)
     if _named(optimizer, _OTHER_RATES) or not has_betas:
         warnings.warn(
@@ -95,23 +117,24 @@ def _named(optimizer: Optimizer, parts: Iterable[str]) -> bool:
     return any(part in name for name in names for part in parts)
 
 
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    return number and 0 <= value < math.inf
+def _not_negative(value: Any) -> bool:
+    return is_number(value) and value >= 0
 
 
 def _is_rate(value: Any) -> bool:
-    return _is_number(value.item() if isinstance(value, Tensor) and value.numel() == 1 else value)
+    return _not_negative(
+        value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    )
 
 
 def _are_betas(value: Any) -> bool:
     pair = isinstance(value, list | tuple) and len(value) == 2
-    return pair and all(_is_number(beta) and beta < 1 for beta in value)
+    return pair and all(_not_negative(beta) and beta < 1 for beta in value)
 
 
 _CHECKS = {
     "lr": (_is_rate, "a finite number of 0 or more"),
     "betas": (_are_betas, "two numbers from 0 to below 1"),
-    "eps": (_is_number, "a finite number of 0 or more"),
+    "eps": (_not_negative, "a finite number of 0 or more"),
     "maximize": (lambda value: isinstance(value, bool), "true, false"),
 }

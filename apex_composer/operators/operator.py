@@ -1,5 +1,7 @@
 """One site's expansion operator: its factors, and what it does to the weight and its gradient."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +20,8 @@ class ExpansionOperator:
         site: the weight and its axis.
         selection: the group's units in P and N.
         factors: L and R; None draws fresh ones (T = 0) from `seed`, `stage` and the site's name.
-        seed: of the run.
-        stage: of the run, counted from 0.
+        seed: the run's.
+        stage: number of the run's stage, counted from 0.
 
     Attributes:
         folded: whether the parameter holds the effective weight, as it does outside of steps.
@@ -29,7 +31,7 @@ class ExpansionOperator:
         self,
         site: Site,
         selection: Selection,
-        factors: MonarchFactors | None = None,
+        factors: Sequence[Tensor] | None = None,
         *,
         seed: int = 0,
         stage: int = 0,
@@ -77,15 +79,14 @@ class ExpansionOperator:
 
     def _expand(self) -> list[Tensor]:
         return [
-            reference.expand(as_matrix(p), self.factors, self.advantageous, axis=self._axis)
+            reference.expand(as_matrix(p), self.factors, self.advantageous, axis=self.site.axis)
             for p in self.site.parameters()
         ]
 
     def _add(self, sign: int) -> None:
         for parameter, delta in zip(self.site.parameters(), self._deltas, strict=True):
-            reference.add(
-                as_matrix(parameter), delta, self.disadvantageous, axis=self._axis, sign=sign
-            )
+            matrix, axis = as_matrix(parameter), self.site.axis
+            reference.add(matrix, delta, self.disadvantageous, axis=axis, sign=sign)
 
     def map_gradient(self) -> None:
         """Turn the effective gradient into those of W (in place) and of the factors (`.grad`).
@@ -93,7 +94,8 @@ class ExpansionOperator:
         A weight without a gradient (frozen, or not reached by the loss) leaves the factors
         without one too, so that the optimizer passes over them.
         """
-        gradients = None
+        for factor in self.factors:
+            factor.grad = None
         for parameter in self.site.parameters():
             if parameter.grad is None:
                 continue
@@ -101,34 +103,25 @@ class ExpansionOperator:
                 as_matrix(parameter),
                 as_matrix(parameter.grad),
                 self.factors,
-                *self._sets(),
-                axis=self._axis,
+                self.advantageous,
+                self.disadvantageous,
+                axis=self.site.axis,
             )
-            gradients = (
-                part if gradients is None else [a + b for a, b in zip(gradients, part, strict=True)]
-            )
-        for factor, gradient in zip(self.factors, gradients or (None, None), strict=True):
-            factor.grad = gradient
+            for factor, own in zip(self.factors, part, strict=True):
+                factor.grad = own if factor.grad is None else factor.grad + own
 
     @torch.no_grad()
     def relative_norm(self) -> Tensor:
         """|T W[P]| / |W_eff[N]|, the operator's share of the rows it writes; a scalar tensor."""
         weight = self.site.weight
-        selected = reference.take(weight, self.advantageous, self._axis)
-        target = reference.take(weight, self.disadvantageous, self._axis)
+        selected = reference.take(weight, self.advantageous, self.site.axis)
+        target = reference.take(weight, self.disadvantageous, self.site.axis)
         norm = torch.linalg.vector_norm
         return norm(multiply(self.factors, selected)) / norm(target).clamp_min(1e-30)
 
     def relative_norms(self) -> dict[str, float]:
         """`relative_norm` by the site's name; waits for the device."""
         return {self.site.name: float(self.relative_norm())}
-
-    @property
-    def _axis(self) -> int:
-        return self.site.axis
-
-    def _sets(self) -> tuple[Tensor, Tensor]:
-        return self.advantageous, self.disadvantageous
 
 
 def as_matrix(parameter: nn.Parameter | Tensor) -> Tensor:

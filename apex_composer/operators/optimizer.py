@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from apex_composer.model.sites import Site
-from apex_composer.operators.main_optimizer import check_followable, followed
+from apex_composer.operators.main_optimizer import followed, param_group_places
 from apex_composer.operators.operator import ExpansionOperator
 
 
@@ -24,7 +23,7 @@ class OperatorOptimizer:
     the bias that is expanded with the weight is in another group.
 
     Args:
-        operators: whose factors are trained.
+        operators: the stage's.
         main: the user's optimizer, which holds the weights.
         lr_scale: the operators' learning rate over the main one, default 1.
 
@@ -37,20 +36,13 @@ class OperatorOptimizer:
     ):
         self._operators, self._main, self._lr_scale = operators, main, lr_scale
         places = param_group_places([operator.site for operator in operators], main)
-        self._followed = sorted(set(places))
-        groups = [
-            {
-                "params": [
-                    f
-                    for o, p in zip(operators, places, strict=True)
-                    if p == place
-                    for f in o.factors
-                ]
-            }
-            for place in self._followed
-        ]
+        factors: dict[int, list[Tensor]] = {place: [] for place in places}
+        for operator, place in zip(operators, places, strict=True):
+            factors[place] += operator.factors
+        self._followed = list(factors)
         # One kernel for hundreds of small tensors on CUDA, one each instead of ten on the CPU.
         fused = operators[0].factors.left.device.type in ("cpu", "cuda")
+        groups = [{"params": own} for own in factors.values()]
         self._optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=fused or None)
 
     def step(self) -> None:
@@ -60,12 +52,18 @@ class OperatorOptimizer:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
+    def divide_gradients(self, scale: Tensor) -> None:
+        """Divide the factors' gradients by what the loss was multiplied by."""
+        for _, factor in self._named_factors():
+            if factor.grad is not None:
+                factor.grad.div_(scale)
+
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """AdamW's moments by factor: {`<site>.left`: {step, exp_avg, exp_avg_sq}}, on the CPU."""
         moments = {}
         for name, factor in self._named_factors():
             state = self._optimizer.state.get(factor, {})
-            moments[name] = {key: _copy_to_cpu(value) for key, value in state.items()}
+            moments[name] = dict(zip(state, to_cpu(state.values()), strict=True))
         return moments
 
     def load_state_dict(self, moments: dict[str, dict[str, Any]]) -> None:
@@ -82,52 +80,6 @@ class OperatorOptimizer:
             yield f"{operator.site.name}.right", operator.factors.right
 
 
-def param_group_places(sites: Sequence[Site], optimizer: Optimizer) -> list[int]:
-    """For every site, which of the optimizer's param groups holds its weight.
-
-    Raises:
-        ValueError: naming the first weight or bias that the optimizer does not train; and for
-            an optimizer that cannot be followed, see `check_followable`.
-    """
-    places = {
-        id(parameter): place
-        for place, group in enumerate(optimizer.param_groups)
-        for parameter in group["params"]
-    }
-    for site in sites:
-        for parameter in site.parameters():
-            if id(parameter) not in places or not parameter.requires_grad:
-                raise ValueError(_untrained(site, bias=parameter is not site.weight))
-    found = [places[id(site.weight)] for site in sites]
-    check_followable(optimizer, found)
-    return found
-
-
-def _untrained(site: Site, bias: bool) -> str:
-    if not bias:
-        return (
-            f"{site.name} is not trained by the optimizer (frozen, or left out of it): APEX "
-            "expands weights that are trained. Unfreeze it, or leave its kind out with `targets`"
-        )
-    return (
-        f"the bias of {site.name} is not trained by the optimizer (frozen, or left out of it), "
-        "but its weight is: the bias of an expanded row is expanded with it, so a frozen one would "
-        "move. Unfreeze it and give it to the optimizer, or leave its kind out with `targets`"
-    )
-
-
-def _copy_to_cpu(value: Any) -> Any:
-    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
-
-
 def to_cpu(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Copies on the CPU, as checkpoints hold them."""
-    return [_copy_to_cpu(tensor) for tensor in tensors]
-
-
-def divide_gradients(operators: Sequence[ExpansionOperator], scale: Tensor) -> None:
-    """Divide the factors' gradients by what the loss was multiplied by."""
-    for operator in operators:
-        for factor in operator.factors:
-            if factor.grad is not None:
-                factor.grad.div_(scale)
+    return [tensor.detach().to("cpu", copy=True) for tensor in tensors]

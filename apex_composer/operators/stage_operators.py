@@ -12,15 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from apex_composer.model.sites import Site
-from apex_composer.operators.backends import Executor, make_executors
-from apex_composer.operators.changes import Gradients, version
-from apex_composer.operators.main_optimizer import warn_of_other_rates
+from apex_composer.operators.changes import Gradients, versions
+from apex_composer.operators.executors import Executor
+from apex_composer.operators.main_optimizer import param_group_places, warn_of_other_rates
 from apex_composer.operators.operator import ExpansionOperator
-from apex_composer.operators.optimizer import (
-    OperatorOptimizer,
-    divide_gradients,
-    param_group_places,
-)
+from apex_composer.operators.optimizer import OperatorOptimizer
 from apex_composer.stopwatch import Stopwatch
 
 
@@ -28,43 +24,44 @@ class StageOperators:
     """All operators together; none between stages, and in a stage without expansion.
 
     Args:
-        implementation: `auto`, `torch` or `triton`, see `make_executors`.
         lr_scale: the operators' learning rate over the main optimizer's; None: 1, with a warning
             where that does not suit them.
-        stopwatch: counts the time that steps take.
+        stopwatch: clock that counts the time that steps take.
 
     Attributes:
-        operators: of the running stage.
-        executors: who do their work.
+        operators: the running stage's.
+        executors: those who do their work.
     """
 
-    def __init__(self, implementation: str, lr_scale: float | None, stopwatch: Stopwatch):
+    def __init__(self, lr_scale: float | None, stopwatch: Stopwatch):
         self.operators: list[ExpansionOperator] = []
         self.executors: list[Executor] = []
-        self._implementation, self._lr_scale = implementation, lr_scale
-        self._stopwatch = stopwatch
+        self._lr_scale, self._stopwatch = lr_scale, stopwatch
         self._main: Optimizer | None = None
         self._warned_of: Optimizer | None = None
         self._optimizer: OperatorOptimizer | None = None
         self._moments: Mapping[str, dict[str, Any]] = {}
-        self._base: list[int] = []  # versions of the weights when they became base weights
-        self._folded: list[list[tuple[int, ...]]] = []  # versions by executor; none: not yet folded
+        # By executor, as the last fold or unfold left the weights; none before the first.
+        self._written: list[list[tuple[int, ...]]] = []
         self._mapped = Gradients()
 
     def begin(
-        self, operators: Sequence[ExpansionOperator], moments: Mapping[str, dict[str, Any]]
+        self,
+        operators: Sequence[ExpansionOperator],
+        executors: Sequence[Executor],
+        moments: Mapping[str, dict[str, Any]],
     ) -> None:
         """Start a stage, or go on in one.
 
         Args:
-            operators: in the same order on all ranks.
-            moments: of their optimizer, as `moments()` returned them; empty in a new stage.
+            operators: one for each site, in the same order on all ranks.
+            executors: those who together act for all operators.
+            moments: their optimizer's, as `moments()` returned them; empty in a new stage.
         """
         if self._main is not None and operators:
             self.check([operator.site for operator in operators], self._main)
-        self.executors = make_executors(operators, self._implementation)
-        self.operators, self._moments = list(operators), moments
-        self._folded = []
+        self.operators, self.executors = list(operators), list(executors)
+        self._moments, self._written = moments, []
         self._train()
 
     def end(self) -> None:
@@ -103,8 +100,17 @@ class StageOperators:
 
     @torch.compiler.disable
     @torch.no_grad()
-    def before_step(self, grad_scale: Tensor | None) -> None:
-        """See `Expander.before_step`."""
+    def before_step(self, grad_scale: Tensor | None = None) -> None:
+        """Gradients are ready: map them, and put the base weights back. Idle without operators.
+
+        Args:
+            grad_scale: factor that the gradients still have (from a GradScaler, with a fused
+                optimizer); default none.
+
+        Raises:
+            RuntimeError: without an attached optimizer, after a step left half-way, for gradients
+                mapped already, or for sharded weights changed since the last step.
+        """
         if not self.operators:
             return
         if self._optimizer is None:
@@ -122,22 +128,24 @@ class StageOperators:
                 "backward() before each step"
             )
         with self._timed():
-            for executor, versions in zip(self.executors, self._folded, strict=False):
-                if _versions(executor) != versions:
+            for executor, seen, now in zip(
+                self.executors, self._written, self.versions(), strict=False
+            ):
+                if seen != now:
                     executor.refresh()
             for executor in self.executors:
                 executor.map_gradient()
             if grad_scale is not None:
-                divide_gradients(self.operators, grad_scale)
+                self._optimizer.divide_gradients(grad_scale)
             self._remember_gradients()
             for executor in self.executors:
                 executor.unfold()
-        self._base = self._versions()
+        self._written = self.versions()
 
     @torch.compiler.disable
     @torch.no_grad()
     def after_step(self) -> None:
-        """See `Expander.after_step`."""
+        """The optimizer has stepped on W: step on the factors, write the effective weights."""
         if self.folded:
             return
         with self._timed():
@@ -146,11 +154,12 @@ class StageOperators:
             finally:  # an error must not leave the model with base weights
                 for executor in self.executors:
                     executor.fold()
-                self._remember_weights()
+                self._written = self.versions()
         self._remember_gradients()  # the optimizer may have written them (a fused one unscales)
 
-    def _remember_weights(self) -> None:
-        self._folded = [_versions(executor) for executor in self.executors]
+    def versions(self) -> list[list[tuple[int, ...]]]:
+        """By executor, numbers that are others once a weight is written or replaced."""
+        return [versions(executor.parameters()) for executor in self.executors]
 
     def _remember_gradients(self) -> None:
         self._mapped = Gradients(p for e in self.executors for p in e.parameters())
@@ -158,14 +167,19 @@ class StageOperators:
     def _timed(self) -> AbstractContextManager[None]:
         return self._stopwatch.block(self.operators[0].site.weight.device)
 
-    def ensure_folded(self, together: bool) -> None:
-        """See `Expander.ensure_folded`."""
+    def ensure_folded(self, together: bool = False) -> None:
+        """Write the effective weights if a step has left the base weights behind.
+
+        Args:
+            together: whether T W[P] is computed anew, for W[P] has changed; all ranks must come
+                here. Default False: this rank alone, after a step that failed.
+        """
         if self.folded:
             return
         for executor in self.executors:
             if not executor.folded:
                 executor.fold() if together else executor.restore()
-        self._remember_weights()
+        self._written = self.versions()
 
     def settle(self) -> None:
         """Fold after a step that died; within a living one there is nothing to save or to end.
@@ -179,12 +193,12 @@ class StageOperators:
                 "optimizer's step() (by another hook of it), while the parameters hold the base "
                 "weights that it is about to change. Call it before or after the step"
             )
-        self.ensure_folded(together=False)
+        self.ensure_folded()
 
     def recover(self) -> None:
         """As `ensure_folded`, at a time when others may have put other weights in place."""
-        if self.folded or self._versions() == self._base:
-            self.ensure_folded(together=False)
+        if self.folded or self.versions() == self._written:
+            self.ensure_folded()
             return
         warnings.warn(
             "apex: a step failed while the model held base weights, and the weights have changed "
@@ -194,16 +208,9 @@ class StageOperators:
             stacklevel=2,
         )
 
-    def _versions(self) -> list[int]:
-        return [p._version for operator in self.operators for p in operator.site.parameters()]
-
     def moments(self) -> Mapping[str, dict[str, Any]]:
         """Of the operators' optimizer, by factor, on the CPU."""
         return deepcopy(self._moments) if self._optimizer is None else self._optimizer.state_dict()
-
-
-def _versions(executor: Executor) -> list[tuple[int, ...]]:
-    return [version(parameter) for parameter in executor.parameters()]
 
 
 def _is_stepping(optimizer: Optimizer) -> bool:

@@ -1,14 +1,13 @@
-"""Ties an Expander to an optimizer, so that every `optimizer.step()` is an APEX step."""
+"""Ties a stage's operators to an optimizer: every `optimizer.step()` becomes an APEX step."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-if TYPE_CHECKING:
-    from apex_composer.expander import Expander
-
+from apex_composer.model.sites import Site
+from apex_composer.operators.stage_operators import StageOperators
 
 _LEFT_BEHIND = (
     "the model holds base weights, without what operators add to them: a step of a run with apex "
@@ -33,6 +32,11 @@ class Attachment:
     optimizer may call it several times (SAM, LBFGS): every call sees the effective weights of where
     the optimizer has gone, and the operators step once, from the last call's gradients.
 
+    Args:
+        running: the operators, of this stage and later ones.
+        sites: the expanded ones.
+        optimizer: the user's.
+
     Attributes:
         armed: False makes steps pass untouched. torch's checkpoint code calls phantom steps with
             zero gradients on loading.
@@ -41,16 +45,16 @@ class Attachment:
             may stay open while another one trains with the same optimizer. Default False.
     """
 
-    def __init__(self, expander: "Expander", optimizer: Optimizer):
-        weights = {id(site.weight) for site in expander.sites}
+    def __init__(self, running: StageOperators, sites: Sequence[Site], optimizer: Optimizer):
+        weights = {id(site.weight) for site in sites}
         for other in attachments(optimizer):
-            if not weights.isdisjoint(id(site.weight) for site in other.expander.sites):
+            if not weights.isdisjoint(id(site.weight) for site in other.sites):
                 raise RuntimeError(
                     "another expander of the same weights is attached to this optimizer, and both "
                     "would act on every step: call remove() of its attachment, and of itself, first"
                 )
         self.armed, self.attached, self.by_closure = True, True, False
-        self.expander = expander
+        self.sites, self._running = sites, running
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -65,37 +69,37 @@ class Attachment:
     def _before(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]):
         if self.by_closure:
             self.armed = False
-        if not (self.armed or self.by_closure) or not self.expander.operators:
+        if not (self.armed or self.by_closure) or not self._running.operators:
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             if self.armed and not _gradients_overflowed(optimizer):
                 # A GradScaler leaves the division by its scale to a fused optimizer.
-                self.expander.before_step(getattr(optimizer, "grad_scale", None))
+                self._running.before_step(getattr(optimizer, "grad_scale", None))
             return None
-        wrapped = self._wrap(closure, optimizer)
+        wrapped = self._wrap(closure)
         if len(args) > 1:
             return (args[0], wrapped, *args[2:]), kwargs
         return args, {**kwargs, "closure": wrapped}
 
-    def _wrap(self, closure: Callable[..., Any], optimizer: Optimizer) -> Callable[..., Any]:
-        before, called = _versions(optimizer), False
+    def _wrap(self, closure: Callable[..., Any]) -> Callable[..., Any]:
+        before, called = self._running.versions(), False
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             nonlocal before, called
-            moved = before is not None and _versions(optimizer) != before
+            moved = before is not None and self._running.versions() != before
             # A second call asks for the gradient where the optimizer has moved the weights to, on
             # all ranks. A first one may follow a step that died half-way on this rank alone.
             together, before, called = called, None, False
             if self.armed:
-                self.expander.ensure_folded(together)
+                self._running.ensure_folded(together)
             loss = closure(*args, **kwargs)
             if self.armed and moved:
                 raise RuntimeError(_MOVED_TOO_EARLY)
             if self.armed:
-                self.expander.before_step()
+                self._running.before_step()
                 called = True
-            elif not self.expander.folded:
+            elif not self._running.folded:
                 raise RuntimeError(_LEFT_BEHIND)
             return loss
 
@@ -103,18 +107,13 @@ class Attachment:
 
     def _after(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         if self.armed:
-            self.expander.after_step()
+            self._running.after_step()
 
 
 def attachments(optimizer: Optimizer) -> list[Attachment]:
     """Those that act on an optimizer's steps."""
     owners = [getattr(h, "__self__", None) for h in optimizer._optimizer_step_pre_hooks.values()]
     return [owner for owner in owners if isinstance(owner, Attachment)]
-
-
-def _versions(optimizer: Optimizer) -> list[int]:
-    """Counters that go up when a weight is changed in place, but not through `parameter.data`."""
-    return [p._version for group in optimizer.param_groups for p in group["params"]]
 
 
 def _gradients_overflowed(optimizer: Optimizer) -> bool:

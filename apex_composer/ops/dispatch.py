@@ -28,8 +28,8 @@ def resolve(implementation: str, device: torch.device, dtype: torch.dtype = torc
 
     Args:
         implementation: `auto`, `torch` or `triton`.
-        device: of the tensors.
-        dtype: of the tensors, default float32.
+        device: the tensors'.
+        dtype: the tensors', default float32.
 
     Returns:
         `torch` or `triton`.
@@ -40,7 +40,11 @@ def resolve(implementation: str, device: torch.device, dtype: torch.dtype = torc
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     if implementation == "torch":
         return "torch"
-    reason = _unavailable_reason(device, dtype)
+    from apex_composer.triton_kernels import unavailable_reason
+
+    reason = unavailable_reason(device)
+    if dtype == torch.float64:
+        reason = "the kernels do not compute in float64"
     if implementation == "triton" and reason is not None:
         raise ValueError(
             f"implementation: got triton, but {reason}. Allowed here: torch, auto (which takes it)"
@@ -60,10 +64,10 @@ def resolve_monarch(
 
     Args:
         implementation: `auto`, `torch` or `triton`.
-        device: of the weights.
-        dtype: of the weights.
-        p: as in the factors.
-        q: as in the factors.
+        device: the weights'.
+        dtype: the weights'.
+        p: rows of a block of L.
+        q: rows of a block of R.
 
     Returns:
         `torch` or `triton`.
@@ -85,14 +89,6 @@ def resolve_monarch(
         )
     log.info("apex: torch for operators of %s x %s blocks, because %s", p, q, reason)
     return "torch"
-
-
-def _unavailable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
-    from apex_composer.triton_kernels import unavailable_reason
-
-    if dtype == torch.float64:
-        return "the kernels do not compute in float64"
-    return unavailable_reason(device)
 
 
 def unit_square_sums(

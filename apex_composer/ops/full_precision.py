@@ -18,18 +18,18 @@ def bmm(left: Tensor, right: Tensor) -> Tensor:
     """left @ right for every matrix of a batch, computed in the dtype of the tensors.
 
     Args:
-        left: [blocks, rows, inner].
-        right: [blocks, inner, columns], same dtype and device.
+        left: [..., rows, inner].
+        right: [..., inner, columns], same batch, dtype and device.
 
     Returns:
-        [blocks, rows, columns]. Differentiable, but a backward pass is computed as precisely as
+        [..., rows, columns]. Differentiable, but a backward pass is computed as precisely as
         the process allows then.
     """
     if not left.is_meta and torch.is_autocast_enabled(left.device.type):
         with torch.autocast(left.device.type, enabled=False):
             return bmm(left, right)
     with full_float32():
-        return torch.bmm(left, right)
+        return torch.matmul(left, right)
 
 
 @contextmanager

@@ -5,9 +5,11 @@ Shape legend
     d           columns that ride along
     left   L    [q, p, p]: q blocks of p x p
     right  R    [p, q, q]: p blocks of q x q
+Products take operators of one size at once too: all shapes may have the same dimensions in front.
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -76,8 +78,8 @@ def init_factors(
     Args:
         size: n, the rows that the operator maps.
         generator: source of R's numbers.
-        dtype: of the factors, default float32.
-        device: of the factors, default the CPU.
+        dtype: the factors', default float32.
+        device: the factors', default the CPU.
     """
     p, q = factor_pair(size)
     right = torch.randn(p, q, q, generator=generator, device=generator.device) / math.sqrt(q)
@@ -89,42 +91,52 @@ def multiply_right(factors: MonarchFactors, matrix: Tensor) -> Tensor:
     """Z[i] = R[i] @ X[i], the first of the two block-diagonal products.
 
     Args:
-        factors: of an n x n operator.
+        factors: L and R of an n x n operator.
         matrix: X, [n, d].
 
     Returns:
         Z, [p, q, d].
     """
-    p, q, _ = factors.right.shape
-    return bmm(factors.right, matrix.reshape(p, q, -1))
+    return bmm(factors.right, in_blocks(factors, matrix))
 
 
 def multiply_left(factors: MonarchFactors, middle: Tensor) -> Tensor:
     """Y[j] = L[j] @ Z[:, j], the second block-diagonal product, put back into X's row order.
 
     Args:
-        factors: of an n x n operator.
+        factors: L and R of an n x n operator.
         middle: Z, [p, q, d].
 
     Returns:
         T @ X, [n, d].
     """
-    q, p, _ = factors.left.shape
-    product = bmm(factors.left, middle.transpose(0, 1))
-    return product.transpose(0, 1).reshape(p * q, -1)
+    product = bmm(factors.left, middle.transpose(-3, -2))
+    return product.transpose(-3, -2).flatten(-3, -2)
+
+
+def in_blocks(factors: MonarchFactors, matrix: Tensor) -> Tensor:
+    """[n, d] as the blocks of R see it, [p, q, d]."""
+    return matrix.unflatten(-2, factors.right.shape[-3:-1])
 
 
 def multiply(factors: MonarchFactors, matrix: Tensor) -> Tensor:
     """T @ X = Pm L Pm^T R X in n (p + q) d multiply-adds instead of n n d (paper eq. 13).
 
     Args:
-        factors: of an n x n operator.
+        factors: L and R of an n x n operator.
         matrix: X, [n, d], same dtype and device.
 
     Returns:
         T @ X, [n, d]; differentiable in the factors and in X, see `full_precision.bmm`.
     """
     return multiply_left(factors, multiply_right(factors, matrix))
+
+
+def add_gradients(factors: MonarchFactors, gradients: Iterable[Tensor | None]) -> None:
+    """Add to the factors' `.grad` what there is, as a backward pass does."""
+    for factor, gradient in zip(factors, gradients, strict=True):
+        if gradient is not None:
+            factor.grad = gradient if factor.grad is None else factor.grad + gradient
 
 
 def to_dense(factors: MonarchFactors) -> Tensor:

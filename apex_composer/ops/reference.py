@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from apex_composer.ops.full_precision import bmm
-from apex_composer.ops.monarch import MonarchFactors, multiply, multiply_right
+from apex_composer.ops.monarch import MonarchFactors, in_blocks, multiply, multiply_right
 from apex_composer.ops.packed_samples import PackedSamples
 
 _TOKENS_AT_ONCE = 32
@@ -46,7 +46,7 @@ def fold(
 
     Args:
         weight: W, [rows, columns].
-        factors: of T, n x n.
+        factors: L and R of T, n x n.
         advantageous: P, [n] indices along `axis`.
         disadvantageous: N, [n] indices along `axis`, disjoint from P.
         axis: 0 expands rows, 1 columns.
@@ -62,7 +62,7 @@ def expand(weight: Tensor, factors: MonarchFactors, advantageous: Tensor, *, axi
 
     Args:
         weight: W, [rows, columns].
-        factors: of T, n x n.
+        factors: L and R of T, n x n.
         advantageous: P, [n] indices along `axis`.
         axis: 0 for rows, 1 for columns.
 
@@ -101,16 +101,15 @@ def map_gradient(
 ) -> MonarchFactors:
     """From dLoss/dW_eff to the factors' gradients and, in place, to dLoss/dW.
 
-    With Gy = G[N] as [q, p, d] and Z = R X:
-        dL[j] = Gy[j] Z[:, j]^T,   dZ[:, j] = L[j]^T Gy[j],   dR[i] = dZ[i] X[i]^T,
-        G[P] += T^T G[N] = R^T dZ.
+    dL and dR are those of `product_gradients`, with what comes through T added to G[P]:
+        G[P] += T^T G[N].
     G[N] stays as it is: dLoss/dW[N] = dLoss/dW_eff[N]. P and N are disjoint, so W[P] is the
     same before and after a fold.
 
     Args:
         weight: W_eff or W (only W[P] is read), [rows, columns].
         gradient: G, same shape, changed in place.
-        factors: of T, n x n.
+        factors: L and R of T, n x n.
         advantageous: P, [n] indices along `axis`.
         disadvantageous: N, [n] indices along `axis`.
         axis: 0 for rows, 1 for columns.
@@ -118,16 +117,39 @@ def map_gradient(
     Returns:
         Gradients of L and R.
     """
-    p, q, _ = factors.right.shape
-    selected = take(weight, advantageous, axis)
-    middle = multiply_right(factors, selected)
-    received = take(gradient, disadvantageous, axis).reshape(p, q, -1).transpose(0, 1)
-    left_gradient = bmm(received, middle.transpose(0, 1).transpose(1, 2))
-    middle_gradient = bmm(factors.left.transpose(1, 2), received).transpose(0, 1)
-    right_gradient = bmm(middle_gradient, selected.reshape(p, q, -1).transpose(1, 2))
-    addition = bmm(factors.right.transpose(1, 2), middle_gradient).reshape(p * q, -1)
-    gradient.index_add_(axis, advantageous, addition if axis == 0 else addition.t())
-    return MonarchFactors(left_gradient, right_gradient)
+    selected, received = take(weight, advantageous, axis), take(gradient, disadvantageous, axis)
+    mapped, addition = product_gradients(factors, selected, received)
+    add(gradient, addition if axis == 0 else addition.t(), advantageous, axis=axis)
+    return mapped
+
+
+@torch.no_grad()
+def product_gradients(
+    factors: MonarchFactors, selected: Tensor, received: Tensor
+) -> tuple[MonarchFactors, Tensor]:
+    """The gradients of the product T X = Pm L Pm^T R X in L, R and X.
+
+    With Z = R X and Gy = G[N], both as [q, p, d]:
+        dL[j] = Gy[j] Z[j]^T,   dZ[j] = L[j]^T Gy[j],
+    and with dZ and X as [p, q, d]:
+        dR[i] = dZ[i] X[i]^T,   T^T G[N] = R^T dZ.
+    Of a part of the columns d, dL and dR are that part's share: those of all parts add up.
+
+    Args:
+        factors: L [..., q, p, p] and R [..., p, q, q] of one operator, or of several.
+        selected: X = W[P], [..., n, d].
+        received: G[N], [..., n, d].
+
+    Returns:
+        dL and dR in the factors' shapes, and T^T G[N], [..., n, d].
+    """
+    middle = multiply_right(factors, selected).transpose(-3, -2)
+    received = in_blocks(factors, received).transpose(-3, -2)
+    left_gradient = bmm(received, middle.mT)
+    middle_gradient = bmm(factors.left.mT, received).transpose(-3, -2)
+    right_gradient = bmm(middle_gradient, in_blocks(factors, selected).mT)
+    addition = bmm(factors.right.mT, middle_gradient).flatten(-3, -2)
+    return MonarchFactors(left_gradient, right_gradient), addition
 
 
 @torch.no_grad()
@@ -169,7 +191,7 @@ def packed_square_sums(activation: Tensor, unit_size: int, samples: PackedSample
         activation: [rows, tokens, units * unit_size], any floating dtype; or, where a model drops
             padding before the projection, [kept tokens, units * unit_size].
         unit_size: head_dim for heads, 1 for channels.
-        samples: of the same rows and tokens.
+        samples: those of the same rows and tokens.
 
     Returns:
         [runs, units] in float32 (float64 for float64 activations), 0 for runs of padding.
@@ -223,9 +245,8 @@ def _sum_unpadded(activation: Tensor, unit_size: int, mask: Tensor | None) -> Te
             "which sample each token belongs to: keep padding in the model's FFN "
             "(MPT: use_pad_tok_in_ffn: true)"
         )
-    samples = mask.nonzero()[:, 0]
-    sums = activation.new_zeros(mask.shape[0], activation.shape[1])
-    sums.index_add_(0, samples, activation.square())
+    kept = mask.count_nonzero(dim=1)
+    sums = torch.segment_reduce(activation.square(), "sum", lengths=kept, unsafe=True, initial=0)
     return _sum_units(sums, unit_size)
 
 

@@ -10,29 +10,26 @@ rank that computes with its column, the *owner* the one that holds it.
 
 A route moves the entries of one set of indices (P or N) of all matrices in one buffer, cut into
 one chunk per peer. Both ends list a chunk's entries in the same order: matrix by matrix, then by
-index, then along the free axis. A chunk holds first blocks of `unit` numbers, each the slice of a
-row that one owner holds whole (and padding where the slice is shorter), then single entries
-(biases, rows that FSDP1 cut) and padding to the next unit. So the index of a route has a number
-for every slice of a row, and for every entry of the few rows that are cut.
+index, then along the free axis. A chunk holds first blocks of one length, each the slice of a row
+that one owner holds whole (and padding where the slice is shorter), then single entries (biases,
+rows that FSDP1 cut) and padding to the next block. So the index of a route has a number for every
+slice of a row, and for every entry of the few rows that are cut.
 
 Shape legend
-    n   indices of a set            S   ranks that share the shards
+    n   indices of a set            S   ranks that share the weights
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from apex_composer.sharding.column_slices import column_edges, filled_slices, packing
-
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """One weight or bias of one site, as the plan sees it.
+    """One weight or bias of one site, and who holds what of it.
 
     Attributes:
         shape: (rows, columns).
@@ -51,12 +48,6 @@ class Matrix:
         """Whether its entries travel one by one: cut rows, and biases (one column)."""
         return self.axis == 1 or self.shape[1] == 1
 
-    def whole(self, indices: Tensor) -> Tensor:
-        """Which of the rows travel as blocks: one rank holds all of each, [n] bool."""
-        first = indices * self.shape[1]
-        same = self.owner(first) == self.owner(first + self.shape[1] - 1)
-        return same & (not self.single)
-
     def owner(self, positions: Tensor) -> Tensor:
         """The rank that holds each flat position, same shape."""
         held = sorted(
@@ -64,6 +55,17 @@ class Matrix:
         )
         starts, ranks = (torch.tensor(column) for column in zip(*held, strict=True))
         return ranks[torch.searchsorted(starts, positions, right=True) - 1]
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """Which rows one rank holds all of, same shape, bool."""
+        first = rows * self.shape[1]
+        return self.owner(first) == self.owner(first + self.shape[1] - 1)
+
+    def cut_rows(self) -> Tensor:
+        """The rows that several ranks share."""
+        rows = {start // self.shape[1] for start, stop in self.intervals if stop > start}
+        rows = torch.tensor(sorted(rows))
+        return rows[~self.whole(rows)]
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,11 @@ class Lane:
     """Blocks, or single entries, on one side of a route.
 
     Attributes:
-        positions: [entries] int64, where each lies in the buffer, in the lane's unit.
+        positions: [entries] int64, where each lies in the buffer, counted in blocks or in numbers.
         parts: how many of them belong to each matrix.
-        local: by matrix, int64, what they belong to. Owners: of blocks the rows, counted from the
-            first whole one; of single entries the places in the shard. Workers: the places in the
-            set of the rows that they make up (axis 0).
+        local: what they belong to, int64, by matrix. Owners: of blocks the rows, counted from the
+            first whole one; of single entries the places in their part of the weight. Workers:
+            the places in the set of the rows that they make up (axis 0).
     """
 
     positions: Tensor
@@ -118,43 +120,45 @@ class Route:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Routes:
     """One rank's part in all exchanges of a stage.
 
     Attributes:
-        unit: numbers in a block: the longest slice of a row.
-        routes: {"P": Route, "N": Route}.
-        widths: by matrix, the length of the free axis that this rank works on.
-        rows: by matrix, those that begin on this rank.
-        packing: by columns of a matrix, how its rows become blocks, see `packing`.
+        block: numbers in a block, the longest slice of a row.
+        of: {"P": Route, "N": Route}.
+        widths: length of the free axis that this rank works on, by matrix.
+        rows: those that begin on this rank, by matrix.
     """
 
-    unit: int
-    routes: dict[str, Route]
+    block: int
+    of: dict[str, Route]
     widths: list[int]
     rows: list[Rows]
-    packing: dict[int, tuple[Tensor, Tensor] | None]
 
 
-def plan_exchange(matrices: Sequence[Matrix], rank: int, ranks: int) -> Plan:
-    """What one rank sends and receives, the same plan on every rank seen from its own side.
+def lay_routes(
+    matrices: Sequence[Matrix], rank: int, ranks: int, device: torch.device | str = "cpu"
+) -> Routes:
+    """What one rank sends and receives, the same routes on every rank seen from its own side.
 
     Args:
-        matrices: of all operators of a stage, in the same order on every rank.
-        rank: in the group that shares the shards.
+        matrices: weights and biases of all operators, in the same order on every rank.
+        rank: number among those that share the weights.
         ranks: S.
+        device: the one that the indices are used on, default the CPU.
     """
-    edges = [column_edges(m.shape[1], ranks) for m in matrices]
-    long = {own[-1]: own for own, m in zip(edges, matrices, strict=True) if not m.single}
-    unit = max((b - a for own in long.values() for a, b in pairwise(own)), default=1)
-    packed = {columns: packing(own, unit) for columns, own in long.items()}
-    rows = [_rows(m, rank) for m in matrices]
+    block = max((-(-m.shape[1] // ranks) for m in matrices if not m.single), default=1)
+    rows = [_rows(matrix, rank) for matrix in matrices]
     widths = [
-        own.whole + own.cut if m.axis == 1 else edge[rank + 1] - edge[rank]
-        for m, own, edge in zip(matrices, rows, edges, strict=True)
+        own.whole + own.cut if m.axis == 1 else min(max(m.shape[1] - rank * block, 0), block)
+        for m, own in zip(matrices, rows, strict=True)
     ]
-    planner = _Planner(matrices, edges, rank, ranks, unit)
-    return Plan(unit, {name: planner.route(name) for name in ("P", "N")}, widths, rows, packed)
+    routes = {}
+    for name in ("P", "N"):
+        ends = [_ends(m, m.sets[name], rank, block) for m in matrices]
+        sides = (_side(entries, ranks, block, device) for entries in zip(*ends, strict=True))
+        routes[name] = Route(*sides)
+    return Routes(block, routes, widths, rows)
 
 
 def _rows(matrix: Matrix, rank: int) -> Rows:
@@ -163,96 +167,59 @@ def _rows(matrix: Matrix, rank: int) -> Rows:
     return Rows(first, max(last - first, 0), last >= first and stop > last * columns)
 
 
-# Peers of entries [entries], and what they belong to, see `Lane.local`.
-_Entries = tuple[Tensor, Tensor]
-_NOTHING = (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+# Blocks and single entries: peers [entries], and what they belong to, see `Lane.local`.
+_Entries = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-@dataclass
-class _Planner:
-    matrices: Sequence[Matrix]
-    edges: list[list[int]]
-    rank: int
-    ranks: int
-    unit: int
-
-    def route(self, name: str) -> Route:
-        return Route(self._side(name, self._owned), self._side(name, self._worked_on))
-
-    def _side(self, name: str, entries: Callable[..., tuple[_Entries, _Entries]]) -> Side:
-        """Lay the entries of all matrices out in one buffer, chunk after chunk."""
-        own = [
-            entries(matrix, matrix.sets[name], edges)
-            for matrix, edges in zip(self.matrices, self.edges, strict=True)
-        ]
-        lanes = list(zip(*own, strict=True))
-        peers = [torch.cat([peers for peers, _ in lane]) for lane in lanes]
-        blocks, singles = (torch.bincount(of_lane, minlength=self.ranks) for of_lane in peers)
-        sizes = (blocks + (singles + self.unit - 1) // self.unit) * self.unit
-        begins = sizes.cumsum(0) - sizes
-        built = [
-            Lane(
-                begin[of_lane] + _places_within(of_lane, counts),
-                [len(peers) for peers, _ in lane],
-                [local for _, local in lane],
-            )
-            for lane, of_lane, counts, begin in (
-                (lanes[0], peers[0], blocks, begins // self.unit),
-                (lanes[1], peers[1], singles, begins + blocks * self.unit),
-            )
-        ]
-        return Side(sizes.tolist(), *built)
-
-    def _owned(
-        self, matrix: Matrix, indices: Tensor, edges: list[int]
-    ) -> tuple[_Entries, _Entries]:
-        """What this rank holds, as blocks and as single entries: workers, and where it lies."""
-        start, stop = matrix.intervals[self.rank]
-        columns, rows = matrix.shape[1], _rows(matrix, self.rank)
-        if start == stop:
-            return _NOTHING, _NOTHING
-        if matrix.axis == 1:
-            cut = [rows.first - 1] * (start % columns > 0) + [rows.first + rows.whole] * rows.cut
-            first_entries = torch.tensor(cut, dtype=torch.int64).unsqueeze(1) * columns
-            positions = first_entries + indices
-            workers, blocks = matrix.owner(first_entries), _NOTHING
-        else:
-            near = indices[(indices >= start // columns) & (indices <= (stop - 1) // columns)]
-            whole = matrix.whole(near)
-            slices = torch.tensor(filled_slices(edges)).repeat(int(whole.sum()))
-            blocks = slices, near[whole] - rows.first
-            along = torch.arange(columns)
-            positions = near[~whole].unsqueeze(1) * columns + along
-            workers = torch.searchsorted(torch.tensor(edges), along, right=True) - 1
-        held = (positions >= start) & (positions < stop)
-        return blocks, (workers.expand_as(positions)[held], positions[held] - start)
-
-    def _worked_on(
-        self, matrix: Matrix, indices: Tensor, edges: list[int]
-    ) -> tuple[_Entries, _Entries]:
-        """What this rank computes with and what travels: owners, and which rows of the set."""
-        columns = matrix.shape[1]
-        if matrix.axis == 1:
-            rows = _rows(matrix, self.rank)
-            positions = indices + (rows.first + rows.whole) * columns
-            positions = positions if rows.cut else positions[:0]
-            return _NOTHING, (matrix.owner(positions), positions[:0])
-        along = torch.arange(edges[self.rank], edges[self.rank + 1])
-        if not len(along):
-            return _NOTHING, _NOTHING
-        whole = matrix.whole(indices)
-        places = torch.arange(len(indices))
-        positions = (indices[~whole].unsqueeze(1) * columns + along).flatten()
-        return (
-            (matrix.owner(indices[whole] * columns), places[whole]),
-            (matrix.owner(positions), places[~whole]),
-        )
+def _ends(matrix: Matrix, indices: Tensor, rank: int, block: int) -> tuple[_Entries, _Entries]:
+    """What of a matrix leaves this rank as its owner, and what comes to it as a worker."""
+    columns, places = matrix.shape[1], torch.arange(len(indices))
+    slices = torch.arange(-(-columns // block))
+    if matrix.axis == 1:
+        rows, whole, cut = matrix.cut_rows(), places[:0], places[:0]
+        positions = rows.unsqueeze(1) * columns + indices
+        workers = matrix.owner(rows * columns).unsqueeze(1)
+    else:
+        in_blocks = matrix.whole(indices) & (not matrix.single)
+        whole, cut = places[in_blocks], places[~in_blocks]
+        positions = indices[cut].unsqueeze(1) * columns + torch.arange(columns)
+        workers = torch.arange(columns) // block
+    owners, workers = matrix.owner(positions), workers.expand_as(positions)
+    row_owners = matrix.owner(indices[whole] * columns)
+    held, done = owners == rank, workers == rank
+    held_rows = indices[whole][row_owners == rank] - _rows(matrix, rank).first
+    held_places = positions[held] - matrix.intervals[rank][0]
+    here = slice(None if rank < len(slices) else 0)  # the last ranks' slices may be empty
+    return (
+        ((slices.repeat(len(held_rows)), held_rows), (workers[held], held_places)),
+        ((row_owners[here], whole[here]), (owners[done], cut[here])),
+    )
 
 
-def _places_within(peers: Tensor, counts: Tensor) -> Tensor:
-    """For every entry, how many before it go to the same peer."""
-    order = peers.argsort(stable=True)
-    begins = (counts.cumsum(0) - counts)[peers[order]]
-    places = torch.empty_like(order)
-    places[order] = torch.arange(len(order)) - begins
-    return places
+def _side(entries: Sequence[_Entries], ranks: int, block: int, device: torch.device | str) -> Side:
+    """Lay the entries of all matrices out in one buffer, chunk after chunk."""
+    blocks, singles = zip(*entries, strict=True)
+    block_counts, single_counts = (
+        torch.cat([peers for peers, _ in lane]).bincount(minlength=ranks)
+        for lane in (blocks, singles)
+    )
+    sizes = (block_counts + (single_counts + block - 1) // block) * block
+    begins = sizes.cumsum(0) - sizes
+    return Side(
+        sizes.tolist(),
+        _lane(blocks, begins // block, device),
+        _lane(singles, begins + block_counts * block, device),
+    )
+
+
+def _lane(
+    entries: Sequence[tuple[Tensor, Tensor]], begins: Tensor, device: torch.device | str
+) -> Lane:
+    """Entries one behind the other, those for every peer from where its chunk begins."""
+    peers = torch.cat([of_matrix for of_matrix, _ in entries])
+    order, counts = peers.argsort(stable=True), peers.bincount(minlength=len(begins))
+    shifts = begins - (counts.cumsum(0) - counts)
+    positions = torch.empty_like(order)
+    positions[order] = torch.arange(len(order)) + shifts[peers[order]]
+    parts = [len(of_matrix) for of_matrix, _ in entries]
+    return Lane(positions.to(device), parts, [local.to(device) for _, local in entries])

@@ -4,9 +4,9 @@ Every way of sharding that is supported cuts the row-major weight at flat positi
 anywhere (in the middle of a row too), FSDP2 between rows. So a shard is an interval.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,13 @@ class Shard:
     """One weight or bias, and the flat interval of it that this rank holds.
 
     Attributes:
-        name: of the site, for messages.
-        parameter: as the module and the optimizer hold it.
+        name: the site's, for messages.
+        parameter: the one that the module and the optimizer hold.
         shape: (rows, columns) of the whole weight; a bias has one column.
         start: first flat position of the row-major weight that this rank holds.
-        stop: one behind the last; equal to `start` where this rank holds nothing.
-        group: the ranks that hold one copy between them; None: this rank holds all of it.
-        replicas: how many such groups hold a copy each (HSDP).
+        stop: position behind the last; equal to `start` where this rank holds nothing.
+        process_group: the ranks that hold one copy between them; None: this rank holds all of it.
+        replicas: how many copies there are (HSDP).
     """
 
     name: str
@@ -38,7 +38,7 @@ class Shard:
     shape: tuple[int, int]
     start: int
     stop: int
-    group: ProcessGroup | None = None
+    process_group: ProcessGroup | None = None
     replicas: int = 1
 
     def values(self) -> Tensor:
@@ -78,11 +78,11 @@ class Shard:
 def find_shards(sites: Sequence[Site]) -> list[list[Shard]]:
     """The shards of every site's weight and of the bias that is expanded with it.
 
-    Gathered weights are resharded first: while a group is gathered, its modules show other
-    parameters than the optimizer holds.
+    Gathered weights are resharded first: while they are gathered, modules show other parameters
+    than the optimizer holds.
 
     Args:
-        sites: of `find_sites(model)` with the model as it is trained, wrapped.
+        sites: those of `find_sites(model)` with the model as it is trained, wrapped.
 
     Returns:
         For every site one or two shards, in the order of `Site.parameters()`.
@@ -90,14 +90,15 @@ def find_shards(sites: Sequence[Site]) -> list[list[Shard]]:
     Raises:
         ValueError: for sharding that APEX cannot work with, saying what to change.
     """
-    models = _models(sites)
     reshard(sites)
-    known: dict[int, dict[str, Any]] = {}
-    for model in models:
-        known |= _fsdp1_intervals(model) | _fsdp2_intervals(model)
+    known = {
+        id(parameter): held
+        for model in _models(sites)
+        for parameter, held in (*_held_by_fsdp1(model), *_held_by_fsdp2(model))
+    }
     shards = [[_shard(site, p, known) for p in site.parameters()] for site in sites]
     for pair in shards:
-        if len({shard.group for shard in pair}) > 1:
+        if len({shard.process_group for shard in pair}) > 1:
             raise ValueError(
                 f"{pair[0].name} and its bias are sharded over different ranks, allowed: both over "
                 "the same. Wrap the whole module with FSDP (no ignored parameters in it)"
@@ -108,11 +109,11 @@ def find_shards(sites: Sequence[Site]) -> list[list[Shard]]:
 def reshard(sites: Sequence[Site]) -> None:
     """Give up gathered copies of weights, so that writes to the shards are seen.
 
-    Outside an optimizer step a group may still hold the copy that a forward pass without
-    gradients gathered, and the next forward pass would use that one.
+    Outside an optimizer step FSDP may still hold the copy that a forward pass without gradients
+    gathered, and the next forward pass would use that one.
 
     Args:
-        sites: of the models whose weights are about to be read or written.
+        sites: some of every model whose weights are about to be read or written.
     """
     for model in _models(sites):
         for module in model.modules():
@@ -130,12 +131,20 @@ def reshard(sites: Sequence[Site]) -> None:
 
 
 def _models(sites: Iterable[Site]) -> list[nn.Module]:
-    return list({id(s.model): s.model for s in sites if s.model is not None}.values())
+    return list(dict.fromkeys(site.model for site in sites if site.model is not None))
 
 
-def _fsdp1_intervals(model: nn.Module) -> dict[int, dict[str, Any]]:
-    """By id of the parameter, what FSDP1 made of it."""
-    found = {}
+class _Held(NamedTuple):
+    """What this rank holds of a parameter, as in `Shard`."""
+
+    shape: torch.Size
+    start: int
+    stop: int
+    process_group: ProcessGroup | None = None
+    replicas: int = 1
+
+
+def _held_by_fsdp1(model: nn.Module) -> Iterator[tuple[nn.Parameter, _Held]]:
     for module in FSDP1.fsdp_modules(model):
         handle = module._handle
         if handle is None:
@@ -148,36 +157,28 @@ def _fsdp1_intervals(model: nn.Module) -> dict[int, dict[str, Any]]:
             )
         if handle._fsdp_extension is not None:
             raise ValueError(_tensor_parallel("a weight"))
-        flat = handle.flat_param
-        across = getattr(module, "_inter_node_pg", None)
-        where = {
-            "group": handle.process_group,
-            "replicas": 1 if across is None else across.size(),
-        }
+        if not handle.uses_sharded_strategy:  # NO_SHARD, or a single rank
+            continue
+        flat, across = handle.flat_param, getattr(module, "_inter_node_pg", None)
+        ranks = handle.process_group, 1 if across is None else across.size()
         for parameter, info, shape in zip(
             flat._params, flat._shard_param_infos, flat._shapes, strict=True
         ):
-            if not handle.uses_sharded_strategy:  # NO_SHARD, or a single rank
-                continue
             start, stop = 0, 0
             if info.in_shard:
                 start, stop = info.intra_param_start_idx, info.intra_param_end_idx + 1
-            found[id(parameter)] = {"shape": shape, "start": start, "stop": stop, **where}
-    return found
+            yield parameter, _Held(shape, start, stop, *ranks)
 
 
-def _fsdp2_intervals(model: nn.Module) -> dict[int, dict[str, Any]]:
-    """By id of the parameter, what FSDP2 made of it."""
-    found = {}
+def _held_by_fsdp2(model: nn.Module) -> Iterator[tuple[nn.Parameter, _Held]]:
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            group = module._get_fsdp_state()._fsdp_param_group
-            for managed in group.fsdp_params if group is not None else ():
-                found[id(managed.sharded_param)] = _interval(managed.sharded_param)
-    return found
+            managed = module._get_fsdp_state()._fsdp_param_group
+            for own in managed.fsdp_params if managed is not None else ():
+                yield own.sharded_param, _held(own.sharded_param)
 
 
-def _interval(parameter: DTensor) -> dict[str, Any]:
+def _held(parameter: DTensor) -> _Held:
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     mesh, placements = parameter.device_mesh, parameter.placements
@@ -187,23 +188,18 @@ def _interval(parameter: DTensor) -> dict[str, Any]:
     shape, offset = compute_local_shape_and_global_offset(parameter.shape, mesh, placements)
     width = parameter.shape[1:].numel()
     start = offset[0] * width if shape[0] else 0
-    return {
-        "shape": parameter.shape,
-        "start": start,
-        "stop": start + shape[0] * width,
-        "group": mesh.get_group(cut[0]),
-        "replicas": mesh.size() // mesh.size(cut[0]),
-    }
+    ranks = mesh.get_group(cut[0]), mesh.size() // mesh.size(cut[0])
+    return _Held(parameter.shape, start, start + shape[0] * width, *ranks)
 
 
-def _shard(site: Site, parameter: nn.Parameter, known: dict[int, dict[str, Any]]) -> Shard:
+def _shard(site: Site, parameter: nn.Parameter, known: Mapping[int, _Held]) -> Shard:
     bias = parameter is not site.weight
-    found = known.get(id(parameter))
-    if found is None:
+    held = known.get(id(parameter))
+    if held is None:
         _check_plain(site, parameter, bias)
-        found = {"shape": parameter.shape, "start": 0, "stop": parameter.numel()}
-    shape = (found["shape"][0], 1 if bias else found["shape"][1])
-    return Shard(site.name, parameter, **{**found, "shape": shape})
+        held = _Held(parameter.shape, 0, parameter.numel())
+    shape = held.shape[0], 1 if bias else held.shape[1]
+    return Shard(site.name, parameter, shape, *held[1:])
 
 
 def _check_plain(site: Site, parameter: nn.Parameter, bias: bool) -> None:

@@ -6,6 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from apex_composer.tools.checkpoint_file import CheckpointFile, hash_file, read_checkpoint
+from apex_composer.tools.training_yaml import (
+    build_algorithm,
+    lay_out_stages,
+    load_configuration,
+    local_save_folder,
+)
 from apex_composer.trainer.resuming import keeps_the_stage
 
 _HEADER = (
@@ -26,13 +32,11 @@ class Branch:
     """What was written.
 
     Attributes:
-        yaml: the file.
-        run_name: of the new run.
-        point: the lineage entry, as it stands in the YAML below `algorithms.apex.branch`.
+        run_name: name of the new run.
+        point: lineage entry, as it stands in the YAML below `algorithms.apex.branch`.
         keeps_stage: whether the running stage goes on with its operators.
     """
 
-    yaml: Path
     run_name: str
     point: dict[str, Any]
     keeps_stage: bool
@@ -47,8 +51,8 @@ def write_branch(
     algorithm that settings may differ, and what to keep as lineage.
 
     Args:
-        checkpoint: of the parent run, a file.
-        yaml: of the parent run.
+        checkpoint: file of the parent run.
+        yaml: file of the parent run.
         out: YAML to write.
         changes: `key=value` entries as on llm-foundry's command line.
         overwrite: whether `out` may exist. Default: no.
@@ -62,66 +66,42 @@ def write_branch(
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists: give another --out, or --overwrite")
     parent = read_checkpoint(checkpoint)
-    before = _load(yaml)
+    before = OmegaConf.create(load_configuration(yaml, resolve=False))
     _check_parent(parent, before, yaml)
     after = OmegaConf.merge(before, OmegaConf.from_dotlist(list(changes)))
-    changed_keys = [change.partition("=")[0] for change in changes]
-    if "run_name" not in changed_keys:
-        after.run_name, changed_keys = out.stem, [*changed_keys, "run_name"]
+    keys = [change.partition("=")[0] for change in changes]
+    if "run_name" not in keys:
+        after.run_name, keys = out.stem, [*keys, "run_name"]
     after.load_path, after.load_weights_only = str(parent.path.resolve()), False
     after.pop("load_ignore_keys", None)
     after.algorithms.apex.pop("branch", None)
-    changed = {key: [_plain(before, key), _plain(after, key)] for key in changed_keys}
     point = {
         "parent": after.load_path,
         "sha256": hash_file(parent.path),
         "batch": parent.clock["batch"],
         "stage": parent.apex["stage"],
-        "changed": changed,
+        "changed": {key: [_select(before, key), _select(after, key)] for key in keys},
     }
     keeps = _keeps_the_stage(parent, after)
     _check_folder(parent, after)
     after.algorithms.apex.branch = point
     out.write_text(_HEADER.format(**point) + OmegaConf.to_yaml(after), encoding="utf-8")
-    return Branch(out, after.run_name, point, keeps)
+    return Branch(after.run_name, point, keeps)
 
 
-def _load(yaml: Path) -> Any:
-    """A run's YAML with `algorithms` as a mapping; interpolations stay as they are."""
-    from omegaconf import OmegaConf
-
-    from apex_composer.trainer.config_transform import normalise_algorithms
-
-    if not yaml.is_file():
-        raise FileNotFoundError(
-            f"{yaml} does not exist. Needed: the YAML of the parent run (--yaml)"
-        )
-    plain = OmegaConf.to_container(OmegaConf.load(yaml), resolve=False)
-    config = OmegaConf.create(normalise_algorithms(plain))
-    if OmegaConf.select(config, "algorithms.apex") is None:
-        raise ValueError(f"{yaml} has no algorithms.apex: give the YAML of the parent run (--yaml)")
-    return config
-
-
-def _plain(config: Any, key: str) -> Any:
+def _select(config: Any, key: str) -> Any:
+    """A setting with its references resolved, None where there is none."""
     from omegaconf import OmegaConf
 
     value = OmegaConf.select(config, key)
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _algorithm(config: Any) -> Any:
-    """The algorithm of a YAML: building it checks its settings."""
-    from omegaconf import OmegaConf
-
-    from apex_composer.trainer.algorithm import APEX
-
-    return APEX(**OmegaConf.to_container(config.algorithms.apex, resolve=True))
-
-
 def _check_parent(parent: CheckpointFile, config: Any, yaml: Path) -> None:
     """Refuse a YAML that is not the parent's: its differences would not be in the lineage."""
-    algorithm, saved = _algorithm(config), parent.apex
+    algorithm, saved = build_algorithm(_select(config, "algorithms")), parent.apex
+    if algorithm is None:
+        raise ValueError(f"{yaml} has no algorithms.apex: give the YAML of the parent run (--yaml)")
     pairs = {_KEPT[name]: (saved["settings"][name], getattr(algorithm, name)) for name in _KEPT}
     pairs["targets"] = (saved["targets"], list(algorithm.targets))
     for key, (trained, given) in pairs.items():
@@ -134,28 +114,23 @@ def _check_parent(parent: CheckpointFile, config: Any, yaml: Path) -> None:
 
 def _keeps_the_stage(parent: CheckpointFile, config: Any) -> bool:
     """Check the new settings and stages; tell whether the running operators fit them."""
-    from apex_composer.tools.training_yaml import lay_out_stages
-
-    algorithm = _algorithm(config)
+    algorithm = build_algorithm(_select(config, "algorithms"))
     settings = {name: getattr(algorithm, name) for name in _KEPT}
-    plan = lay_out_stages(algorithm.stages, str(config.max_duration))
-    if plan is None:  # in epochs: only the run itself knows
+    layout = lay_out_stages(algorithm.stages, str(config.max_duration))
+    if layout is None:  # in epochs: only the run itself knows
         return False
-    if plan.ends[-1] <= parent.clock[{"ba": "batch", "tok": "token", "sp": "sample"}[plan.unit]]:
+    if layout.ends[-1] <= parent.now(layout.unit):
         raise ValueError(
             f"max_duration: got {config.max_duration}, but {parent.path} is at batch "
             f"{parent.clock['batch']} already: --set max_duration (and stages) to train longer"
         )
-    return keeps_the_stage(parent.apex, settings, list(algorithm.targets), plan)
+    return keeps_the_stage(parent.apex, settings, list(algorithm.targets), layout)
 
 
 def _check_folder(parent: CheckpointFile, config: Any) -> None:
     """Refuse to save where the parent does: autoresume would take the parent's checkpoints."""
-    folder = config.get("save_folder")
-    if folder is None or "://" in folder:
-        return
-    folder = Path(folder.replace("{run_name}", config.run_name))
-    if folder.resolve() == parent.path.resolve().parent:
+    folder = local_save_folder(config)
+    if folder is not None and folder.resolve() == parent.path.resolve().parent:
         raise ValueError(
             f"save_folder: got {folder}, the folder of the parent's checkpoints. Give the branch "
             "its own: --set save_folder=..., or ${run_name} in the path"

@@ -15,8 +15,8 @@ class CheckpointFile:
     """The part of a checkpoint that tells what run it belongs to.
 
     Attributes:
-        path: of the file.
-        apex: the algorithm's state.
+        path: place of the file.
+        apex: state of the algorithm.
         clock: how far the run was: `batch`, `token`, `sample`, `epoch`.
     """
 
@@ -32,8 +32,11 @@ class CheckpointFile:
     @property
     def ended(self) -> int:
         """How many stages are over."""
-        names = {"ba": "batch", "tok": "token", "sp": "sample"}
-        return sum(self.clock[names[self.plan.unit]] >= end for end in self.plan.ends)
+        return sum(self.now(self.plan.unit) >= end for end in self.plan.ends)
+
+    def now(self, unit: str) -> int:
+        """Where the run stands, in `ba`, `tok` or `sp`."""
+        return self.clock[{"ba": "batch", "tok": "token", "sp": "sample"}[unit]]
 
 
 def read_checkpoint(path: Path | str) -> CheckpointFile:
@@ -42,7 +45,7 @@ def read_checkpoint(path: Path | str) -> CheckpointFile:
     The file is unpickled, as Composer itself does it: read only checkpoints that you trust.
 
     Args:
-        path: of the file, links included.
+        path: place of the file, links included.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -78,13 +81,9 @@ def read_checkpoint(path: Path | str) -> CheckpointFile:
 
 
 def hash_file(path: Path) -> str:
-    """The sha256 of a file, with a progress bar where it takes long."""
-    from apex_composer.data_prep.progress import progress_bar
-
-    digest, size = hashlib.sha256(), path.stat().st_size
-    bar = progress_bar(desc="sha256", total=size, unit="B", unit_scale=True, delay=2)
-    with path.open("rb") as file, bar:
+    """The sha256 of a file that may be larger than the memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
-            bar.update(len(block))
     return digest.hexdigest()

@@ -1,5 +1,6 @@
 """A run's model as shapes without weights, and what APEX adds to it."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ class GroupKind:
 
     Attributes:
         kind: `heads`, `kv_heads` or `channels`.
-        groups: how many.
-        units: of one group.
+        groups: number of them.
+        units: number in one group.
         selected: units on each side, 0 where the kind is left alone.
     """
 
@@ -30,16 +31,18 @@ class GroupKind:
 
 @dataclass(frozen=True)
 class Cost:
-    """What APEX adds to a run.
+    """What APEX expands in a model, and what that adds to a run.
 
     Attributes:
+        kinds: units there are, and selected.
         sites: expanded weights.
-        parameters: of their operators.
+        parameters: weights of their operators.
         memory: bytes on every GPU (without FSDP).
-        flops_per_step: of folding, unfolding and mapping gradients.
-        flops_per_token: of the norms for the scores.
+        flops_per_step: arithmetic of folding, unfolding and mapping gradients.
+        flops_per_token: arithmetic of the norms for the scores.
     """
 
+    kinds: list[GroupKind]
     sites: int
     parameters: int
     memory: int
@@ -51,7 +54,7 @@ def build_shapes(config: Settings) -> Any:
     """The model of a training YAML on the meta device: no weights are read or made.
 
     Args:
-        config: of `load_configuration`.
+        config: configuration of `load_configuration`.
 
     Returns:
         A Hugging Face or MPT model.
@@ -83,19 +86,18 @@ def read_model_config(settings: Settings) -> Any:
     """A Hugging Face configuration with the YAML's overrides, from a folder, the cache or the hub.
 
     Args:
-        settings: of the YAML's `model`.
+        settings: section `model` of the YAML.
 
     Raises:
         ValueError: it cannot be found.
     """
+    from llmfoundry.utils.config_utils import set_config_overrides
     from transformers import AutoConfig
 
     name = settings.get("pretrained_model_name_or_path")
     try:
-        config = AutoConfig.from_pretrained(
-            name,
-            trust_remote_code=bool(settings.get("trust_remote_code", False)),
-        )
+        trusted = bool(settings.get("trust_remote_code", False))
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trusted)
     except (OSError, ValueError) as error:
         where = "the folder has no config.json" if Path(str(name)).is_dir() else "not reachable"
         raise ValueError(
@@ -103,35 +105,8 @@ def read_model_config(settings: Settings) -> Any:
             "its config.json is needed: give a local folder that holds it (key=value on the "
             "command line), or run once where the hub can be reached"
         ) from error
-    for key, value in (settings.get("config_overrides") or {}).items():
-        if not hasattr(config, key):
-            raise ValueError(f"model.config_overrides: this model has no setting {key!r}")
-        setattr(config, key, value)
+    set_config_overrides(config, settings.get("config_overrides") or {})
     return config
-
-
-def count_parameters(model: Any) -> int:
-    """All parameters of a model; shared ones count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def describe_groups(model: Any, algorithm: Any) -> list[GroupKind]:
-    """How many units of each kind there are and are selected.
-
-    Args:
-        model: of `build_shapes`.
-        algorithm: APEX with the run's settings.
-
-    Raises:
-        ValueError: the architecture is not known, or a group is too small.
-    """
-    sites, counts = _sites(model, algorithm)
-    groups = {site.group.name: site.group for site in sites}.values()
-    kinds: dict[tuple[str, int, int], int] = {}
-    for group in groups:
-        key = (group.name.rsplit(".", 1)[-1], group.units, counts.get(group.name, 0))
-        kinds[key] = kinds.get(key, 0) + 1
-    return [GroupKind(kind, count, units, k) for (kind, units, k), count in kinds.items()]
 
 
 def estimate_cost(model: Any, algorithm: Any) -> Cost:
@@ -142,12 +117,20 @@ def estimate_cost(model: Any, algorithm: Any) -> Cost:
     folded is kept until it is unfolded. The norms read every head's and channel's activation once.
 
     Args:
-        model: of `build_shapes`.
+        model: result of `build_shapes`.
         algorithm: APEX with the run's settings.
+
+    Raises:
+        ValueError: the architecture is not known, or a group is too small.
     """
+    from apex_composer.assessment.selection import count_by_group
+    from apex_composer.model.sites import find_sites
     from apex_composer.ops.monarch import factor_pair
 
-    sites, counts = _sites(model, algorithm)
+    targets = algorithm.targets + (("kv_head",) if "head" in algorithm.targets else ())
+    sites = [site for site in find_sites(model) if site.group.unit in targets]
+    counts = count_by_group(sites, algorithm.threshold, algorithm.kv_heads)
+    kinds = _count_kinds(sites, counts)
     sites = [site for site in sites if site.group.name in counts]
     parameters = kept = flops = 0
     for site in sites:
@@ -162,13 +145,12 @@ def estimate_cost(model: Any, algorithm: Any) -> Cost:
     if not algorithm.expansion:
         parameters = kept = flops = 0
     memory = _BYTES * (parameters * _FACTOR_COPIES + kept)
-    return Cost(len(sites), parameters, memory, flops, norms)
+    return Cost(kinds, len(sites), parameters, memory, flops, norms)
 
 
-def _sites(model: Any, algorithm: Any) -> tuple[list[Any], dict[str, int]]:
-    from apex_composer.assessment.selection import count_by_group
-    from apex_composer.model.sites import find_sites
-
-    targets = algorithm.targets + (("kv_head",) if "head" in algorithm.targets else ())
-    sites = [site for site in find_sites(model) if site.group.unit in targets]
-    return sites, count_by_group(sites, algorithm.threshold, algorithm.kv_heads)
+def _count_kinds(sites: list[Any], counts: dict[str, int]) -> list[GroupKind]:
+    groups = {site.group.name: site.group for site in sites}.values()
+    kinds = Counter(
+        (group.name.rsplit(".", 1)[-1], group.units, counts.get(group.name, 0)) for group in groups
+    )
+    return [GroupKind(kind, count, units, k) for (kind, units, k), count in kinds.items()]

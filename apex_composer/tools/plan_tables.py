@@ -1,22 +1,20 @@
-"""The plan of a run as tables."""
+"""The result of `apex-composer plan` as tables."""
 
-from typing import Any
+from rich.filesize import decimal
+from rich.table import Column, Table
 
-from rich.table import Table
-
-from apex_composer.callbacks.disk import GIGABYTE, moments
+from apex_composer.callbacks.start_checks import Checkpoints, moments
 from apex_composer.settings import check_choice
+from apex_composer.tools.model_size import Cost
 from apex_composer.tools.plan import Plan
-
-MEGABYTE = 1_000_000
 
 
 def peak_flops(gpu: str, precision: str) -> float:
     """Dense peak of a GPU, from Composer's table of NVIDIA's data sheets.
 
     Args:
-        gpu: a name of that table.
-        precision: as in the YAML.
+        gpu: name in that table.
+        precision: name as in the YAML.
 
     Raises:
         ValueError: the table does not have it.
@@ -32,7 +30,7 @@ def make_plan_tables(plan: Plan, gpu: str, mfu: float) -> list[Table]:
     """Stages, model, cost of APEX, checkpoints; what is not known is left out.
 
     Args:
-        plan: of `make_plan`.
+        plan: result of `make_plan`.
         gpu: name of a GPU for the time.
         mfu: share of its peak that is assumed.
     """
@@ -42,50 +40,47 @@ def make_plan_tables(plan: Plan, gpu: str, mfu: float) -> list[Table]:
     tables = [_stages(plan, seconds, gpu, mfu)] if plan.stages else []
     if plan.parameters is not None:
         tables.append(_model(plan))
-    if plan.groups:
-        tables.append(_selection(plan))
     if plan.cost is not None:
-        tables.append(_cost(plan))
+        tables += [_selection(plan.cost), _cost(plan, plan.cost)]
     return tables
 
 
 def _stages(plan: Plan, seconds: float | None, gpu: str, mfu: float) -> Table:
-    caption = None
+    def amount(tokens: int) -> tuple[str, str]:
+        hours = "-" if seconds is None else f"{tokens * seconds / 3600:.1f}"
+        return _tokens(tokens), hours
+
+    table = _numbers("stages", "stage", "ends at", "tokens", "learning rate", "operators", "hours")
     if seconds is not None:
-        caption = (
+        table.caption = (
             f"Time: {plan.gpus} x {gpu}, dense peak by Composer's table of NVIDIA's data sheets, "
             f"at an ASSUMED utilisation of {mfu:.0%} (--mfu); evaluation and saving come on top."
         )
-    table = Table(title="stages", caption=caption, title_justify="left", caption_justify="left")
-    for column in ("stage", "ends at", "tokens", "learning rate", "operators", "hours"):
-        table.add_column(column, justify="right")
     for number, stage in enumerate(plan.stages):
         rate = plan.config["scheduler"]["name"]
         if stage.learning_rate is not None:
             rate = f"{stage.learning_rate:g}"
-        hours = "-" if seconds is None else f"{stage.tokens * seconds / 3600:.1f}"
+        tokens, hours = amount(stage.tokens)
         operators = "yes" if stage.expansion else "no"
-        table.add_row(str(number), stage.end, _tokens(stage.tokens), rate, operators, hours)
-    total = "-" if seconds is None else f"{plan.tokens * seconds / 3600:.1f}"
+        table.add_row(str(number), stage.end, tokens, rate, operators, hours)
     table.add_section()
-    table.add_row("all", "", _tokens(plan.tokens), "", "", total)
+    tokens, hours = amount(plan.tokens)
+    table.add_row("all", "", tokens, "", "", hours)
     return table
 
 
 def _model(plan: Plan) -> Table:
-    table = _pairs("run")
-    config = plan.config
+    table, config = _pairs("run"), plan.config
     table.add_row("parameters", f"{plan.parameters:,}")
     batch = config["global_train_batch_size"]
-    step = batch * config["max_seq_len"]
     sequences = f"{batch} sequences of {config['max_seq_len']:,} tokens"
-    table.add_row("batch", f"{sequences} = {step:,} tokens, {batch // plan.gpus} on each GPU")
-    state = plan.parameters * 4 * (2 + moments(config["optimizer"]["name"]))
+    step = f"{plan.step_tokens:,} tokens, {batch // plan.gpus} on each GPU"
+    table.add_row("batch", f"{sequences} = {step}")
     sharded = config.get("fsdp_config") is not None and plan.gpus > 1
-    share = state / plan.gpus if sharded else state
+    state = plan.parameters * 4 * (2 + moments(config)) // (plan.gpus if sharded else 1)
     table.add_row(
         "weights, gradients, optimizer",
-        f"{share / GIGABYTE:.1f} GB on each GPU ({'FSDP' if sharded else 'DDP'}, fp32); "
+        f"{decimal(state)} on each GPU ({'FSDP' if sharded else 'DDP'}, fp32); "
         "activations come on top",
     )
     if plan.data_tokens and plan.tokens:
@@ -94,50 +89,51 @@ def _model(plan: Plan) -> Table:
     elif plan.data_tokens is None:
         table.add_row("training data", "not on this machine, so not counted")
     if plan.checkpoints is not None:
-        table.add_row("checkpoints", _describe_checkpoints(plan.checkpoints))
+        text = f"{_describe(plan.checkpoints)} in {config['save_folder']}"
+        table.add_row("checkpoints", text)
     return table
 
 
-def _describe_checkpoints(checkpoints: Any) -> str:
-    size = f"{checkpoints.size / GIGABYTE:.2f} GB each"
+def _describe(checkpoints: Checkpoints) -> str:
     kept = "as many as epochs make"
     if checkpoints.kept is not None:
-        total = checkpoints.kept * checkpoints.size / GIGABYTE
-        kept = f"{checkpoints.kept} at a time, {total:.1f} GB"
+        kept = f"{checkpoints.kept} at a time, {decimal(checkpoints.kept * checkpoints.size)}"
     saves = "" if checkpoints.saves is None else f"{checkpoints.saves} written, "
-    return f"{size}, {saves}{kept} in {checkpoints.folder}"
+    return f"{decimal(checkpoints.size)} each, {saves}{kept}"
 
 
-def _selection(plan: Plan) -> Table:
-    table = Table(title="units selected on each side", title_justify="left")
-    for column in ("kind", "groups", "units of a group", "selected"):
-        table.add_column(column, justify="right")
-    for kind in plan.groups:
+def _selection(cost: Cost) -> Table:
+    title = "units selected on each side"
+    table = _numbers(title, "kind", "groups", "units of a group", "selected")
+    for kind in cost.kinds:
         selected = f"{kind.selected} ({kind.selected / kind.units:.1%})"
         selected = selected if kind.selected else "none: left alone"
         table.add_row(kind.kind, str(kind.groups), f"{kind.units:,}", selected)
     return table
 
 
-def _cost(plan: Plan) -> Table:
-    cost, config = plan.cost, plan.config
-    step = config["global_train_batch_size"] * config["max_seq_len"]
+def _cost(plan: Plan, cost: Cost) -> Table:
     of_all = cost.parameters / plan.parameters
     # Every GPU does the operators' work of a step, the norms only of its own tokens.
-    added = cost.flops_per_step * plan.gpus + cost.flops_per_token * step
-    table = _pairs("what APEX adds")
+    added = cost.flops_per_step * plan.gpus + cost.flops_per_token * plan.step_tokens
+    table, share = _pairs("what APEX adds"), added / (plan.flops_per_token * plan.step_tokens)
     table.add_row("operators", f"{cost.sites} with {cost.parameters:,} parameters ({of_all:.2%})")
-    table.add_row("memory", f"{cost.memory / MEGABYTE:,.0f} MB on each GPU, while a stage has any")
-    table.add_row("arithmetic", f"{added / (plan.flops_per_token * step):.3%} of a step's FLOPs")
+    table.add_row("memory", f"{decimal(cost.memory)} on each GPU, while a stage has any")
+    table.add_row("arithmetic", f"{share:.3%} of a step's FLOPs")
     return table
+
+
+def _numbers(title: str, *columns: str) -> Table:
+    right = [Column(name, justify="right") for name in columns]
+    return Table(*right, title=title, title_justify="left", caption_justify="left")
 
 
 def _pairs(title: str) -> Table:
     return Table(title=title, title_justify="left", show_header=False)
 
 
-def _tokens(count: float) -> str:
+def _tokens(count: int) -> str:
     for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if count >= unit:
             return f"{count / unit:.2f} {name}"
-    return f"{count:,.0f}"
+    return f"{count:,}"

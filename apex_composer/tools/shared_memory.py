@@ -16,13 +16,6 @@ _NAME = re.compile(rf"\d{{6,}}_({_KINDS})")
 _FIRST_NAMESPACE = "pid:[4026531836]"
 
 
-def find_segments(folder: Path = SHARED_MEMORY) -> list[Path]:
-    """All segments with a name that streaming gives."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
-
-
 def find_stale(
     folder: Path = SHARED_MEMORY, processes: Path = PROCESSES
 ) -> tuple[list[Path], list[Path]]:
@@ -32,16 +25,15 @@ def find_stale(
     processes this one may not look into.
 
     Args:
-        folder: of the segments.
-        processes: where the kernel shows processes.
+        folder: place of the segments.
+        processes: place where the kernel shows processes.
 
     Returns:
         Stale segments, and used ones.
     """
-    segments = find_segments(folder)
-    if not segments:
-        return [], []
-    used, hidden = _look_into(processes)
+    named = folder.iterdir() if folder.is_dir() else ()
+    segments = sorted(path for path in named if _NAME.fullmatch(path.name))
+    used, hidden = _look_into(processes) if segments else (set(), set())
     stale, in_use = [], []
     for path in segments:
         try:
@@ -58,9 +50,9 @@ def remove_stale(
     """Remove segments that are still stale now; returns those that were removed.
 
     Args:
-        paths: what was found before, and perhaps confirmed by somebody meanwhile.
-        folder: of the segments.
-        processes: where the kernel shows processes.
+        paths: segments that were found before, and perhaps confirmed by somebody meanwhile.
+        folder: place of the segments.
+        processes: place where the kernel shows processes.
     """
     still = set(find_stale(folder, processes)[0])
     removed = [path for path in paths if path in still]

@@ -1,6 +1,6 @@
 """A training YAML as llm-foundry will see it, checked before anything is built."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +10,15 @@ from apex_composer.settings import check_choice, check_keys
 Settings = dict[str, Any]
 
 
-def load_configuration(yaml: Path, overrides: Sequence[str] = ()) -> Settings:
+def load_configuration(
+    yaml: Path, overrides: Sequence[str] = (), *, resolve: bool = True
+) -> Settings:
     """Read a YAML, change the keys given on the command line, resolve references.
 
     Args:
-        yaml: the file.
+        yaml: file to read.
         overrides: `key=value` entries. Default: none.
+        resolve: whether references become what they lead to. Default: yes.
 
     Returns:
         The configuration with `algorithms` as a mapping from name to settings.
@@ -34,7 +37,7 @@ def load_configuration(yaml: Path, overrides: Sequence[str] = ()) -> Settings:
         raise FileNotFoundError(f"{yaml} does not exist. Needed: a training YAML")
     try:
         merged = OmegaConf.merge(OmegaConf.load(yaml), OmegaConf.from_dotlist(list(overrides)))
-        config = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+        config = OmegaConf.to_container(merged, resolve=resolve, throw_on_missing=resolve)
     except (OmegaConfBaseException, YAMLError) as error:
         raise ValueError(f"{yaml}: {error}") from error
     if not isinstance(config, dict):
@@ -42,7 +45,19 @@ def load_configuration(yaml: Path, overrides: Sequence[str] = ()) -> Settings:
     return normalise_algorithms(config)
 
 
-def check_names(config: Settings) -> Iterable[str]:
+def build_algorithm(algorithms: Settings | None) -> Any:
+    """The algorithm among a configuration's `algorithms`, or None; building it checks its settings.
+
+    Raises:
+        ValueError, TypeError: a setting is out of range or unknown.
+    """
+    from apex_composer.trainer.algorithm import APEX
+
+    settings = (algorithms or {}).get("apex")
+    return None if settings is None else APEX(**settings)
+
+
+def check_names(config: Settings) -> Iterator[str]:
     """What llm-foundry would not know: keys at the top, and names of its registries.
 
     Args:
@@ -65,26 +80,26 @@ def check_names(config: Settings) -> Iterable[str]:
     for key in config:
         for sentence in _failure(check_keys, "llm-foundry", {key: None}, sorted(TRAIN_CONFIG_KEYS)):
             yield sentence.partition(" Known: ")[0]  # all of them would fill the screen
-    callbacks = [*registry.callbacks.get_all(), *registry.callbacks_with_config.get_all()]
-    for section, known in (
-        ("callbacks", callbacks),
-        ("algorithms", registry.algorithms.get_all()),
-        ("loggers", registry.loggers.get_all()),
-    ):
-        for name in config.get(section) or {}:
-            yield from _failure(check_choice, section, name, sorted(known))
-    for section, known in (
-        ("model", registry.models.get_all()),
-        ("optimizer", registry.optimizers.get_all()),
-        ("scheduler", registry.schedulers.get_all()),
-        ("train_loader", registry.dataloaders.get_all()),
-    ):
-        name = (config.get(section) or {}).get("name")
-        if section in config:
-            yield from _failure(check_choice, f"{section}.name", name, sorted(known))
+    registries = {
+        "callbacks": (registry.callbacks, registry.callbacks_with_config),
+        "algorithms": (registry.algorithms,),
+        "loggers": (registry.loggers,),
+        "model": (registry.models,),
+        "optimizer": (registry.optimizers,),
+        "scheduler": (registry.schedulers,),
+        "train_loader": (registry.dataloaders,),
+    }
+    for section, kinds in registries.items():
+        known = sorted(name for kind in kinds for name in kind.get_all())
+        value = config.get(section) or {}
+        if section in ("callbacks", "algorithms", "loggers"):  # settings below their names
+            for name in value:
+                yield from _failure(check_choice, section, name, known)
+        elif section in config:
+            yield from _failure(check_choice, f"{section}.name", value.get("name"), known)
 
 
-def _failure(check: Any, *arguments: Any) -> Iterable[str]:
+def _failure(check: Any, *arguments: Any) -> Iterator[str]:
     try:
         check(*arguments)
     except (ValueError, TypeError) as error:
@@ -92,7 +107,7 @@ def _failure(check: Any, *arguments: Any) -> Iterable[str]:
 
 
 def lay_out_stages(stages: Any, max_duration: str) -> Any:
-    """The stage plan of a run that does not exist yet.
+    """Where the stages of a run that does not exist yet will end.
 
     Args:
         stages: as the algorithm holds them, of `parse_stages`.
@@ -127,3 +142,15 @@ def stream_folders(config: Settings) -> list[tuple[str, str | None, Path | None]
         folder = None if local is None else Path(local, part) if part else Path(local)
         found.append((name, stream.get("remote", dataset.get("remote")), folder))
     return found
+
+
+def local_save_folder(config: Settings) -> Path | None:
+    """Where the checkpoints go on this machine; None for an object store, or where none are saved.
+
+    Args:
+        config: configuration of `load_configuration`, or OmegaConf's.
+    """
+    folder = config.get("save_folder")
+    if folder is None or "://" in folder:
+        return None
+    return Path(folder.replace("{run_name}", str(config.get("run_name"))))

@@ -10,10 +10,9 @@ from composer.loggers import Logger
 from torch import Tensor
 
 from apex_composer import settings
-from apex_composer.expander import Expander
+from apex_composer.expander import Expander, check_model
 from apex_composer.model.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
 from apex_composer.model.sites import find_sites
-from apex_composer.operators.step_hooks import Attachment
 from apex_composer.trainer.batches import Layout, look_at, open_assessment
 from apex_composer.trainer.closing import Closing, check_owner
 from apex_composer.trainer.first_assessment import assess_first_stage, first_goal
@@ -114,7 +113,6 @@ class APEX(Algorithm):
         self.branching = False  # this start leaves its checkpoint's settings
         self._branch = check_branch(branch)
         self._expander: Expander | None = None
-        self._attachment: Attachment | None = None
         self._swiglu: FusedSwiGLU | None = None
         self._closing: Closing | None = None
         self._plan: StagePlan | None = None
@@ -161,15 +159,21 @@ class APEX(Algorithm):
     def _on_init(self, state: State, logger: Logger) -> None:
         """Refuse, before data and weights are loaded, what could only fail later."""
         check_run(state, self._expander)
-        expander = self._build(state)
-        expander.remove()
+        sites, _ = check_model(
+            find_sites(state.model, self.targets),
+            self.threshold,
+            self.kv_heads,
+            self.expansion,
+            self.implementation,
+            _device(state),
+        )
         if self.expansion:
-            check_expansion(state, expander.sites, self.implementation)
+            check_expansion(state, sites, self.implementation)
         if self._closing is not None:
             self._closing.hand_over()  # an earlier trainer's run
-        self._expander = self._attachment = self._plan = self._loaded = None
+        self._expander = self._plan = self._loaded = None
         self._swiglu = FusedSwiGLU(
-            state.model, self.fused_swiglu, device=_device(state), collector=self._place_ahead
+            state.model, self.fused_swiglu, device=_device(state), collector=self._reserve_norms
         )
         self._optimizer = read_settings(state.optimizers[0], state.model)
         self._closing = Closing(self._swiglu, state)
@@ -203,7 +207,7 @@ class APEX(Algorithm):
         self._closing.end_stages()
         self._plan = plan
         self._expander = self._build(state)
-        self._attachment = self._closing.attach(self._expander, state.optimizers[0])
+        self._closing.attach(self._expander, state.optimizers[0])
         if not restore(self._expander, self._loaded, plan, self.targets, batch, self.branching):
             check_fit(state)
             if self.method != "random":
@@ -221,7 +225,7 @@ class APEX(Algorithm):
     def _on_before_train_batch(self, state: State, logger: Logger) -> None:
         """Within the step's closure; again when a batch is tried anew after an OOM."""
         self._expander.ensure_folded()
-        self._attachment.armed = True
+        self._expander.attachment.armed = True
         self._expander.assessment.discard()
         self._layout = look_at(state.batch)
 
@@ -251,9 +255,8 @@ class APEX(Algorithm):
             self._begin_stage(ended, state, logger)
 
     def _begin_stage(self, stage: int, state: State, logger: Logger) -> None:
-        self._expander.stage = stage - 1
-        self._expander.begin_stage(self._plan.expansion[stage] and self.expansion)
-        self._expander.history[-1]["start_batch"] = state.timestamp.batch.value
+        expansion, batch = self._plan.expansion[stage] and self.expansion, state.timestamp.batch
+        self._expander.begin_stage(expansion, stage=stage, batch=batch.value)
         logger.log_metrics(stage_metrics(self._expander))
 
     def _lay_out_stages(self, state: State) -> StagePlan:
@@ -273,8 +276,9 @@ class APEX(Algorithm):
             **{name: getattr(self, name) for name in names},
         )
 
-    def _place_ahead(self, mlp: str, gate: Tensor) -> tuple[Tensor, Tensor | None] | None:
-        return None if self._expander is None else self._expander.place_ahead(mlp, gate)
+    def _reserve_norms(self, group: str, gate: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        expander = self._expander
+        return None if expander is None else expander.assessment.reserve_norms(group, gate)
 
 
 def _device(state: State) -> torch.device:

@@ -41,13 +41,12 @@ class Closing(Callback):
         self._held: list[Expander | Attachment] = []
         weakref.finalize(state, self.close).atexit = False
 
-    def attach(self, expander: Expander, optimizer: Optimizer) -> Attachment:
+    def attach(self, expander: Expander, optimizer: Optimizer) -> None:
         """Let a run's expander act on the optimizer's steps that its own trainer takes."""
         self._held.append(expander)  # it has hooks on the model, also if attaching is refused
         attachment = expander.attach(optimizer)
         attachment.by_closure = True
         self._held.append(attachment)
-        return attachment
 
     def end_stages(self) -> None:
         """Fold, and remove the stages' hooks."""

@@ -9,9 +9,9 @@ from composer.utils import dist
 
 from apex_composer.assessment.collector import assessments
 from apex_composer.model.sites import Site, clean_name
-from apex_composer.operators.backends import check_sharded
-from apex_composer.operators.optimizer import param_group_places
+from apex_composer.operators.main_optimizer import param_group_places
 from apex_composer.operators.step_hooks import attachments
+from apex_composer.sharding.executors import check_sharded
 from apex_composer.trainer.stage_plan import StagePlan
 
 if TYPE_CHECKING:
@@ -109,11 +109,8 @@ def check_agreement(scheduler: StagePlan, algorithm: StagePlan) -> None:
 
 def _check_alone(state: State, own: "Expander | None") -> None:
     """Refuse a model or an optimizer on which an earlier run still acts."""
-    others = [found.expander for found in attachments(state.optimizers[0])]
-    own_assessment = None if own is None else own.assessment
-    if any(other is not own for other in others) or any(
-        other is not own_assessment for other in assessments(state.model)
-    ):
+    acting = [*attachments(state.optimizers[0]), *assessments(state.model)]
+    if any(own is None or found not in (own.attachment, own.assessment) for found in acting):
         raise RuntimeError(
             "algorithms: on this model or its optimizer another run of apex still acts, whose "
             "Trainer is open (perhaps its fit has failed): call trainer.close() of that Trainer "

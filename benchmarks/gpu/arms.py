@@ -124,7 +124,7 @@ class Training:
                 threshold=self._threshold,
                 implementation=arm.implementation,
             )
-        collector = None if expander is None else expander.place_ahead
+        collector = None if expander is None else expander.assessment.reserve_norms
         fused = FusedSwiGLU(self.model, True, collector=collector) if arm.fused else None
         attachment = None if expander is None else self._begin(expander, ids)
         try:

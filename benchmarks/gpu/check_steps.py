@@ -48,7 +48,7 @@ def _check_scores(sizes: Namespace, device: torch.device) -> Iterator[Finding]:
         ("torch", "torch", False), ("kernels", "triton", False), ("fused", "triton", True),
     ]:  # fmt: skip
         expander = Expander(find_sites(model), threshold=0.125, implementation=implementation)
-        swiglu = FusedSwiGLU(model, fused, collector=expander.place_ahead)
+        swiglu = FusedSwiGLU(model, fused, collector=expander.assessment.reserve_norms)
         with torch.no_grad(), expander.assessing():
             model(input_ids=ids)
             model(input_ids=ids.flip(0))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apex_composer.data_prep.read.documents import Source, read_documents
+from apex_composer.data_prep.read.documents import read_documents
 from apex_composer.data_prep.read.remote import is_remote
+from apex_composer.data_prep.read.sources import Source
 
 if TYPE_CHECKING:
     from apex_composer.data_prep.tokens.word_encoder import Encoder
@@ -22,8 +23,6 @@ DOMAIN_SAMPLED = 1 << 20
 PROBE_BYTES = 8 << 20
 # What a record has beside its text: keys and a short `meta`.
 RECORD_BYTES = 150
-# Text in a stored byte of an archive, for progress bars.
-TYPICAL_RATIO = 3.0
 
 
 @dataclass

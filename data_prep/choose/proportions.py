@@ -5,22 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from apex_composer.data_prep.options import SettingsError
-
-# LLaMA-1, table 1, in percent; the paper takes its pre-training and evaluation data in these.
-LLAMA1 = {
-    "cc": 67.0,
-    "c4": 15.0,
-    "github": 4.5,
-    "book": 4.5,
-    "wikipedia": 4.5,
-    "arxiv": 2.5,
-    "stackexchange": 2.0,
-}
-ALIASES = {
-    "common_crawl": "cc", "commoncrawl": "cc", "books": "book", "wiki": "wikipedia",
-    "stack_exchange": "stackexchange", "c4-rp": "c4",
-}  # fmt: skip
+from apex_composer.data_prep.errors import SettingsError
+from apex_composer.data_prep.read.domains import ALIASES, LLAMA1
 
 
 def read_proportions(name: str) -> dict[str, float]:

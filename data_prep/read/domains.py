@@ -6,8 +6,20 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from apex_composer.data_prep.choose.proportions import ALIASES, LLAMA1
-
+# LLaMA-1, table 1, in percent; the paper takes its pre-training and evaluation data in these.
+LLAMA1 = {
+    "cc": 67.0,
+    "c4": 15.0,
+    "github": 4.5,
+    "book": 4.5,
+    "wikipedia": 4.5,
+    "arxiv": 2.5,
+    "stackexchange": 2.0,
+}
+ALIASES = {
+    "common_crawl": "cc", "commoncrawl": "cc", "books": "book", "wiki": "wikipedia",
+    "stack_exchange": "stackexchange", "c4-rp": "c4",
+}  # fmt: skip
 SLIMPAJAMA_FIELD = "redpajama_set_name"
 SLIMPAJAMA_PREFIX = "RedPajama"
 SAMPLE_FIELD = "red_pajama_subset"

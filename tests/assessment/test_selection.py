@@ -2,17 +2,19 @@
 
 import pytest
 import torch
-from helpers import tiny_llama
+from by_hand import ByHand
+from helpers import largest, tiny_llama, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from apex_composer import Expander
 from apex_composer.assessment.selection import (
     count_by_group,
     count_selected,
-    jaccard,
     seeded_generator,
     select,
+    select_groups,
     select_random,
 )
 from apex_composer.model.sites import Group, find_sites
@@ -125,14 +127,6 @@ def test_random_selection_differs_by_seed_stage_and_group():
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "overlap"),
-    [([1, 2], [2, 1], 1.0), ([1, 2], [3, 4], 0.0), ([1, 2, 3], [2, 3, 4], 0.5)],
-)
-def test_jaccard(first, second, overlap):
-    assert jaccard(torch.tensor(first), torch.tensor(second)) == overlap
-
-
-@pytest.mark.parametrize(
     ("kv_heads", "threshold", "expected"),
     [
         ("auto", 0.125, {"heads": 1, "channels": 3}),  # a share of 2 KV heads is below one
@@ -161,3 +155,44 @@ def test_a_single_kv_head_is_left_alone_unless_forced():
     assert not any("kv_heads" in name for name in count_by_group(sites, 0.5, "auto"))
     with pytest.raises(ValueError, match=r"1 units of .*kv_heads rounds .*`kv_heads: skip`"):
         count_by_group(sites, 0.5, "expand")
+
+
+def check_selection(expander: Expander, group: str, values: list, count: int) -> None:
+    """P and N are the units with the highest and the lowest values, none of the two twice."""
+    found = expander.selections[group]
+    top = largest(values, count)
+    rest = [place for place in range(len(values)) if place not in top]
+    bottom = {rest[place] for place in largest([-values[place] for place in rest], count)}
+    assert (set(found.advantageous.tolist()), set(found.disadvantageous.tolist())) == (top, bottom)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("method", ["rank", "average"])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_selection_by_ranks_and_by_average_norms(method, kv_heads):
+    """A KV head's value is the sum over the query heads that share it."""
+    model = tiny_llama(kv_heads=kv_heads, dtype=torch.float64)
+    expander = Expander(find_sites(model), threshold=0.25, kv_heads="expand", method=method)
+    hand = ByHand(model).count(tokens(7))
+    with expander.assessing(), torch.no_grad():
+        model(tokens(7))
+    expander.begin_stage()
+    values = hand.scores if method == "rank" else hand.norm_sums
+    for layer in range(2):
+        channels = f"model.layers.{layer}.mlp.channels"
+        check_selection(expander, channels, values[channels], 6)
+        heads = values[f"model.layers.{layer}.self_attn.heads"]
+        check_selection(expander, f"model.layers.{layer}.self_attn.heads", heads, 1)
+        share = 4 // kv_heads
+        sums = [sum(heads[i * share : (i + 1) * share]) for i in range(kv_heads)]
+        check_selection(expander, f"model.layers.{layer}.self_attn.kv_heads", sums, 1)
+
+
+def test_a_kv_heads_score_is_the_sum_over_the_query_heads_that_share_it():
+    """Three query heads each: no single one of them ranks the KV heads as their sums do."""
+    sites = find_sites(tiny_llama(hidden=48, heads=6, kv_heads=2, layers=1))
+    groups = {s.group.name.split(".")[-1]: s.group for s in sites}
+    values = {groups["heads"].name: torch.tensor([2, 2, -3, 0, 0, 2])}
+    kv_heads = groups["kv_heads"]
+    found = select_groups([kv_heads], {kv_heads.name: 1}, values, seed=0, stage=0)[kv_heads.name]
+    assert (found.advantageous.tolist(), found.disadvantageous.tolist()) == ([1], [0])

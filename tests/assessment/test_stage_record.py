@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers import selection
 
-from apex_composer.assessment.collector import GroupTotals
-from apex_composer.assessment.stage_record import norm_spread, stage_record
+from apex_composer.assessment.scores import GroupTotals
+from apex_composer.assessment.stage_record import jaccard, norm_spread, stage_record
 
 FIRST = {"heads": selection([0, 1], [2, 3]), "channels": selection([5, 7, 9], [0, 1, 2])}
 SECOND = {"heads": selection([0, 1], [4, 5]), "channels": selection([5, 7, 8], [0, 1, 3])}
@@ -57,3 +57,11 @@ def test_random_selection_before_any_training_has_no_statistics():
 def test_a_record_is_plain_data():
     record = stage_record(1, True, FIRST, SECOND, {"heads": totals_of([1.0, 2.0], 4)})
     assert json.loads(json.dumps(record)) == record
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "overlap"),
+    [([1, 2], [2, 1], 1.0), ([1, 2], [3, 4], 0.0), ([1, 2, 3], [2, 3, 4], 0.5)],
+)
+def test_jaccard(first, second, overlap):
+    assert jaccard(torch.tensor(first), torch.tensor(second)) == overlap

@@ -10,8 +10,9 @@ import pytest
 import torch
 from checks import Check, Finding, differing, relative_error
 
-from apex_composer import Expander, triton_kernels
+from apex_composer import triton_kernels
 from apex_composer.model.fused_swiglu import FusedSwiGLU
+from apex_composer.operators.stage_operators import StageOperators
 from apex_composer.ops import monarch, reference
 
 NORMS = "apex_composer.triton_kernels.norms.unit_square_sums"
@@ -145,13 +146,13 @@ def test_wrong_training_and_wrong_scores_are_found(device, monkeypatch):
 
 def test_waiting_for_the_device_is_found(device, monkeypatch):
     checks = named(check_steps.checks(device, small=True), "never waits")
-    after_step = Expander.after_step
+    after_step = StageOperators.after_step
 
-    def looks_at_a_value(expander):
-        expander.sites[0].weight.sum().item()
-        after_step(expander)
+    def looks_at_a_value(running):
+        running.operators[0].site.weight.sum().item()
+        after_step(running)
 
-    monkeypatch.setattr(Expander, "after_step", looks_at_a_value)
+    monkeypatch.setattr(StageOperators, "after_step", looks_at_a_value)
     names = {what.split(":")[0] for what in wrong(checks)}
     assert names == {"apex_torch", "apex_kernels", "apex_kernels_fused"}
 

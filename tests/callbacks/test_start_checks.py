@@ -1,13 +1,21 @@
 import math
+import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from apex_composer.callbacks.start_checks import (
+    Checkpoints,
     check_batches,
     check_context,
+    check_disk,
     check_loss,
     check_vocabulary,
+    count_checkpoints,
+    free_bytes,
 )
+
+CONFIG = {"global_train_batch_size": 64, "max_seq_len": 4096, "max_duration": "30000ba"}
 
 
 def test_a_pretrained_loss_passes():
@@ -22,10 +30,12 @@ def test_the_loss_of_untrained_weights_is_refused(loss):
 
 
 def test_a_context_longer_than_the_models_is_refused():
-    check_context(2048, 2048, "max_position_embeddings")
-    check_context(4096, None, "max_seq_len")
+    model = SimpleNamespace(max_position_embeddings=2048)
+    check_context(2048, model)
+    check_context(4096, SimpleNamespace(max_position_embeddings=None))
+    check_context(4096, None)
     with pytest.raises(ValueError, match=r"max_seq_len: got 4096, .*is 2048\..*config_overrides"):
-        check_context(4096, 2048, "max_position_embeddings")
+        check_context(4096, model)
 
 
 def test_tokens_that_the_model_does_not_know_are_refused():
@@ -52,3 +62,65 @@ def test_batches_that_divide_pass(batch, ranks, microbatch):
 def test_uneven_batches_are_refused(batch, ranks, microbatch, told):
     with pytest.raises(ValueError, match=told):
         check_batches(batch, ranks, microbatch)
+
+
+@pytest.mark.parametrize(
+    ("max_duration", "interval", "saves"),
+    [
+        ("30000ba", "1000ba", 30),
+        ("30001ba", "1000ba", 31),
+        ("30000ba", "1dur", 1),
+        ("30000ba", "0.1dur", 10),
+        ("2_621_440_000tok", "1000ba", 10),
+        ("640sp", "5ba", 2),
+        ("3ep", "1ep", 3),
+        (3, 1, 3),
+        ("3ep", "1000ba", None),
+    ],
+)
+def test_number_of_checkpoints(max_duration, interval, saves):
+    config = CONFIG | {"max_duration": max_duration, "save_interval": interval}
+    assert count_checkpoints(config, 1).saves == saves
+
+
+@pytest.mark.parametrize(
+    ("duration", "keep", "kept"),
+    [
+        ("30000ba", -1, 30),
+        ("30000ba", 2, 3),
+        ("2000ba", 5, 2),
+        ("3ep", 2, 3),
+        ("3ep", -1, None),
+        ("30000ba", 0, 1),
+    ],
+)
+def test_number_on_the_disk_at_the_same_time(duration, keep, kept):
+    config = CONFIG | {"max_duration": duration, "save_num_checkpoints_to_keep": keep}
+    assert count_checkpoints(config, 1).kept == kept
+
+
+@pytest.mark.parametrize(
+    ("changed", "bytes_of_each"),
+    [
+        ({"optimizer": {"name": "decoupled_adamw"}}, 12),
+        ({"optimizer": {"name": "decoupled_lionw"}}, 8),
+        ({"save_weights_only": True}, 4),
+    ],
+)
+def test_size_of_a_checkpoint(changed, bytes_of_each):
+    assert count_checkpoints(CONFIG | changed, 10).size == 10 * bytes_of_each
+
+
+def test_a_disk_that_is_too_small_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3000))
+    folder = tmp_path / "not" / "yet"
+    assert free_bytes(folder) == 3000
+    check_disk(folder, Checkpoints(saves=2, kept=2, size=1300))
+    check_disk(folder, Checkpoints(saves=None, kept=None, size=1300))
+    too_many = Checkpoints(saves=9, kept=3, size=1300)
+    told = "3 checkpoints of 1.3 kB need 3.9 kB in .*free are 3.0 kB.*save_interval"
+    with pytest.raises(ValueError, match=told):
+        check_disk(folder, too_many)
+    folder.mkdir(parents=True)
+    (folder / "ep0-ba1-rank0.pt").write_bytes(bytes(1300))
+    check_disk(folder, too_many)

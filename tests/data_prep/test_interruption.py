@@ -16,8 +16,9 @@ from corpus import write_corpus
 from prepared import file_hashes, small_options, tokenizer_folder
 
 from apex_composer.data_prep import prepare, verify
-from apex_composer.data_prep.atomic_files import DiskFullError, new_folder, write_bytes
-from apex_composer.data_prep.workers import WorkerDiedError, run_tasks
+from apex_composer.data_prep.atomic_files import new_folder, write_bytes
+from apex_composer.data_prep.errors import DiskFullError, WorkerDiedError
+from apex_composer.data_prep.workers import run_tasks
 
 KILLS = 20
 SEED = 20_250_524

@@ -9,7 +9,9 @@ import pytest
 from corpus import sentences
 from prepared import tokenizer_folder
 
-from apex_composer.data_prep.read.documents import LINE_LIMIT, Source, SourceError, read_documents
+from apex_composer.data_prep.errors import SourceError
+from apex_composer.data_prep.read.documents import LINE_LIMIT, read_documents
+from apex_composer.data_prep.read.sources import Source
 
 LARGEST = 1_000  # MB of a worker
 WORKER = """
@@ -37,7 +39,6 @@ def work_on(path: Path) -> tuple[list, float]:
         "start": 0,
         "stop": None,
         "kept": {},
-        "sections": 1,
         "tokenizer_file": str(tokenizer_folder() / "tokenizer.json"),
         "bos": 0,
         "eos": 1,

@@ -14,7 +14,7 @@ from apex_composer.data_prep import (
     prepare,
     read_manifest,
 )
-from apex_composer.data_prep.options import OutputTakenError, SettingsError
+from apex_composer.data_prep.errors import OutputTakenError, SettingsError
 
 
 def test_only_its_own_output_is_replaced(prepared, tmp_path):

@@ -14,7 +14,7 @@ from apex_composer.data_prep import (
     read_manifest,
     verify,
 )
-from apex_composer.data_prep.options import SettingsError
+from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.write.verify import check_counts
 
 

@@ -4,7 +4,8 @@ import sys
 import pyarrow
 import pytest
 
-from apex_composer.data_prep.read.documents import find_sources, read_documents
+from apex_composer.data_prep.read.documents import read_documents
+from apex_composer.data_prep.read.sources import find_sources
 from apex_composer.demo import embedded
 from apex_composer.demo.embedded import choose_documents, module_docstrings
 

@@ -41,13 +41,13 @@ def test_removing_it_gives_the_model_back():
 def test_a_collector_takes_over_and_a_second_installation_does_not():
     asked, model, ids = [], tiny_llama(), tokens(1, 4)
 
-    def collector(name, gate):
-        asked.append(name)
+    def collector(group, gate):
+        asked.append(group)
 
     first, second = FusedSwiGLU(model, True), FusedSwiGLU(model, True, collector=collector)
     third = FusedSwiGLU(model, True)
     model(ids)
-    assert asked == ["model.layers.0.mlp", "model.layers.1.mlp"]
+    assert asked == ["model.layers.0.mlp.channels", "model.layers.1.mlp.channels"]
     third.remove()
     first.remove()
     model(ids)
@@ -59,7 +59,7 @@ def test_a_collector_takes_over_and_a_second_installation_does_not():
 def counted(model, ids, mask, fused: bool, implementation="triton"):
     """Totals of an assessment, with SwiGLU fused or not, and the calls of norm kernels."""
     expander = Expander(find_sites(model), threshold=0.25, implementation=implementation)
-    swiglu = FusedSwiGLU(model, fused, collector=expander.place_ahead)
+    swiglu = FusedSwiGLU(model, fused, collector=expander.assessment.reserve_norms)
     with expander.assessing(mask):
         model(ids, attention_mask=mask)
         model(ids.flip(0), attention_mask=mask)  # a second microbatch
@@ -101,7 +101,7 @@ def test_recomputed_and_evaluation_passes_do_not_count():
             model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
         expander = Expander(find_sites(model), threshold=0.25, implementation="triton")
-        FusedSwiGLU(model, True, collector=expander.place_ahead)
+        FusedSwiGLU(model, True, collector=expander.assessment.reserve_norms)
         expander.assessment.open()
         loss = model(ids, labels=ids).loss
         loss.backward()
@@ -117,7 +117,7 @@ def test_recomputed_and_evaluation_passes_do_not_count():
 def test_a_copy_of_the_model_computes_by_its_own_weights_and_does_not_count():
     model, ids = tiny_llama(), tokens(3, 12)
     expander = Expander(find_sites(model), threshold=0.25, implementation="triton")
-    FusedSwiGLU(model, True, collector=expander.place_ahead)
+    FusedSwiGLU(model, True, collector=expander.assessment.reserve_norms)
     twin = copy.deepcopy(model.model.layers[0].mlp)
     hidden = torch.randn(2, 5, 32)
     expected = model.model.layers[0].mlp(hidden)

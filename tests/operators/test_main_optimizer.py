@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch_optimizer
 from composer.algorithms.sam.sam import SAMOptimizer
-from helpers import cross_entropy, tiny_llama, tiny_qwen, tokens
+from helpers import cross_entropy, linear_site, tiny_llama, tiny_qwen, tokens
 from llmfoundry.optim import DecoupledLionW, NoOp
 from torch.optim import ASGD, SGD, Adafactor, Adam, AdamW, NAdam, Optimizer
 from transformers.optimization import Adafactor as HuggingFaceAdafactor
 
 from apex_composer import Expander, find_sites
-from apex_composer.operators.main_optimizer import followed
+from apex_composer.operators.main_optimizer import followed, param_group_places
 
 LR = 1e-2
 
@@ -201,6 +201,18 @@ def test_a_setting_that_is_missing_is_adamws():
         "eps": 1e-8,
         "maximize": False,
     }
+
+
+def test_places_of_weights_in_the_param_groups():
+    sites = [linear_site(9, 3, name=f"layer.{place}.weight") for place in range(3)]
+    first, second, third = (site.weight for site in sites)
+    main = SGD([{"params": [third]}, {"params": [first, second]}], lr=LR)
+    assert param_group_places(sites, main) == [1, 1, 0]
+    with pytest.raises(ValueError, match=r"^layer\.1\.weight is not trained by the optimizer"):
+        param_group_places(sites, SGD([first, third], lr=LR))
+    first.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"^layer\.0\.weight is not trained .*`targets`"):
+        param_group_places(sites, main)
 
 
 @pytest.mark.parametrize("how", ["frozen", "left out"])

@@ -4,12 +4,11 @@ import pytest
 import torch
 from helpers import linear_site
 from oracle import dense_operator
-from simulated_ranks import SimulatedRanks, run_ranks
-from test_sharded_executor import cut, whole
+from simulated_ranks import SimulatedRanks, cut, run_ranks, whole
 from torch.optim import Optimizer
 
 from apex_composer import Expander
-from apex_composer.sharding.sharded_backend import ShardedExecutor
+from apex_composer.sharding.sharded_executor import ShardedExecutor
 
 LR = 1e-2
 

@@ -13,7 +13,7 @@ from apex_composer import Expander, find_sites
 from apex_composer.operators.operator import ExpansionOperator
 from apex_composer.ops import full_precision
 from apex_composer.ops.full_precision import bmm, full_float32
-from apex_composer.sharding.sharded_backend import ShardedExecutor
+from apex_composer.sharding.sharded_executor import ShardedExecutor
 from apex_composer.sharding.shards import Shard
 
 HAS_BACKENDS = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # torch 2.9 and newer
@@ -177,7 +177,7 @@ def test_two_threads_leave_what_was_set(lowered):
     def hold():
         with full_float32():
             inside.set()
-            outside.wait(0.5)
+            outside.wait(0.2)
 
     first = threading.Thread(target=hold)
     first.start()
@@ -186,7 +186,7 @@ def test_two_threads_leave_what_was_set(lowered):
     def overlap():
         with full_float32():
             outside.set()
-            first.join(0.5)
+            first.join(0.2)
 
     second = threading.Thread(target=overlap)
     second.start()

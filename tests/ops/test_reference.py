@@ -5,9 +5,15 @@ import torch
 from oracle import dense_operator
 
 from apex_composer.ops import reference
-from apex_composer.ops.monarch import MonarchFactors
+from apex_composer.ops.monarch import MonarchFactors, multiply
 from apex_composer.ops.packed_samples import find_samples
-from apex_composer.ops.reference import fold, map_gradient, take, unit_square_sums
+from apex_composer.ops.reference import (
+    fold,
+    map_gradient,
+    product_gradients,
+    take,
+    unit_square_sums,
+)
 
 pytestmark = pytest.mark.numeric
 
@@ -140,6 +146,26 @@ def test_map_gradient_leaves_the_weight_and_the_factors_alone(axis):
     map_gradient(case.weight, torch.ones_like(case.weight), case.factors, *case.sets, axis=axis)
     for tensor, copy in zip((case.weight, *case.factors), before, strict=True):
         assert torch.equal(tensor, copy)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3, 5), (3, 2, 2, 7), (2, 3, 5, 1), (2, 2, 3, 0)])
+def test_several_operators_at_once_compute_what_each_does_by_itself(shape):
+    m, p, q, d = shape
+    factors = MonarchFactors(
+        torch.randn(m, q, p, p, dtype=torch.float64), torch.randn(m, p, q, q, dtype=torch.float64)
+    )
+    selected, received = torch.randn(2, m, p * q, d, dtype=torch.float64)
+    found = multiply(factors, selected), *flat(product_gradients(factors, selected, received))
+    assert found[0].shape == found[3].shape == selected.shape
+    for i in range(m):
+        own = MonarchFactors(*(factor[i] for factor in factors))
+        gradients = product_gradients(own, selected[i], received[i])
+        for several, one in zip(found, (multiply(own, selected[i]), *flat(gradients)), strict=True):
+            torch.testing.assert_close(several[i], one)
+
+
+def flat(gradients: tuple) -> tuple:
+    return *gradients[0], gradients[1]
 
 
 @both_axes

@@ -1,4 +1,4 @@
-"""Counts torch.distributed's collectives, and the bytes that they send, inside chosen calls."""
+"""Counts torch.distributed's collectives inside chosen calls."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,20 +13,11 @@ COLLECTIVES = (
 )
 
 
-def _bytes(name: str, args: tuple, options: dict) -> int:
-    """Bytes to other ranks for an exchange, those of the buffer for a sum; others count as 0."""
-    if name == "all_to_all_single":
-        _, chunks, _, sizes = args
-        away = sum(sizes) - sizes[options["group"].rank()]
-        return away * chunks.element_size()
-    return args[0].nbytes if name == "all_reduce" else 0
-
-
 class Counter:
-    """Attributes: calls, a list of [name, bytes] since the last `clear`."""
+    """Attributes: calls, the names of what was called."""
 
     def __init__(self):
-        self.calls: list[list] = []
+        self.calls: list[str] = []
         self._counting = False
 
     @contextmanager
@@ -47,7 +38,7 @@ class Counter:
         @wraps(function)
         def counted(*args, **options):
             if self._counting:
-                self.calls.append([name, _bytes(name, args, options)])
+                self.calls.append(name)
             return function(*args, **options)
 
         return counted

@@ -1,7 +1,8 @@
-"""A training loop without a trainer, on one process or with FSDP2's HSDP (Composer has none)."""
+"""A training loop without a trainer, on one process or with FSDP2 (Composer has no HSDP for it)."""
 
 import torch
-from helpers import tiny_llama, tokens
+from helpers import tokens
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
@@ -12,17 +13,24 @@ ODD = {"hidden": 22, "channels": 27, "heads": 4, "kv_heads": 2, "head_dim": 6}
 BATCH_SIZE = 8
 
 
-def train_loop(mesh: DeviceMesh | None = None) -> dict:
+def fsdp2(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """The model with every layer's weights in shards, and all others in those of the root."""
+    for layer in (*model.model.layers, model):
+        fully_shard(layer, mesh=mesh)
+    return model
+
+
+def train_loop(model: nn.Module, mesh: DeviceMesh | None = None) -> dict:
     """Two stages of three steps; every rank takes its part of each batch.
 
     Args:
-        mesh: (replicas, shards), or None for one process.
+        model: trained in place, in float64: where a gradient is next to zero, rounding in float32
+            decides AdamW's step.
+        mesh: (replicas, shards) or (shards,), or None for one process.
     """
-    model = tiny_llama(**ODD, dtype=torch.float64)  # as in shards_worker.py
     share = slice(None)
     if mesh is not None:
-        for layer in (*model.model.layers, model):
-            fully_shard(layer, mesh=mesh)
+        fsdp2(model, mesh)
         rank, ranks = torch.distributed.get_rank(), mesh.size()
         share = slice(BATCH_SIZE * rank // ranks, BATCH_SIZE * (rank + 1) // ranks)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1)

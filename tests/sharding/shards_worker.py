@@ -1,10 +1,10 @@
-"""One rank of runs with every way of sharding: `test_sharded_runs.py` starts it.
+"""Runs with every way of sharding: `test_sharded_runs.py` starts it.
 
-Usage: shards_worker.py RUNS OUT
-    RUNS: a JSON list, trained one after the other, of
+Usage: shards_worker.py OUT RUNS
+    OUT gets <name>-rank<rank>.pt of each run.
+    RUNS: JSON, pairs of a number of ranks and the runs that they train one after the other,
         {"name", "mode": plain | ddp | fsdp1 | fsdp2 | hsdp1 | loop_hsdp2 | fsdp1_root |
-        fsdp2_root} and optionally "state_dict", "save", "load", "even", "fails", "tampered".
-    OUT gets <name>-rank<rank>.pt of each.
+        fsdp2_root} and optionally "state_dict", "save", "load", "fails", "tampered".
 """
 
 import json
@@ -23,6 +23,7 @@ from composer.algorithms import GradientClipping
 from composer.models import HuggingFaceModel
 from composer.utils import FSDP2Config, FSDPConfig, dist
 from counted_collectives import Counter
+from forks import fork_ranks
 from helpers import TokenDataset, tiny_llama
 from sharded_loop import ODD, train_loop
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -39,7 +40,6 @@ torch.set_num_threads(1)
 # 3 batches an epoch; the last one is half full, and every sample but each fourth is padded.
 BATCH_SIZE, SAMPLES = 8, 20
 STAGES = ["3ba", "3ba"]
-EVEN = {"hidden": 32, "channels": 24, "heads": 4, "kv_heads": 4}
 COUNTER = Counter()
 
 
@@ -50,7 +50,7 @@ class Watch(Callback):
         self.apex, self.seen = apex, {}
 
     def fit_start(self, state, logger):
-        own = self.apex._expander
+        own = self.apex._expander.running
         for name in ("before_step", "after_step"):
             setattr(own, name, self._counted(getattr(own, name)))
 
@@ -90,7 +90,7 @@ class FailedStep(Callback):
             for gradient in (parameter.grad for parameter in site.parameters()):
                 if gradient is not None:  # shards may be empty
                     gradient.mul_(1)
-        for act in (own.before_step, own.ensure_folded):
+        for act in (own.running.before_step, own.ensure_folded):
             act()
             self.losses.append(float(state.model(state.batch).loss))
 
@@ -126,8 +126,7 @@ def sharding(mode: str, state_dict: str) -> dict[str, Any] | None:
 def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX, list[Callback]]:
     """A run of two stages with clipping, microbatches and checkpointed activations."""
     # Ranks add gradients up in another order: in float32 AdamW would make whole steps of it.
-    kind = EVEN if run.get("even") else ODD | {"dtype": torch.float64}
-    llama = tiny_llama(**kind)
+    llama = tiny_llama(**ODD, dtype=torch.float64)
     model = HuggingFaceModel(llama, tokenizer=None, use_logits=True)
     if not run["mode"].endswith("root"):
         llama.fsdp_wrap_fn = lambda module: isinstance(module, LlamaDecoderLayer)
@@ -190,18 +189,21 @@ def tampered(run: dict[str, Any]) -> dict[str, Any]:
 
 def loop_hsdp2(run: dict[str, Any]) -> dict[str, Any]:
     """Two replicas of two shards each, without a trainer."""
-    return train_loop(init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    return train_loop(tiny_llama(**ODD, dtype=torch.float64), mesh)
 
 
-def main(runs: str, out: str) -> None:
+def one_rank(runs: list[dict], out: Path) -> None:
     dist.initialize_dist("cpu")
     cpu_fsdp.patch()
     COUNTER.install()
-    for run in json.loads(runs):
+    for run in runs:
         act = loop_hsdp2 if run["mode"] == "loop_hsdp2" else train
         end = tampered(run) if run.get("tampered") else act(run)
-        torch.save(end, Path(out) / f"{run['name']}-rank{dist.get_global_rank()}.pt")
+        torch.save(end, out / f"{run['name']}-rank{dist.get_global_rank()}.pt")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for ranks, runs in json.loads(sys.argv[2]):
+        if any(fork_ranks(ranks, one_rank, runs, Path(sys.argv[1]))):
+            sys.exit("a rank has failed")

@@ -1,4 +1,4 @@
-"""The plan of an exchange: what leaves one rank is what the other one expects."""
+"""Routes: what leaves one rank is what the other one expects."""
 
 from itertools import pairwise
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apex_composer.sharding.routes import Matrix, plan_exchange
+from apex_composer.sharding.routes import Matrix, lay_routes
 
 
 @st.composite
@@ -32,41 +32,41 @@ def matrices(draw):
     return found, ranks
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(matrices())
 def test_every_number_is_worked_on_once(case):
     found, ranks = case
-    plans = [plan_exchange(found, rank, ranks) for rank in range(ranks)]
-    assert len({plan.unit for plan in plans}) == 1
+    by_rank = [lay_routes(found, rank, ranks) for rank in range(ranks)]
+    (block,) = {routes.block for routes in by_rank}
     for place, matrix in enumerate(found):
         free = matrix.shape[1 - matrix.axis]
-        assert sum(plan.widths[place] for plan in plans) == free
+        assert sum(routes.widths[place] for routes in by_rank) == free
     for name in ("P", "N"):
-        for a, plan in enumerate(plans):
-            route = plan.routes[name]
-            for b, other in enumerate(plans):
-                assert route.owners.sizes[b] == other.routes[name].workers.sizes[a]
+        for a, routes in enumerate(by_rank):
+            route = routes.of[name]
+            for b, other in enumerate(by_rank):
+                assert route.owners.sizes[b] == other.of[name].workers.sizes[a]
             for side in (route.owners, route.workers):
-                _check_side(side, plan.unit)
-            _check_columns(found, plan, name, a)
+                _check_side(side, block)
+            _check_columns(found, route, a)
 
 
-def _check_side(side, unit: int) -> None:
+def _check_side(side, block: int) -> None:
     """No two entries share a place of the buffer, and what no entry has is padding."""
-    blocks = side.blocks.positions.unsqueeze(1) * unit + torch.arange(unit)
+    blocks = side.blocks.positions.unsqueeze(1) * block + torch.arange(block)
     places = torch.cat([blocks.flatten(), side.singles.positions])
     assert len(places.unique()) == len(places)
-    assert sum(side.sizes) - len(places) < unit * max(1, sum(size > 0 for size in side.sizes))
+    assert sum(side.sizes) - len(places) < block * max(1, sum(size > 0 for size in side.sizes))
 
 
-def _check_columns(found, plan, name: str, rank: int) -> None:
+def _check_columns(found, route, rank: int) -> None:
     """At axis 1 nothing travels but entries of rows that two ranks share."""
-    lane = plan.routes[name].owners.singles
+    lane = route.owners.singles
     for place, matrix in enumerate(found):
         if matrix.axis == 1:
             start, stop = matrix.intervals[rank]
             shared = (start % matrix.shape[1] > 0) + (stop % matrix.shape[1] > 0)
-            assert lane.parts[place] <= shared * len(matrix.sets[name])
+            assert lane.parts[place] <= shared * len(matrix.sets["P"])
 
 
 def flattened_layer(hidden, channels, heads, kv_heads, ranks):
@@ -87,10 +87,10 @@ def flattened_layer(hidden, channels, heads, kv_heads, ranks):
     return found
 
 
-def index_bytes(plan) -> int:
+def index_bytes(routes) -> int:
     lanes = [
         lane
-        for route in plan.routes.values()
+        for route in routes.of.values()
         for side in (route.owners, route.workers)
         for lane in (side.blocks, side.singles)
     ]
@@ -106,4 +106,4 @@ def test_the_index_stays_small_where_ranks_do_not_divide_the_sizes(layers, sizes
     """With one number for every entry that travels it was 0.8 and 5 GB a rank."""
     found = flattened_layer(*sizes, ranks)
     for rank in range(ranks):
-        assert layers * index_bytes(plan_exchange(found, rank, ranks)) < 10e6
+        assert layers * index_bytes(lay_routes(found, rank, ranks)) < 10e6

@@ -11,11 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import tiny_llama
 from sharded_loop import ODD, train_loop
-from shards_worker import EVEN
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-
-from apex_composer.traffic import EXCHANGES, SUMS, SiteSize, step_traffic
 
 # All is in float64 but for the norm by which FSDP2's gradients are clipped, which torch takes in
 # float32: to 1e-6. AdamW divides by the size of a gradient, so that of six steps of lr 0.01 no more
@@ -25,12 +23,11 @@ WEIGHTS_BOUND, FACTORS_BOUND = 1e-7, 3e-7
 WORKER = Path(__file__).with_name("shards_worker.py")
 
 
-def launch(out: Path, ranks: int, runs: list[dict]) -> dict[str, list[dict]]:
-    """Train on so many ranks; what each of them saved, by run."""
+def launch(out: Path, runs: list[tuple[int, list[dict]]]) -> dict[str, list[dict]]:
+    """Train so many times on so many ranks; what each of them saved, by run."""
     out.mkdir(exist_ok=True)
-    launcher = Path(sys.executable).with_name("composer")
     done = subprocess.run(
-        [str(launcher), "-n", str(ranks), str(WORKER), json.dumps(runs), str(out)],
+        [sys.executable, str(WORKER), str(out), json.dumps(runs)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -43,7 +40,8 @@ def launch(out: Path, ranks: int, runs: list[dict]) -> dict[str, list[dict]]:
             torch.load(out / f"{run['name']}-rank{rank}.pt", weights_only=True)
             for rank in range(ranks)
         ]
-        for run in runs
+        for ranks, own in runs
+        for run in own
     }
 
 
@@ -52,27 +50,26 @@ def modes(*names: str, **options) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory) -> dict:
-    """The run on one process."""
-    return launch(tmp_path_factory.mktemp("one"), 1, modes("plain"))["plain"][0]
+def ends(tmp_path_factory) -> dict[str, list[dict]]:
+    """One process; two ranks in the three ways, and runs that are looked at in other ways."""
+    pairs = modes("ddp", "fsdp1", "fsdp2") + modes("fsdp1_root", "fsdp2_root", fails=True)
+    pairs += [{"name": "tampered", "mode": "fsdp2", "tampered": True}]
+    return launch(tmp_path_factory.mktemp("runs"), [(1, modes("plain")), (2, pairs)])
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory) -> dict[str, list[dict]]:
-    """Two ranks: the three ways of sharding, and the runs that are looked at in other ways."""
-    runs = modes("ddp", "fsdp1", "fsdp2") + [
-        {"name": "even", "mode": "fsdp2", "even": True},
-        {"name": "tampered", "mode": "fsdp2", "tampered": True},
-    ]
-    runs += modes("fsdp1_root", "fsdp2_root", fails=True)
-    return launch(tmp_path_factory.mktemp("two"), 2, runs)
+def single(ends) -> dict:
+    """The run on one process."""
+    return ends["plain"][0]
 
 
 def compare(ranks: list[dict], expected: dict) -> None:
-    """Weights to 1e-7, selections and scores equal, operators the same bits on all ranks."""
+    """Weights to 1e-7, selections and scores equal, all the same bits on all ranks."""
     for own in ranks:
+        assert own["history"] == ranks[0]["history"]
         for name, weight in expected["weights"].items():
             torch.testing.assert_close(own["weights"][name], weight, rtol=0, atol=WEIGHTS_BOUND)
+            assert torch.equal(own["weights"][name], ranks[0]["weights"][name])
         for record, wanted in zip(own["history"], expected["history"], strict=True):
             for key in ("advantageous", "disadvantageous", "samples", "start_batch"):
                 assert record[key] == wanted[key], key
@@ -89,25 +86,29 @@ def compare(ranks: list[dict], expected: dict) -> None:
             assert torch.equal(found[0], scores) and found[2] == samples
 
 
-def compare_shards(ranks: list[dict]) -> None:
-    """The intervals tile every weight, and hold what the gathered weight holds there."""
+def compare_shards(ranks: list[dict]) -> int:
+    """The intervals tile every weight, and hold what is there; how many begin inside a row."""
+    inside = 0
     for places in zip(*(own["shards"] for own in ranks), strict=True):
-        weight = ranks[0]["whole"][places[0][0].removeprefix("model.")].flatten()
+        matrix = ranks[0]["whole"][places[0][0].removeprefix("model.")]
+        weight = matrix.flatten()
         held = [(start, stop) for _, start, stop, _ in places if stop > start]
         assert [start for start, _ in held[1:]] == [stop for _, stop in held[:-1]]
         assert held[0][0] == 0 and held[-1][1] == len(weight)
         for _, start, stop, values in places:
             assert torch.equal(values, weight[start:stop])
+            inside += start % matrix.shape[1] > 0
+    return inside
 
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp1", "fsdp2"])
-def test_two_ranks_train_what_one_process_trains(single, pairs, mode):
-    compare(pairs[mode], single)
+def test_two_ranks_train_what_one_process_trains(single, ends, mode):
+    compare(ends[mode], single)
 
 
-@pytest.mark.parametrize("mode", ["fsdp1", "fsdp2"])
-def test_shards_are_what_this_rank_holds(pairs, mode):
-    compare_shards(pairs[mode])
+def test_shards_are_what_this_rank_holds(ends):
+    assert compare_shards(ends["fsdp1"]), "the odd sizes are to make FSDP1 cut rows"
+    assert not compare_shards(ends["fsdp2"])
 
 
 def compare_loops(ranks: list[dict], expected: dict) -> None:
@@ -121,128 +122,83 @@ def compare_loops(ranks: list[dict], expected: dict) -> None:
             assert all(map(torch.equal, own["factors"][name], pair))
 
 
-def test_cuts_fall_inside_rows():
-    """The odd sizes are what makes the other tests worth their time."""
-    hidden, channels = ODD["hidden"], ODD["channels"]
-    width = ODD["heads"] * ODD["head_dim"]
-    kv_width = ODD["kv_heads"] * ODD["head_dim"]
-    layer = hidden * (2 * width + 2 * kv_width + 3 * channels) + 2 * hidden
-    o_begins = hidden * (width + 2 * kv_width)
-    assert o_begins + hidden * width < layer / 2  # rank 0 holds all of the attention
-    assert (layer / 2 - o_begins - hidden * width) % hidden  # and ends inside a gate row
-
-
-def sites_of(sizes: dict) -> list[SiteSize]:
-    hidden, heads = sizes["hidden"], sizes["heads"]
-    head = sizes.get("head_dim", hidden // heads)
-    channels = 6  # 25 % of 24 and of 27, 6.75 rounded to 7 and down to one with a factor pair
-    layer = [SiteSize(0, head, hidden)] * 3 + [SiteSize(0, channels, hidden)] * 2
-    return (layer + [SiteSize(1, head, hidden), SiteSize(1, channels, hidden)]) * 2
-
-
-def test_a_step_sends_what_is_documented(pairs):
-    traffic = step_traffic(sites_of(EVEN), ranks=2)
-    calls = [own["calls"] for own in pairs["even"]]
-    for own in calls:
-        names = [name for name, _ in own]
-        assert names.count("all_to_all_single") == EXCHANGES
-        assert names.count("all_reduce") == SUMS
-        assert len(names) == EXCHANGES + SUMS
-        assert [size for name, size in own if name == "all_reduce"] == [traffic.summed]
-    sent = sum(size for own in calls for name, size in own if name == "all_to_all_single")
-    assert sent == traffic.exchanged
-
-
-def test_rows_cut_anywhere_cost_no_more_calls(pairs):
-    """FSDP1: at most every selected number travels, and the entries of rows that are cut."""
-    sites = sites_of(ODD)
-    number = torch.float64.itemsize
-    everything = EXCHANGES * number * sum(s.selected * s.free for s in sites if s.axis == 0)
-    cut_rows = EXCHANGES * number * sum(s.selected for s in sites if s.axis == 1)
-    for own in pairs["fsdp1"]:
-        assert len(own["calls"]) == EXCHANGES + SUMS
-    sent = sum(
-        size for own in pairs["fsdp1"] for name, size in own["calls"] if name != "all_reduce"
-    )
-    assert 0 < sent <= everything + cut_rows
-    assert not pairs["ddp"][0]["calls"]
+@pytest.mark.parametrize("mode", ["fsdp1", "fsdp2"])
+def test_a_step_has_five_collectives_however_many_weights(ends, mode):
+    for own in ends[mode]:
+        assert sorted(own["calls"]) == ["all_reduce"] + ["all_to_all_single"] * 4
+    assert not ends["ddp"][0]["calls"]
 
 
 @pytest.mark.parametrize("mode", ["fsdp1_root", "fsdp2_root"])
-def test_a_failed_step_is_folded_by_every_rank_alone(pairs, single, mode):
+def test_a_failed_step_is_folded_by_every_rank_alone(ends, single, mode):
     """Although a forward pass without gradients has left all weights gathered."""
-    for own in pairs[mode]:
+    for own in ends[mode]:
         ((unfolded, restored),) = own["losses"]
         assert abs(unfolded - restored) > 1e-5
-    compare(pairs[mode], single)
+    compare(ends[mode], single)
 
 
-def test_ranks_that_select_differently_stop(pairs):
-    for own in pairs["tampered"]:
+def test_ranks_that_select_differently_stop(ends):
+    for own in ends["tampered"]:
         assert "the selection of stage 0 differs between the ranks" in own["error"]
         assert "ranks [1] have" in own["error"]
 
 
+KINDS = ["fsdp1-full", "fsdp1-sharded", "fsdp2-full", "fsdp2-sharded"]
+
+
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory) -> tuple[Path, dict[str, list[dict]]]:
-    """Two ranks that save after batch 4, inside the second stage, and go on to the end."""
-    folder = tmp_path_factory.mktemp("saved")
-    runs = [
-        {
-            "name": f"{mode}-{kind}",
-            "mode": mode,
-            "state_dict": kind,
-            "save": str(folder / f"{mode}-{kind}"),
+def checkpoints(tmp_path_factory) -> Path:
+    """Where two ranks have saved, in every way, after batch 4, inside the second stage."""
+    return tmp_path_factory.mktemp("saved")
+
+
+@pytest.fixture(scope="module")
+def more_ends(checkpoints) -> dict[str, list[dict]]:
+    """The runs that save and go on to the end, those that resume them, and those on four ranks."""
+    resumed = {
+        kind: {
+            "state_dict": kind.split("-")[1],
+            "load": str(checkpoints / kind / ("ep1-ba4-rank0.pt" if "full" in kind else "ep1-ba4")),
         }
-        for mode in ("fsdp1", "fsdp2")
-        for kind in ("full", "sharded")
-    ]
-    return folder, launch(folder / "out", 2, runs)
-
-
-def resumed(folder: Path, ranks: int, names: list[str], mode: str | None = None) -> dict:
-    runs = []
-    for name in names:
-        own_mode, kind = name.split("-")
-        file = "ep1-ba4-rank0.pt" if kind == "full" else "ep1-ba4"
-        load = {"state_dict": kind, "load": str(folder / name / file)}
-        runs.append({"name": name, "mode": mode or own_mode, **load})
-    return launch(folder / f"resumed-{ranks}-{mode}", ranks, runs)
-
-
-ALL = ["fsdp1-full", "fsdp1-sharded", "fsdp2-full", "fsdp2-sharded"]
+        for kind in KINDS
+    }
+    saving, groups = [], {1: [], 2: [], 4: []}
+    for kind, load in resumed.items():
+        mode = kind.split("-")[0]
+        save = {"state_dict": load["state_dict"], "save": str(checkpoints / kind)}
+        saving.append({"name": kind, "mode": mode, **save})
+        alone = "plain" if "full" in kind else "fsdp2"
+        for ranks, own_mode in ((1, alone), (2, mode), (4, mode)):
+            groups[ranks].append({"name": f"{kind} on {ranks}", "mode": own_mode, **load})
+    four = modes("fsdp1", "fsdp2", "hsdp1", "loop_hsdp2")
+    return launch(checkpoints / "out", [(2, saving), *groups.items(), (4, four)])
 
 
 @pytest.mark.long
-def test_resuming_on_as_many_ranks_is_exact(checkpoints):
-    folder, uninterrupted = checkpoints
-    for name, ranks in resumed(folder, 2, ALL).items():
-        for own, before in zip(ranks, uninterrupted[name], strict=True):
+def test_resuming_on_as_many_ranks_is_exact(more_ends):
+    for kind in KINDS:
+        for own, before in zip(more_ends[f"{kind} on 2"], more_ends[kind], strict=True):
             assert own["history"] == before["history"]
             for key, weight in before["weights"].items():
-                assert torch.equal(own["weights"][key], weight), (name, key)
+                assert torch.equal(own["weights"][key], weight), (kind, key)
             for key, pair in before["state"]["factors"].items():
-                assert all(map(torch.equal, own["state"]["factors"][key], pair)), (name, key)
+                assert all(map(torch.equal, own["state"]["factors"][key], pair)), (kind, key)
 
 
 @pytest.mark.long
-def test_resuming_on_another_number_of_ranks(checkpoints, single):
-    folder, uninterrupted = checkpoints
-    four = resumed(folder, 4, ALL)
-    one = resumed(folder, 1, ["fsdp1-full", "fsdp2-full"], mode="plain")
-    one |= resumed(folder, 1, ["fsdp1-sharded", "fsdp2-sharded"], mode="fsdp2")
-    for name in ALL:
-        compare(four[name], uninterrupted[name][0])
-        compare(one[name], uninterrupted[name][0])
-        compare(uninterrupted[name], single)
+def test_resuming_on_another_number_of_ranks(more_ends, single):
+    for kind in KINDS:
+        compare(more_ends[kind], single)
+        for ranks in (1, 4):
+            compare(more_ends[f"{kind} on {ranks}"], more_ends[kind][0])
 
 
 @pytest.mark.long
-def test_a_sharded_checkpoint_becomes_one_file(checkpoints, tmp_path):
-    folder, _ = checkpoints
+def test_a_sharded_checkpoint_becomes_one_file(more_ends, checkpoints, tmp_path):
     for mode in ("fsdp1", "fsdp2"):
-        saved = torch.load(folder / f"{mode}-full" / "ep1-ba4-rank0.pt", weights_only=False)
-        dcp_to_torch_save(folder / f"{mode}-sharded" / "ep1-ba4", tmp_path / mode)
+        saved = torch.load(checkpoints / f"{mode}-full" / "ep1-ba4-rank0.pt", weights_only=False)
+        dcp_to_torch_save(checkpoints / f"{mode}-sharded" / "ep1-ba4", tmp_path / mode)
         weights = torch.load(tmp_path / mode, weights_only=False)["state"]["model"]
         assert weights.keys() == saved["state"]["model"].keys()
         for name, weight in saved["state"]["model"].items():
@@ -250,15 +206,13 @@ def test_a_sharded_checkpoint_becomes_one_file(checkpoints, tmp_path):
 
 
 @pytest.mark.long
-def test_four_ranks_and_replicas_train_what_one_process_trains(single, tmp_path):
-    ends = launch(tmp_path / "four", 4, modes("fsdp1", "fsdp2", "hsdp1", "loop_hsdp2"))
-    loops = ends.pop("loop_hsdp2")
-    for name, ranks in ends.items():
-        compare(ranks, single)
-        compare_shards(ranks[:2] if name.startswith("hsdp") else ranks)
-    for own, replica in zip(ends["hsdp1"][:2], ends["hsdp1"][2:], strict=True):
+def test_four_ranks_and_replicas_train_what_one_process_trains(single, more_ends):
+    for name in ("fsdp1", "fsdp2", "hsdp1"):
+        compare(more_ends[name], single)
+        compare_shards(more_ends[name][:2] if name == "hsdp1" else more_ends[name])
+    for own, replica in zip(more_ends["hsdp1"][:2], more_ends["hsdp1"][2:], strict=True):
         for shard, other in zip(own["shards"], replica["shards"], strict=True):
             assert shard[:3] == other[:3] and torch.equal(shard[3], other[3])
-    compare_loops(loops, train_loop())
-    empty = [stop == start for own in ends["fsdp1"] for _, start, stop, _ in own["shards"]]
+    compare_loops(more_ends["loop_hsdp2"], train_loop(tiny_llama(**ODD, dtype=torch.float64)))
+    empty = [stop == start for own in more_ends["fsdp1"] for _, start, stop, _ in own["shards"]]
     assert any(empty)

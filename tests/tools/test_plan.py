@@ -9,7 +9,7 @@ from tiny_run import SEQUENCE, write_shards
 from tinyllama import TINYLLAMA
 from typer.testing import CliRunner
 
-from apex_composer.callbacks import disk
+from apex_composer.callbacks import start_checks
 from apex_composer.cli import app
 from apex_composer.tools.plan import make_plan
 from apex_composer.tools.plan_tables import peak_flops
@@ -30,7 +30,7 @@ def model(tmp_path_factory) -> str:
 @pytest.fixture
 def invoke(monkeypatch):
     monkeypatch.setattr("apex_composer.tools.commands.console._width", 200)
-    monkeypatch.setattr(disk, "free_bytes", lambda folder: 10**12)
+    monkeypatch.setattr(start_checks, "free_bytes", lambda folder: 10**12)
 
     def call(*arguments):
         result = CliRunner().invoke(
@@ -50,7 +50,7 @@ def test_the_papers_run(invoke, model):
         "Time: 8 x h100-sxm",
         "ASSUMED utilisation of",
         "1,100,048,384",
-        "13.20 GB each, 30 written, 3 at a time, 39.6 GB in runs/tinyllama-apex/checkpoints",
+        "13.2 GB each, 30 written, 3 at a time, 39.6 GB in runs/tinyllama-apex/checkpoints",
         "channels │     22 │            5,632 │      704",
         "110 with 2,869,504 parameters",
         "not on this machine",

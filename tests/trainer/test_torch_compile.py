@@ -72,7 +72,7 @@ def test_steps_have_the_same_bits_and_no_more_breaks_than_hooks_need(fused):
     expected = train(plain, plain, apex(plain))
     expander = apex(model)
     if fused:  # compiled models keep their own SwiGLU
-        FusedSwiGLU(model, True, collector=expander.place_ahead)
+        FusedSwiGLU(model, True, collector=expander.assessment.reserve_norms)
     with torch._dynamo.config.patch(error_on_recompile=True):
         totals = train(model, torch.compile(model, backend="eager"), expander)
     found = graphs_and_breaks()

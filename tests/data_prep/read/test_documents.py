@@ -9,12 +9,9 @@ from corpus import write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_composer.data_prep.read.documents import (
-    Source,
-    SourceError,
-    find_sources,
-    read_documents,
-)
+from apex_composer.data_prep.errors import SourceError
+from apex_composer.data_prep.read.documents import read_documents
+from apex_composer.data_prep.read.sources import Source, find_sources
 
 
 def source_of(path, domain="book", format="jsonl"):

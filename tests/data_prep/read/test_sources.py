@@ -5,8 +5,10 @@ import shutil
 import pytest
 from corpus import write_corpus, write_jsonl
 
+from apex_composer.data_prep.errors import SourceError
 from apex_composer.data_prep.read import remote
-from apex_composer.data_prep.read.documents import SourceError, find_sources, read_documents
+from apex_composer.data_prep.read.documents import read_documents
+from apex_composer.data_prep.read.sources import find_sources
 
 SLIM = json.dumps({"text": "a", "meta": {"redpajama_set_name": "RedPajamaBook"}}).encode()
 

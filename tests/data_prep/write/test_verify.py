@@ -9,7 +9,7 @@ from prepared import run, stored_sequences
 from apex_composer.data_prep import (
     verify,
 )
-from apex_composer.data_prep.options import SettingsError
+from apex_composer.data_prep.errors import SettingsError
 
 
 def test_verify_finds_a_flipped_byte_a_missing_and_a_strange_file(prepared, tmp_path):

@@ -1,18 +1,14 @@
-"""Who does a step's work: every operator by itself, several in one kernel, or ranks together."""
+"""Who does a step's work on whole weights: every operator by itself, or several in one kernel."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import nn
 
-from apex_composer.distributed import ShardRanks
-from apex_composer.model.sites import Site
 from apex_composer.operators.operator import ExpansionOperator, as_matrix
-from apex_composer.ops.dispatch import monarch_kernels, resolve, resolve_monarch
-from apex_composer.ops.monarch import factor_pair
-from apex_composer.sharding.sharded_backend import ShardedExecutor
-from apex_composer.sharding.shards import Shard, find_shards
+from apex_composer.ops.dispatch import monarch_kernels, resolve_monarch
+from apex_composer.ops.monarch import add_gradients
 
 
 class Executor(Protocol):
@@ -46,100 +42,38 @@ class Executor(Protocol):
         """|T W[P]| / |W_eff[N]| by site (waits for the device; collective where sharded)."""
 
 
-def check_executors(
-    sites: Sequence[Site],
-    counts: Mapping[str, int],
-    implementation: str,
-    device: torch.device | None = None,
-    *,
-    expansion: bool = True,
-) -> None:
-    """Refuse what could only fail when a stage begins, and log what `auto` will take.
-
-    Args:
-        sites: that are expanded.
-        counts: K of every site's group.
-        implementation: `auto`, `torch` or `triton`.
-        device: that the weights will be on; default where they are.
-        expansion: False for stages without operators. Default True.
-
-    Raises:
-        ValueError: as `make_executors`.
-    """
-    for site, shards in zip(sites, find_shards(sites), strict=True):
-        place = device or site.weight.device, site.weight.dtype
-        resolve(implementation, *place)  # of the norms
-        if expansion and shards[0].group is not None:
-            check_sharded(implementation)
-        elif expansion:
-            size = counts[site.group.name] * site.group.unit_size
-            resolve_monarch(implementation, *place, *factor_pair(size))
-
-
-def check_sharded(implementation: str) -> None:
-    """Raise ValueError where kernels are asked for and operators' weights are sharded."""
-    if implementation == "triton":
-        raise ValueError(
-            "implementation: got triton, but the fold and the gradient map of sharded weights "
-            "(FSDP) have no kernels. Allowed here: auto (kernels for the norms and SwiGLU), torch"
-        )
-
-
-def make_executors(
+def whole_executors(
     operators: Sequence[ExpansionOperator], implementation: str = "auto"
 ) -> list[Executor]:
-    """Executors that together act for all operators.
-
-    Operators of sharded weights share one executor for each group of ranks (collective then).
+    """Executors that together act for operators whose weights this rank holds whole.
 
     Args:
-        operators: of one stage, in the same order on all ranks.
+        operators: those of one stage, or some of them.
         implementation: `auto`, `torch` or `triton`. Default `auto`.
 
     Raises:
-        ValueError: for weights that are sharded in a way that cannot work, and as
-            `resolve_monarch`.
+        ValueError: as `resolve_monarch`.
     """
-    shards = find_shards([operator.site for operator in operators])
-    whole: list[ExpansionOperator] = []
-    sharded: dict[tuple, list[tuple[ExpansionOperator, list[Shard]]]] = {}
-    for operator, own in zip(operators, shards, strict=True):
-        if own[0].group is None:
-            whole.append(operator)
-        else:
-            key = own[0].group, own[0].replicas, own[0].parameter.dtype
-            sharded.setdefault(key, []).append((operator, own))
-    if sharded:
-        check_sharded(implementation)
-    return _whole_executors(whole, implementation) + [
-        ShardedExecutor(*zip(*pairs, strict=True), ShardRanks(group, replicas))
-        for (group, replicas, _), pairs in sharded.items()
-    ]
-
-
-def _whole_executors(operators: Sequence[ExpansionOperator], implementation: str) -> list[Executor]:
     alone: list[Executor] = []
-    groups: dict[tuple, list[ExpansionOperator]] = {}
+    alike: dict[tuple, list[ExpansionOperator]] = defaultdict(list)
     for operator in operators:
         weight, (p, q) = operator.site.weight, operator.factors.right.shape[:2]
         if resolve_monarch(implementation, weight.device, weight.dtype, p, q) == "torch":
             alone.append(operator)
-            continue
-        parameters = operator.site.parameters()
-        layout = tuple((parameter.shape, parameter.stride()) for parameter in parameters)
-        key = (layout, operator.site.axis, len(operator.advantageous))
-        groups.setdefault(key, []).append(operator)
-    return alone + [KernelExecutor(group) for group in groups.values()]
+        else:
+            layout = tuple((p.shape, p.stride()) for p in operator.site.parameters())
+            alike[layout, operator.site.axis, len(operator.advantageous)].append(operator)
+    return alone + [KernelExecutor(several) for several in alike.values()]
 
 
 class KernelExecutor:
     """The operators of all weights of one shape, each step of theirs in two or three launches.
 
-    Equals what the operators do one by one (`expansion.ExpansionOperator`, the reference). D = T
+    Equals what the operators do one by one (`ExpansionOperator`, the reference). D = T
     W[P] is computed again to unfold: W[P] is unchanged since the fold, so it has the same bits.
 
     Args:
-        operators: of weights alike in shape, strides, axis and n.
+        operators: those of weights alike in shape, strides, axis and n.
     """
 
     def __init__(self, operators: Sequence[ExpansionOperator]):
@@ -195,14 +129,9 @@ class KernelExecutor:
         self._look_up()
         for batch, parameters in zip(self._batches, self._parameters, strict=True):
             gradients = [p.grad if p.grad is None else as_matrix(p.grad) for p in parameters]
-            for factors, *found in zip(
-                (operator.factors for operator in self._operators),
-                *batch.map_gradient(gradients),
-                strict=True,
-            ):
-                for factor, part in zip(factors, found, strict=True):
-                    if part is not None:
-                        factor.grad = part if factor.grad is None else factor.grad + part
+            found = zip(*batch.map_gradient(gradients), strict=True)
+            for operator, own in zip(self._operators, found, strict=True):
+                add_gradients(operator.factors, own)
 
     def _look_up(self) -> None:
         """Let the matrices that biases are seen as follow them to where they lie now."""

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from apex_composer.distributed import ShardRanks
 from apex_composer.operators.operator import ExpansionOperator
-from apex_composer.ops import stacked
-from apex_composer.ops.monarch import MonarchFactors
+from apex_composer.ops.monarch import MonarchFactors, add_gradients, multiply
+from apex_composer.ops.reference import product_gradients
+from apex_composer.sharding.ranks import ShardRanks
 from apex_composer.sharding.routes import Matrix
 from apex_composer.sharding.shards import Shard, reshard
 from apex_composer.sharding.transport import Carrier, Parts
@@ -55,21 +55,21 @@ class _Job:
 
 
 class ShardedExecutor:
-    """Folds, unfolds and maps gradients of all sites that one group of ranks shares.
+    """Folds, unfolds and maps gradients of all sites that the same ranks share.
 
     All ranks construct it and call `fold`, `map_gradient` and `relative_norms` together.
     A weight without a gradient counts as one whose gradient is zero: whether other ranks have
     one is not known without waiting for them.
 
     Args:
-        operators: of one stage, in the same order on all ranks.
-        shards: of every operator's weight and bias, see `shards.find_shards`.
-        ranks: who shares the weights.
+        operators: those of one stage, in the same order on all ranks.
+        shards: parts of every operator's weight and bias, see `find_shards`.
+        ranks: those that share the weights.
 
     Attributes:
         folded: whether the parameters hold the effective weights, as they do outside of steps.
-        operators: as given.
-        carrier: what this rank exchanges with the others.
+        operators: those given.
+        carrier: this rank's end of the exchanges.
     """
 
     def __init__(
@@ -90,8 +90,7 @@ class ShardedExecutor:
             job.matrix(of_ranks)
             for job, of_ranks in zip(self._jobs, zip(*intervals, strict=True), strict=True)
         ]
-        device = self._jobs[0].shard.parameter.device
-        self.carrier = Carrier(matrices, ranks, device)
+        self.carrier = Carrier(matrices, ranks, self._jobs[0].shard.parameter.device)
         self._selected: list[Tensor] | None = None  # W[P] as this rank works on it, by family
         self._deltas: Parts | None = None  # what the last fold added to this rank's shards
 
@@ -99,7 +98,7 @@ class ShardedExecutor:
     def fold(self) -> None:
         """W[N] <- W[N] + T W[P]."""
         self._deltas = self._expand()
-        self.carrier.add("N", self._deltas, self._values(), +1)
+        self.carrier.add("N", self._deltas, self._values())
         self.folded = True
 
     @torch.no_grad()
@@ -119,7 +118,7 @@ class ShardedExecutor:
         subtracts the same again, so the base weight stays what the failed step left of it.
         """
         reshard([operator.site for operator in self.operators])
-        self.carrier.add("N", self._deltas, self._values(), +1)
+        self.carrier.add("N", self._deltas, self._values())
         self.folded = True
 
     def refresh(self) -> None:
@@ -146,15 +145,16 @@ class ShardedExecutor:
             for job, gradient in zip(self._jobs, gradients, strict=True)
         ]
         selected, received = self._gather_selected(), self.carrier.to_workers("N", given)
-        shares: dict[ExpansionOperator, MonarchFactors] = {}
+        for factor in self._all_factors():
+            factor.grad = None
         additions = []
         for family, x, g in zip(self.carrier.families, selected, received, strict=True):
-            share, addition = stacked.map_gradient(self._factors(family), x, g)
+            shares, addition = product_gradients(self._factors(family), x, g)
             additions.append(addition)
-            for i, *own in zip(family, *share, strict=True):
-                _accumulate(shares, self._jobs[i].operator, own)
-        self._sum_shares(shares)
-        self.carrier.add("P", self.carrier.to_owners("P", additions), gradients, +1)
+            for i, *share in zip(family, *shares, strict=True):
+                add_gradients(self._jobs[i].operator.factors, share)
+        self._sum_shares()
+        self.carrier.add("P", self.carrier.to_owners("P", additions), gradients)
 
     @torch.no_grad()
     def relative_norms(self) -> dict[str, float]:
@@ -183,7 +183,7 @@ class ShardedExecutor:
         """This rank's part of D = T W[P] (collective)."""
         selected = self._gather_selected()
         deltas = [
-            stacked.expand(self._factors(family), x)
+            multiply(self._factors(family), x)
             for family, x in zip(self.carrier.families, selected, strict=True)
         ]
         return self.carrier.to_owners("N", deltas)
@@ -192,21 +192,12 @@ class ShardedExecutor:
         factors = [self._jobs[i].operator.factors for i in family]
         return MonarchFactors(*(torch.stack(side) for side in zip(*factors, strict=True)))
 
-    def _sum_shares(self, shares: dict[ExpansionOperator, MonarchFactors]) -> None:
+    def _all_factors(self) -> list[Tensor]:
+        return [factor for operator in self.operators for factor in operator.factors]
+
+    def _sum_shares(self) -> None:
         """Add the ranks' shares of all factors' gradients up, in one flat buffer."""
-        flat = torch.cat([share.reshape(-1) for pair in shares.values() for share in pair])
-        rest = self._ranks.sum(flat)
-        for operator in shares:
-            for factor in operator.factors:
-                own, rest = rest[: factor.numel()], rest[factor.numel() :]
-                factor.grad = own.view_as(factor)
-
-
-def _accumulate(
-    shares: dict[ExpansionOperator, MonarchFactors], operator: ExpansionOperator, own: list[Tensor]
-) -> None:
-    """An operator's shares of its weight and of its bias are added up."""
-    before = shares.get(operator)
-    if before is not None:
-        own = [a + b for a, b in zip(before, own, strict=True)]
-    shares[operator] = MonarchFactors(*own)
+        factors = self._all_factors()
+        total = self._ranks.sum(torch.cat([factor.grad.flatten() for factor in factors]))
+        for factor, own in zip(factors, total.split([f.numel() for f in factors]), strict=True):
+            factor.grad = own.view_as(factor)
