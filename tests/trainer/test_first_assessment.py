@@ -14,11 +14,7 @@ from torch.utils.data import DataLoader
 from apex_composer import APEX
 from apex_composer.data_prep.progress import progress_bar
 from apex_composer.trainer import first_assessment
-from apex_composer.trainer.first_assessment import (
-    Goal,
-    assess_training_data,
-    first_goal,
-)
+from apex_composer.trainer.first_assessment import Goal, assess_training_data, first_goal
 from apex_composer.trainer.stage_plan import StagePlan
 
 CPU = torch.device("cpu")
