@@ -57,6 +57,19 @@ def choose_device(wanted: str | None) -> torch.device:
     return device
 
 
+def needs_pytest() -> None:
+    """Say what is missing, before any time on a GPU is spent.
+
+    Raises:
+        SystemExit: where pytest is not installed.
+    """
+    if find_spec("pytest") is None:
+        raise SystemExit(
+            "correctness is checked by the kernel tests, which need pytest: pip install pytest "
+            "(or leave it out: run_all.py --parts bandwidth training_step)"
+        )
+
+
 def progress_bar(iterable: Iterable[Any], **options: Any) -> tqdm:
     """A bar on a terminal, and a line now and then in a file or a pipe, where every line stays.
 
