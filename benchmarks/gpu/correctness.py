@@ -8,7 +8,6 @@ shapes of real models too. What is not an option of this script goes to pytest.
 Exits with 1 where a test fails or finds no time to be run.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from report import Report, print_table
 
 checkout.activate()
 
-from machine import choose_device, needs_pytest  # noqa: E402
+from machine import choose_device, command_line, needs_pytest  # noqa: E402
 
 FOLDER = checkout.ROOT / "tests" / "triton_kernels"
 TESTS = [FOLDER / f"test_kernel_{name}.py" for name in ("swiglu", "norms", "monarch", "steps")]
@@ -100,19 +99,10 @@ def run(
     return report
 
 
-def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """The command line, and what of it is pytest's."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", help="default cuda; cpu interprets the kernels, in small")
-    parser.add_argument("--budget", type=float, help="seconds after which no test begins")
-    parser.add_argument("--json", type=Path, help="write the result here")
-    return parser.parse_known_args(arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Test, print, and exit with 1 if anything failed."""
     needs_pytest()
-    options, rest = parse(arguments)
+    options, rest = command_line(__doc__).parse_known_args(arguments)
     choose_device(options.device)
     report = run(rest, budget=options.budget, path=options.json)
     print_table(report.lines, "correctness")

@@ -15,7 +15,6 @@ from kernel_cases import small_case
 from apex_composer import triton_kernels
 from apex_composer.triton_kernels import (
     availability,
-    is_available,
     monarch_unavailable_reason,
     unavailable_reason,
 )
@@ -74,13 +73,12 @@ def test_reasons_name_what_is_missing(monkeypatch):
     assert "not meta" in unavailable_reason("meta")
     if not torch.cuda.is_available():
         assert "torch.cuda.is_available() is False" in unavailable_reason("cuda")
-        assert not is_available("cuda")
     monkeypatch.setattr(torch.version, "cuda", "12.6")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "compute capability 7.5, the kernels need 8.0" in unavailable_reason("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert availability.is_available("cuda")
+    assert unavailable_reason("cuda") is None
 
 
 @pytest.fixture
