@@ -21,7 +21,7 @@ def device() -> torch.device:
     return torch.device("cpu" if interpreted() else "cuda")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def tf32():
     """Allowed, as Composer's DeviceGPU allows it for the whole process: ours must not care."""
     with tf32_allowed():

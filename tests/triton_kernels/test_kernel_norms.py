@@ -15,7 +15,8 @@ SIZES = [(2, 70, 4, 64), (2, 33, 3, 80), (3, 65, 300, 1), (1, 5, 7, 3), (2, 1, 1
 LARGE = [[4, 4096, 32, 64], [4, 4096, 5632, 1], [4, 4096, 32, 128], [2, 4096, 11008, 1]]
 LARGE += [[2, 4097, 3, 80]]
 all_sizes = pytest.mark.parametrize("size", [*SIZES, *on_gpus(LARGE)], ids=str)
-all_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def activation_of(size: tuple, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -35,9 +36,16 @@ def test_sums_equal_the_reference(size, dtype, device):
     assert torch.equal(unit_square_sums(activation, size[3]), found)
 
 
-@all_sizes
-def test_masked_tokens_do_not_count_whatever_they_hold(size, device):
-    activation = activation_of(size, torch.float16, device)
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        *((size, torch.float16) for size in SIZES),
+        *on_gpus([(size, dtype) for size in LARGE for dtype in DTYPES]),
+    ],
+    ids=str,
+)
+def test_masked_tokens_do_not_count_whatever_they_hold(size, dtype, device):
+    activation = activation_of(size, dtype, device)
     mask = ragged_mask(*size[:2], device)
     exact = reference.unit_square_sums(activation.double(), size[3], mask)
     torchs_error = relative_error(reference.unit_square_sums(activation, size[3], mask), exact)
@@ -45,8 +53,8 @@ def test_masked_tokens_do_not_count_whatever_they_hold(size, device):
     activation[:, 0] = torch.where(mask[:, :1], activation[:, 0], float("inf"))
     found = unit_square_sums(activation, size[3], mask)
     check_error(found, exact, max(TOLERANCE, 2 * torchs_error))
-    for dtype in (torch.int64, torch.float32):
-        assert torch.equal(unit_square_sums(activation, size[3], mask.to(dtype)), found)
+    for kind in (torch.int64, torch.float32):
+        assert torch.equal(unit_square_sums(activation, size[3], mask.to(kind)), found)
 
 
 def test_samples_without_a_counted_token_have_zero_norms(device):

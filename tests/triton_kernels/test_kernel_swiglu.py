@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_cases import check_error, on_gpus, relative_error
+from kernel_cases import check_error, on_gpus, ragged_mask, relative_error
 from torch.utils.checkpoint import checkpoint
 
 from apex_composer.ops import reference
@@ -85,13 +85,17 @@ def test_the_exponential_has_no_weak_spots(dtype, device):
 @all_sizes
 def test_square_sums_are_those_of_the_rounded_product(size, dtype, device):
     gate, up, _ = inputs(size, dtype, device)
-    buffer = torch.full((size[0], size[2] + 3), -1.0, device=device)
-    sums = buffer[:, 1:-2]
-    product = swiglu(gate, up, sums)
-    assert torch.equal(product, swiglu(gate, up))
-    check_error(sums, reference.unit_square_sums(product.double(), 1), 5e-7)
-    sums.fill_(-1)
-    assert (buffer == -1).all()
+    product = swiglu(gate, up)
+    for mask in (None, ragged_mask(*size[:2], device)):
+        buffer = torch.full((size[0], size[2] + 3), -1.0, device=device)
+        sums = buffer[:, 1:-2]
+        assert torch.equal(swiglu(gate, up, sums, mask), product)
+        check_error(sums, reference.unit_square_sums(product.double(), 1, mask), 5e-7)
+        first = sums.clone()
+        swiglu(gate, up, sums, mask)
+        assert torch.equal(first, sums)
+        sums.fill_(-1)
+        assert (buffer == -1).all()
 
 
 @pytest.mark.numeric
