@@ -102,10 +102,16 @@ def default_path(machine: dict[str, Any]) -> Path:
 
 
 def table_lines(parts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines of all parts, and one for each part that is not whole."""
+    """The lines of all parts (tests that pass: counted), and one for each that is not whole."""
     lines = []
     for name, result in parts.items():
-        lines += result["lines"]
+        own = result["lines"]
+        if name == "correctness":
+            wrong = failed(own)
+            what = f"{len(own) - len(wrong)} tests of kernels"
+            passed = {"part": name, "what": what, "found": "pass", "target": "", "met": True}
+            own = wrong + [passed] * (len(wrong) < len(own))
+        lines += own
         if broke_down(result):
             text = f"broke down with exit status {result['exit_status']}: {result['error']}"
             lines.append({"part": name, "what": name, "found": text, "target": "", "met": False})

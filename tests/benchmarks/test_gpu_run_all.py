@@ -76,6 +76,17 @@ def test_wrong_kernels_fail_and_missed_targets_do_not(run, parts):
     assert result == 1 and "error" not in content["parts"]["correctness"]
 
 
+def test_the_table_counts_the_tests_that_pass(run, parts, capsys):
+    lines, status, _ = parts
+    lines["correctness"] = [line("right", True), line("wrong", False), line("right", True)]
+    status["correctness"] = 1
+    _, content = run("--parts", "correctness")
+    assert len(content["parts"]["correctness"]["lines"]) == 3
+    printed = capsys.readouterr().out
+    assert "wrong of [1, 2]" in printed and "right of [1, 2]" not in printed
+    assert "2 tests of kernels" in printed
+
+
 def test_a_part_that_breaks_down_fails_and_the_others_run(run, parts, capsys):
     _, status, launches = parts
     status["bandwidth"] = 124
