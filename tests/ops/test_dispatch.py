@@ -17,6 +17,7 @@ from helpers import (
 )
 
 from apex_composer import Expander, find_sites
+from apex_composer.assessment.collector import Assessment
 from apex_composer.ops import dispatch as ops
 from apex_composer.ops.monarch import factor_pair
 from apex_composer.triton_kernels import tiles
@@ -62,12 +63,13 @@ def trained(make_model, implementation: str, steps: int = 2, **settings):
     return model, expander
 
 
-@pytest.mark.numeric
-def test_kernels_train_as_torch_does():
-    """With biases, and in shapes that share no launch; tests/triton_kernels has a Llama's."""
-    start, fresh = trained(tiny_qwen, "torch", steps=0)
-    expected, by_torch = trained(tiny_qwen, "torch")
-    model, by_triton = trained(tiny_qwen, "triton")
+@pytest.mark.parametrize(
+    "make_model", [tiny_llama, pytest.param(tiny_qwen, marks=pytest.mark.numeric)]
+)
+def test_kernels_train_as_torch_does(make_model):
+    start, fresh = trained(make_model, "torch", steps=0)
+    expected, by_torch = trained(make_model, "torch")
+    model, by_triton = trained(make_model, "triton")
     assert len(by_triton.executors) < len(by_torch.executors)
     before, after = dict(start.named_parameters()), dict(expected.named_parameters())
     for name, weight in model.named_parameters():
@@ -79,8 +81,23 @@ def test_kernels_train_as_torch_does():
             assert change_error(*tensors) < CHANGE_BOUND, one.site.name
 
 
+def test_unfolding_takes_away_what_folding_added():
+    _, expander = trained(tiny_llama, "triton", steps=1)
+    weights = [site.weight.detach().clone() for site in expander.sites]
+    for executor in expander.executors:
+        executor.unfold()
+    assert not expander.folded
+    assert any(not torch.equal(s.weight, w) for s, w in zip(expander.sites, weights, strict=True))
+    expander.ensure_folded()
+    for site, weight in zip(expander.sites, weights, strict=True):
+        # W + d - d + d for numbers below 1: each sum rounds by 6e-8 at most.
+        torch.testing.assert_close(site.weight, weight, rtol=0, atol=2e-7)
+
+
 def test_weights_without_a_gradient_leave_their_factors_alone():
-    model, expander = trained(tiny_llama, "triton", steps=0)
+    model, expander = trained(tiny_llama, "triton", steps=1)
+    for parameter in model.parameters():
+        parameter.grad = None
     expander.sites[0].weight.grad = torch.ones_like(expander.sites[0].weight)
     for executor in expander.executors:
         executor.map_gradient()
@@ -92,18 +109,39 @@ def test_memory_of_weights_and_biases_may_be_replaced():
     """As loading a checkpoint by `parameter.data = ...` does, in the middle of a stage."""
     found = []
     for moved in (False, True):
-        model, expander = trained(tiny_qwen, "triton", steps=0)
-        torch.manual_seed(0)
-        for operator in expander.operators:
-            operator.factors.left.data.normal_()
+        model, expander = trained(tiny_qwen, "triton", steps=1)
         for parameter in model.parameters():
             if moved:
                 parameter.data = parameter.data.clone()
         for executor in expander.executors:
+            executor.unfold()
+        base = {name: weight.clone() for name, weight in model.state_dict().items()}
+        for executor in expander.executors:
             executor.fold()
-        found.append({name: weight.clone() for name, weight in model.state_dict().items()})
+        found.append(base | {f"{n} folded": w.clone() for n, w in model.state_dict().items()})
     for name, weight in found[0].items():
         assert torch.equal(weight, found[1][name]), name
+
+
+@pytest.mark.numeric
+def test_scores_of_kernels_are_those_of_torch():
+    model = tiny_llama(heads=4, channels=24)
+    mask = torch.ones(3, 12, dtype=torch.bool)
+    mask[1, 7:] = False
+    totals = []
+    for implementation in ("torch", "triton"):
+        groups = {s.group.name: s.group for s in find_sites(model) if s.group.unit != "kv_head"}
+        counts = [(group, max(1, group.units // 4)) for group in groups.values()]
+        assessment = Assessment(counts, implementation=implementation)
+        with assessment.assessing(mask):
+            model(tokens(samples=3, length=12), attention_mask=mask)
+        totals.append(assessment.totals())
+        assessment.remove()
+    for name, expected in totals[0].items():
+        # Where a rank is decided, the two norms differ by a thousandth or more: rounding cannot.
+        assert torch.equal(totals[1][name].scores, expected.scores)
+        # Sums of 12 x 8 positive numbers at most, each sum rounded to 6e-8 of itself.
+        torch.testing.assert_close(totals[1][name].norm_sums, expected.norm_sums, rtol=1e-5, atol=0)
 
 
 def test_the_choice_is_made_by_device_and_dtype_and_said_once(monkeypatch, caplog):
