@@ -135,15 +135,6 @@ def _describe_sources(plan: Plan, corpus: Corpus) -> list[dict[str, Any]]:
     return sources
 
 
-def filled_domains(manifest: Manifest) -> dict[str, list[str]]:
-    """The domains that have a sequence in a split, for every split that has any."""
-    filled = {
-        split: [domain for domain, counts in domains.items() if counts["sequences"]]
-        for split, domains in manifest["splits"].items()
-    }
-    return {split: domains for split, domains in filled.items() if domains}
-
-
 def write_streams(manifest: Manifest, out: Path, remote: str | None = None) -> str:
     """The `streams:` block of every split, with the proportions of the options.
 
@@ -157,8 +148,11 @@ def write_streams(manifest: Manifest, out: Path, remote: str | None = None) -> s
     absent = ", ".join(manifest["absent_domains"])
     note = f"# Absent, so the others' proportions were raised: {absent}\n" if absent else ""
     blocks = []
-    for split, domains in filled_domains(manifest).items():
-        shares = share_out(options["proportions"], domains)[0]
+    for split, domains in manifest["splits"].items():
+        filled = [domain for domain, counts in domains.items() if counts["sequences"]]
+        if not filled:
+            continue
+        shares = share_out(options["proportions"], filled)[0]
         streams = make_streams(f"{folder}/{split}", shares, remote and f"{remote}/{split}")
         blocks.append(f"# {split}\n{streams}")
     # One block is a YAML document: paste the one that the run shall use.
