@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from apex_composer.data_prep.progress import progress_bar
 from apex_composer.data_prep.read.documents import read_documents
 from apex_composer.data_prep.read.sources import find_sources
-from apex_composer.data_prep.tokens.tokenizer import save_tokenizer, train_tokenizer
 from apex_composer.demo.embedded import write_embedded_corpus
+from apex_composer.demo.tokenizer import save_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

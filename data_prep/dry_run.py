@@ -18,8 +18,7 @@ from apex_composer.data_prep.choose.estimate import Estimate, estimate_domains, 
 from apex_composer.data_prep.errors import DiskFullError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.read.sources import Source, find_sources
-from apex_composer.data_prep.tokens.sequences import token_type
-from apex_composer.data_prep.tokens.tokenizer import load_tokenizer
+from apex_composer.data_prep.tokens.tokenizer import load_tokenizer, token_type
 from apex_composer.data_prep.workers import check_workers
 
 # Reading and parsing a file whose documents are mostly left out: bytes of text per second and core.
@@ -94,8 +93,7 @@ def _add_up(
     options: Options,
     workers: int,
 ) -> Needs:
-    if options.shares is None:
-        check_budgets(options, list(estimates))
+    check_budgets(options, list(estimates))
     kept = dict.fromkeys(estimates, 1.0)
     if not options.takes_all:
         kept |= parts_for_budgets(estimates, options)
@@ -119,11 +117,6 @@ def _add_up(
 
 def _wanted(estimates: dict[str, Estimate], options: Options) -> dict[str, dict[str, int]]:
     """Expected tokens per split and domain; what takes the rest takes the rest of the estimate."""
-    if options.shares is not None:
-        return {
-            name: {domain: round(share * e.tokens) for domain, e in estimates.items()}
-            for name, share in options.shares.items()
-        }
     left = {domain: estimate.tokens for domain, estimate in estimates.items()}
     result = {}
     for name, tokens in wanted_tokens(options, list(estimates)).items():

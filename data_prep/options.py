@@ -1,7 +1,7 @@
 """The options of a preparation, checked before any file is read."""
 
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from apex_composer.data_prep.errors import SettingsError
@@ -12,6 +12,8 @@ COMPRESSIONS = (None, "zstd")
 MEGABYTE = 1 << 20
 # Options that change neither a token nor its place: a run may be continued with others.
 FREE = ("max_reject_rate", "streams_folder")
+# Options of earlier versions, at the values that they had in every preparation but the demo's.
+FORMER = {"shares": None, "text_limit": None, "tokenizer_training": {}}
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,6 @@ class Options:
         cpt_tokens: tokens of `cpt`, continued pre-training; None makes no such split.
             Default: None.
         proportions: of the domains, for budgets and streams; None: equal. Default: None.
-        shares: splits by shares of the documents in place of budgets: names and shares, which
-            divide the interval of the hashes in this order; the last takes the rest.
-            Default: None.
-        text_limit: bytes of text to take at most, shared equally among the domains; only with
-            `shares`. Default: None.
         max_reject_rate: allowed share of unusable lines, in [0, 1). Default: 0.001.
         compression: None or "zstd". Default: None.
         shard_bytes: size of an MDS shard at most, before compression. Default: 64 MB.
@@ -41,8 +38,6 @@ class Options:
             tokenised. Default: 1.3.
         streams_folder: folder of the shards as the `streams:` block names it; None takes the
             output folder. Default: None.
-        tokenizer_training: what a tokenizer trained for this data came from, for the manifest.
-            Default: {}.
 
     Raises:
         SettingsError: an option is out of range; the message names it.
@@ -55,23 +50,18 @@ class Options:
     train_tokens: int | None = None
     cpt_tokens: int | None = None
     proportions: dict[str, float] | None = None
-    shares: dict[str, float] | None = None
-    text_limit: int | None = None
     max_reject_rate: float = 0.001
     compression: str | None = None
     shard_bytes: int = 64 * MEGABYTE
     piece_bytes: int = 64 * MEGABYTE
     estimate_margin: float = 1.3
     streams_folder: str | None = None
-    tokenizer_training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _at_least(2, sequence_length=self.sequence_length)
         for name in ("val_tokens", "train_tokens", "cpt_tokens"):
             if getattr(self, name) is not None:
                 _at_least(self.sequence_length, **{name: getattr(self, name)})
-        if self.text_limit is not None:
-            _at_least(2, text_limit=self.text_limit)
         _at_least(1, piece_bytes=self.piece_bytes, estimate_margin=self.estimate_margin)
         # Two sequences of uint32 and a header; a shard beyond 2 GB would outgrow MDS' offsets.
         _at_least(8 * self.sequence_length + 1024, shard_bytes=self.shard_bytes)
@@ -83,16 +73,10 @@ class Options:
             raise SettingsError(f"compression={self.compression!r} must be None or 'zstd'.")
         if self.val_per_domain and self.val_tokens is None:
             raise SettingsError("val_per_domain=True needs val_tokens.")
-        if self.text_limit is not None and self.shares is None:
-            raise SettingsError(
-                f"text_limit={self.text_limit} needs shares; budgets limit by tokens."
-            )
 
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits in the order in which the hashes fill them."""
-        if self.shares is not None:
-            return tuple(self.shares)
         wanted = {"validation": self.val_tokens, "cpt": self.cpt_tokens, "train": self.takes_train}
         return tuple(name for name in SPLITS if wanted[name])
 
@@ -104,7 +88,7 @@ class Options:
     @property
     def takes_all(self) -> bool:
         """Whether every document goes into some split."""
-        return self.shares is not None or (self.train_tokens is None and self.cpt_tokens is None)
+        return self.train_tokens is None and self.cpt_tokens is None
 
     def as_dict(self) -> dict[str, Any]:
         """The options as JSON holds them."""
@@ -121,9 +105,19 @@ def read_options(content: dict[str, Any], **changes: Any) -> Options:
     Args:
         content: of a plan or a manifest.
         changes: options to replace; None leaves an option as it is.
+
+    Raises:
+        SettingsError: an earlier version's demo wrote it.
     """
+    for name, value in FORMER.items():
+        if content.get(name, value) != value:
+            raise SettingsError(
+                f"{name}={content[name]!r}: the demo of an earlier version made this preparation. "
+                "Remove it, or use the version that began it."
+            )
+    known = {key: value for key, value in content.items() if key not in FORMER}
     given = {key: value for key, value in changes.items() if value is not None}
-    return replace(Options(**content), **given)
+    return replace(Options(**known), **given)
 
 
 def parse_amount(text: str) -> int:

@@ -7,7 +7,7 @@ from apex_composer.data_prep.choose.job_plan import Plan
 from apex_composer.data_prep.paths import DOWNLOADS, TOKENIZER_FOLDER, piece_folder
 from apex_composer.data_prep.progress import ReadingBar
 from apex_composer.data_prep.tokens.piece import tokenise_piece
-from apex_composer.data_prep.tokens.sequences import token_type
+from apex_composer.data_prep.tokens.tokenizer import token_type
 from apex_composer.data_prep.workers import run_tasks
 
 
@@ -74,7 +74,6 @@ def _piece_task(out: Path, plan: Plan, number: int) -> dict[str, Any]:
         "start": start,
         "stop": stop,
         "kept": plan["kept"],
-        "sections": plan.get("sections", 1),
         "tokenizer_file": str(out / TOKENIZER_FOLDER / "tokenizer.json"),
         "bos": tokenizer["bos"],
         "eos": tokenizer["eos"],

@@ -83,12 +83,9 @@ def prepare(
         )
     check_apart(input, out)
     sources = find_sources(input, options.format)
-    if options.shares is None:
-        check_budgets(options, sorted({s.domain for s in sources if s.domain is not None}))
+    check_budgets(options, sorted({s.domain for s in sources if s.domain is not None}))
     with tempfile.TemporaryDirectory(prefix="apex-prep-") as folder:
         description = load_tokenizer(str(tokenizer), Path(folder))
-        if options.tokenizer_training:
-            description["name"] = "trained on this data"
         check_ours(out)
         if not overwrite:
             open_target(out, options, sources, description)  # before the lock writes anything

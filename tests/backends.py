@@ -5,8 +5,8 @@ import json
 from corpus import sentences
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from apex_composer.data_prep.tokens.tokenizer import train_tokenizer
 from apex_composer.data_prep.tokens.word_encoder import BLANK
+from apex_composer.demo.tokenizer import train_tokenizer
 
 TEXTS = [sentences(seed) for seed in range(60)]
 TEXTS += [

@@ -9,7 +9,7 @@ from typing import Any
 from corpus import sentences
 
 from apex_composer.data_prep import Options, prepare
-from apex_composer.data_prep.tokens.tokenizer import save_tokenizer, train_tokenizer
+from apex_composer.demo.tokenizer import save_tokenizer, train_tokenizer
 
 LENGTH = 32
 

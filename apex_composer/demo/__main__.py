@@ -10,12 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from apex_composer.data_prep import read_manifest
-from apex_composer.data_prep.paths import TOKENIZER_FOLDER
+from apex_composer.data_prep.atomic_files import read_json, write_json, write_text
 from apex_composer.demo.configuration import DEFAULT_YAML, build_configurations, load_template
 from apex_composer.demo.embedded import write_embedded_corpus
-from apex_composer.demo.files import read_json, write_json, write_text
-from apex_composer.demo.from_scratch import is_prepared, prepare_from_scratch
+from apex_composer.demo.from_scratch import TOKENIZER, Prepared, Settings, prepare_from_scratch
 from apex_composer.demo.model import write_model_folder
 from apex_composer.demo.plot import plot_losses
 from apex_composer.demo.results import summarise
@@ -76,17 +74,17 @@ def run_job(data: Path | None, out: Path, yaml: Path, overrides: list[str]) -> d
     minutes = expected_minutes(template)
     console.print(describe_steps(minutes), soft_wrap=True, highlight=False)
     console.rule(f"data: {show_minutes(minutes['data'])}")
-    manifest = prepare_data(data, out, template)
-    vocabulary = manifest["tokenizer"]["vocabulary_size"]
+    prepared = prepare_data(data, out, template)
+    vocabulary = prepared.tokenizer["vocabulary_size"]
     if vocabulary < template.variables.vocabulary_size:
         console.print(f"vocabulary: {vocabulary} tokens, the text yields no more")
     sequence_length = template.shared.max_seq_len
-    tokenizer = out / "data" / TOKENIZER_FOLDER
+    tokenizer = out / "data" / TOKENIZER
     write_model_folder(out / "model", tokenizer, dict(template.variables.model), sequence_length)
     for name in RESULTS:  # an earlier job's results must not pass for this one's
         shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
     configurations = build_configurations(
-        template, manifest["splits"], out / "data", choose_precision(), sys.stderr.isatty()
+        template, prepared.splits, out / "data", choose_precision(), sys.stderr.isatty()
     )
     metrics = {}
     for name, settings in configurations.items():
@@ -95,36 +93,30 @@ def run_job(data: Path | None, out: Path, yaml: Path, overrides: list[str]) -> d
     exported = out / "apex" / "huggingface"
     os.replace(exported / "final", out / "hf")
     exported.rmdir()
-    summary = summarise(metrics, manifest, configurations)
+    summary = summarise(metrics, prepared, configurations)
     losses = {name: metrics[name]["loss"] for name in ("vanilla", "apex")}
     plot_losses(out / "loss.png", losses, summary)
     write_json(out / "summary.json", summary)
     return summary
 
 
-def prepare_data(data: Path | None, out: Path, template: Any) -> dict[str, Any]:
+def prepare_data(data: Path | None, out: Path, template: Any) -> Prepared:
     """Write `<out>/data`, unless it already holds the same.
 
     Args:
         data: RedPajama-format folder, or None for the embedded corpus in `<out>/corpus`.
         out: folder of the results.
         template: the job's settings.
-
-    Returns:
-        The data's manifest.
     """
+    settings = Settings(
+        vocabulary_size=template.variables.vocabulary_size,
+        sequence_length=template.shared.max_seq_len,
+        text_limit=template.variables.text_limit,
+    )
     source = data or out / "corpus"
     if data is None and not source.exists():
         write_embedded_corpus(source)
-    options = {
-        "vocabulary_size": template.variables.vocabulary_size,
-        "sequence_length": template.shared.max_seq_len,
-        "text_limit": template.variables.text_limit,
-    }
-    if is_prepared(source, out / "data", **options):
-        console.print(f"{out}/data is up to date")
-        return read_manifest(out / "data")
-    return prepare_from_scratch(source, out / "data", overwrite=True, **options)
+    return prepare_from_scratch(source, out / "data", settings)
 
 
 def start_run(name: str, out: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from apex_composer.demo.documents import PRETRAIN, TRAIN, VALIDATION
+
 Settings = dict[str, Any]
+# Counts of sequences and more, per split and per domain that has a sequence there.
+Splits = Mapping[str, Mapping[str, Mapping[str, int]]]
 
 _PACKAGE = Path(__file__).parents[1]
 # A wheel carries yamls/ inside the package; a checkout has it beside the package.
@@ -25,8 +29,7 @@ SECTIONS = {
     "vanilla": ("shared", "continued"),
     "apex": ("shared", "continued", "apex"),
 }
-PRETRAIN, VALIDATION = "pretrain", "validation"
-SPLITS = {"base": PRETRAIN, "vanilla": "train", "apex": "train"}
+TRAINED = {"base": PRETRAIN, "vanilla": TRAIN, "apex": TRAIN}
 # Composer's bar would leave each of its states in a log, two for every batch.
 STATES_IN_LOGS = 5
 
@@ -68,7 +71,7 @@ def load_template(yaml: Path, out: Path, overrides: Sequence[str] = ()) -> DictC
 
 def build_configurations(
     template: DictConfig,
-    splits: Mapping[str, Mapping[str, Mapping[str, int]]],
+    splits: Splits,
     data: Path,
     precision: str,
     is_watched: bool = True,
@@ -77,8 +80,8 @@ def build_configurations(
 
     Args:
         template: as `load_template` returns it.
-        splits: of the data's manifest: counts per split and domain.
-        data: folder of the prepared data, with `<split>/<domain>/`.
+        splits: counts of the prepared data.
+        data: folder of the prepared data, with `<split>/train/<domain>/`.
         precision: `fp32` on a CPU, `amp_bf16` on a GPU.
         is_watched: whether progress goes to a terminal; a log gets its state now and then.
             Default: True.
@@ -99,9 +102,7 @@ def build_configurations(
     return configurations
 
 
-def training_splits(
-    run: str, splits: Mapping[str, Mapping[str, Mapping[str, int]]]
-) -> dict[str, str]:
+def training_splits(run: str, splits: Splits) -> dict[str, str]:
     """Name the split of every domain that a run trains on.
 
     A domain of too few documents has none for the continued runs alone: they read again what the
@@ -109,20 +110,15 @@ def training_splits(
 
     Args:
         run: `base`, `vanilla` or `apex`.
-        splits: of the data's manifest.
+        splits: counts of the prepared data.
     """
-    return {
-        domain: split
-        for split in (PRETRAIN, SPLITS[run])
-        for domain, counts in splits[split].items()
-        if counts["sequences"]
-    }
+    return {domain: split for split in (PRETRAIN, TRAINED[run]) for domain in splits[split]}
 
 
 def _build(
     run: str,
     template: DictConfig,
-    splits: Mapping[str, Mapping[str, Mapping[str, int]]],
+    splits: Splits,
     data: Path,
     precision: str,
 ) -> Settings:
@@ -138,9 +134,7 @@ def _build(
     )
     settings["train_loader"]["dataset"]["streams"] = _streams(data, trained)
     settings["eval_loader"] = [
-        _evaluation_loader(settings["eval_loader"], data, domain)
-        for domain, counts in splits[VALIDATION].items()
-        if counts["sequences"]
+        _evaluation_loader(settings["eval_loader"], data, domain) for domain in splits[VALIDATION]
     ]
     return settings
 
@@ -163,6 +157,6 @@ def _evaluation_loader(loader: Settings, data: Path, domain: str) -> Settings:
 def _streams(data: Path, splits: Mapping[str, str]) -> Settings:
     """Streams of local shards. Without `remote`, a killed run cannot block the next one."""
     return {
-        domain: {"local": str(data / split / domain), "remote": None}
+        domain: {"local": str(data / split / "train" / domain), "remote": None}
         for domain, split in splits.items()
     }

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -67,7 +68,8 @@ def write_embedded_corpus(out: Path | str, *, domain_limit: int = 8_000_000) -> 
             total=domain_limit, unit="B", unit_scale=True, desc=f"collecting {domain}"
         ) as bar:
             documents = choose_documents(collect(), domain_limit, bar)
-        _write_documents(partial / domain / f"{domain}.jsonl.zst", documents)
+        records = ({"text": text, "meta": {"source": name}} for name, text in documents)
+        write_documents(partial / domain / f"{domain}.jsonl.zst", records)
     os.replace(partial, out)
     return out
 
@@ -203,11 +205,16 @@ def _duplicate_key(text: str) -> str:
     return "\n".join(line for line in lines if line and "copyright" not in line.lower())
 
 
-def _write_documents(path: Path, documents: list[Document]) -> None:
+def write_documents(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write records of RedPajama's form as an archive of jsonl.
+
+    Args:
+        path: file to write, `.jsonl.zst`, in a folder that does not exist.
+        records: each with its `text`.
+    """
     import pyarrow
 
     path.parent.mkdir(parents=True)
     with pyarrow.output_stream(str(path), compression="zstd") as stream:
-        for name, text in documents:
-            record = {"text": text, "meta": {"source": name}}
+        for record in records:
             stream.write(json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n")

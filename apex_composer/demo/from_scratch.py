@@ -1,162 +1,182 @@
-"""Preparation for the demo: a tokenizer trained on the data itself, splits by shares."""
+"""Data for the demo: its own text and tokenizer, then three preparations such as anybody makes."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
-from apex_composer.data_prep.atomic_files import read_json
-from apex_composer.data_prep.choose.few_documents import lay_out, read_sections
-from apex_composer.data_prep.choose.job_plan import describe_source, hash_limit, source_differences
-from apex_composer.data_prep.choose.splits import hash_text, make_ranges
+from apex_composer.data_prep.atomic_files import read_json, write_json
+from apex_composer.data_prep.choose.job_plan import describe_source
 from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.options import Options
-from apex_composer.data_prep.paths import MANIFEST
+from apex_composer.data_prep.output_folder import check_ours
 from apex_composer.data_prep.preparation import prepare
-from apex_composer.data_prep.read.documents import read_documents
 from apex_composer.data_prep.read.sources import Source, find_sources
-from apex_composer.data_prep.tokens.tokenizer import (
-    SMALLEST_VOCABULARY,
-    save_tokenizer,
-    train_tokenizer,
+from apex_composer.data_prep.tokens.word_encoder import Encoder, make_encoder
+from apex_composer.demo.documents import (
+    PRETRAIN,
+    SPLITS,
+    TRAIN,
+    VALIDATION,
+    Texts,
+    divide,
+    take_documents,
 )
-from apex_composer.data_prep.write.manifest import FORMAT, is_of_any_version
-from apex_composer.demo import split
+from apex_composer.demo.embedded import write_documents
+from apex_composer.demo.tokenizer import SMALLEST_VOCABULARY, save_tokenizer, train_tokenizer
 
-DEFAULTS = {
-    "vocabulary_size": 4096,
-    "sequence_length": 256,
-    "validation_share": 0.05,
-    "pretrain_share": 0.65,
-    "text_limit": None,
-    "tokenizer_sample": 8_000_000,
-    "max_reject_rate": 0.001,
-}
+TOKENIZER, TEXT, MADE_FROM = "tokenizer", "text", "made_from.json"
+# Bytes of training text that the tokenizer learns from, shared equally among the domains.
+TOKENIZER_SAMPLE = 8_000_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the demo's data, beside the text.
+
+    Args:
+        vocabulary_size: tokens in the trained tokenizer at most; fewer where the text yields no
+            more. Default: 4096.
+        sequence_length: tokens in a training sequence. Default: 256.
+        text_limit: bytes of text to take at most, shared equally among the domains; domains of
+            few documents are taken whole (see `documents`). Default: 16,000,000.
+
+    Raises:
+        SettingsError: a setting is out of range; the message names it.
+    """
+
+    vocabulary_size: int = 4096
+    sequence_length: int = 256
+    text_limit: int = 16_000_000
+
+    def __post_init__(self) -> None:
+        least = {"vocabulary_size": SMALLEST_VOCABULARY, "sequence_length": 2, "text_limit": 2}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise SettingsError(f"{name}={getattr(self, name)} must be at least {smallest}.")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the runs of the demo read: `<out>/<split>/train/<domain>/` and `<out>/tokenizer/`.
+
+    Args:
+        domains: names of all that the text has, sorted.
+        documents: how many were taken; sections count as documents.
+        are_sections: whether they are sections, since no whole document could be held out.
+        tokenizer: its name, sha256, vocabulary_size, bos and eos.
+        splits: per split and domain, the manifests' counts of documents, tokens and sequences.
+    """
+
+    domains: list[str]
+    documents: int
+    are_sections: bool
+    tokenizer: dict[str, Any]
+    splits: dict[str, dict[str, dict[str, int]]]
 
 
 def prepare_from_scratch(
-    data: Path | str,
-    out: Path | str,
-    *,
-    vocabulary_size: int = DEFAULTS["vocabulary_size"],
-    sequence_length: int = DEFAULTS["sequence_length"],
-    validation_share: float = DEFAULTS["validation_share"],
-    pretrain_share: float = DEFAULTS["pretrain_share"],
-    text_limit: int | None = DEFAULTS["text_limit"],
-    tokenizer_sample: int = DEFAULTS["tokenizer_sample"],
-    max_reject_rate: float = DEFAULTS["max_reject_rate"],
-    workers: int | None = None,
-    overwrite: bool = False,
-) -> dict[str, Any]:
+    data: Path | str, out: Path, settings: Settings, workers: int | None = None
+) -> Prepared:
     """Train a tokenizer on the data, then write validation, pretrain and train with it.
+
+    What an earlier call with the same arguments has finished is not done again.
 
     Args:
         data: folder of text, see `find_sources`.
         out: folder to write.
-        vocabulary_size: tokens in the trained tokenizer at most; fewer where the text yields no
-            more. Default: 4096.
-        sequence_length: tokens in a training sequence. Default: 256.
-        validation_share: share of documents held out. Default: 0.05.
-        pretrain_share: share of documents for the base model. Default: 0.65.
-        text_limit: bytes of text to take at most, shared equally among the domains; domains of
-            few documents are taken whole (see `few_documents`). None takes everything.
-            Default: None.
-        tokenizer_sample: bytes of training text that the tokenizer learns from, shared equally
-            among the domains. Default: 8,000,000.
-        max_reject_rate: allowed share of unusable lines. Default: 0.001.
+        settings: sizes of the text, the tokenizer and the sequences.
         workers: processes. Default: one for each core.
-        overwrite: replace an earlier preparation. Default: False.
+
+    Raises:
+        As `prepare`.
+    """
+    sources = find_sources(data)
+    wanted = {
+        "out": str(out),
+        "settings": vars(settings),
+        "sources": [describe_source(source) for source in sources],
+    }
+    made = read_json(out / MADE_FROM) or {}
+    if made.get("wanted") != wanted:
+        clear(out)
+        made = {"wanted": wanted, "text": write_text_and_tokenizer(sources, out, settings)}
+        write_json(out / MADE_FROM, made)
+    options = Options(sequence_length=settings.sequence_length, val_tokens=None)
+    manifests = {
+        folder.name: prepare(
+            folder, out / folder.name, tokenizer=out / TOKENIZER, options=options, workers=workers
+        )
+        for folder in (out / TEXT / split for split in SPLITS)
+        if folder.is_dir()
+    }
+    splits = {split: {} for split in SPLITS}
+    splits |= {split: manifest["splits"]["train"] for split, manifest in manifests.items()}
+    return Prepared(**made["text"], tokenizer=manifests[PRETRAIN]["tokenizer"], splits=splits)
+
+
+def clear(out: Path) -> None:
+    """Remove what was made of other text, or with other settings; a kill is made up for later.
+
+    Raises:
+        OutputTakenError: the folder holds something else.
+    """
+    if not (out / MADE_FROM).is_file():
+        check_ours(out)
+    write_json(out / MADE_FROM, {})  # first: the rest must not look whole
+    for path in out.iterdir():
+        if path.name != MADE_FROM:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def write_text_and_tokenizer(
+    sources: Sequence[Source], out: Path, settings: Settings
+) -> dict[str, Any]:
+    """Write `<out>/text/<split>/<domain>/`, and a tokenizer that has seen no held-out text.
 
     Returns:
-        The manifest.
+        The fields of Prepared that say what the text was.
 
     Raises:
-        As `prepare`, and SettingsError for a vocabulary that cannot hold all bytes.
+        ValueError: there is nothing to hold out, or nothing to train on.
     """
-    given = locals()
-    options = make_options({name: given[name] for name in DEFAULTS})
-    sources = find_sources(data)
-    out = Path(out)
-    folder = out.with_name(out.name + ".tokenizer")
-    try:
-        texts = training_texts(sources, options, tokenizer_sample)
-        trained = train_tokenizer(texts, vocabulary_size)
-        shutil.rmtree(folder, ignore_errors=True)
-        save_tokenizer(trained, folder)
-        return prepare(
-            data, out, tokenizer=folder, options=options, workers=workers, overwrite=overwrite
-        )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    length = settings.sequence_length
+    texts = take_documents(sources, settings.text_limit)
+    divided, are_sections = divide(texts, length)
+    training = _sample(divided[PRETRAIN], divided[TRAIN])
+    tokenizer = train_tokenizer(training, settings.vocabulary_size)
+    encode = make_encoder(tokenizer)
+    documents = 0
+    for split, domains in divided.items():
+        documents += sum(map(len, domains.values()))
+        filled = {d: own for d, own in domains.items() if _fills_a_sequence(own, encode, length)}
+        for domain, own in filled.items():
+            path = out / TEXT / split / domain / f"{domain}.jsonl.zst"
+            write_documents(path, ({"text": text} for text in own))
+        if not filled and split in (VALIDATION, PRETRAIN):
+            found = ", ".join(
+                f"{domain}/{split} ({len(own)} documents)" for domain, own in domains.items()
+            )
+            raise ValueError(
+                f"Too little text for one sequence of {length} tokens in {found}. Add documents."
+            )
+    save_tokenizer(tokenizer, out / TOKENIZER)
+    return {"domains": list(texts), "documents": documents, "are_sections": are_sections}
 
 
-def make_options(settings: dict[str, Any]) -> Options:
-    """Options of the preparation that the settings of this module stand for.
-
-    Args:
-        settings: all of DEFAULTS' names.
-
-    Raises:
-        SettingsError: a setting is out of range.
-    """
-    if settings["tokenizer_sample"] < 2 or settings["vocabulary_size"] < SMALLEST_VOCABULARY:
-        raise SettingsError(
-            f"tokenizer_sample={settings['tokenizer_sample']} must be at least 2 and "
-            f"vocabulary_size={settings['vocabulary_size']} at least {SMALLEST_VOCABULARY}."
-        )
-    return Options(
-        sequence_length=settings["sequence_length"],
-        val_tokens=None,
-        shares=split.make_shares(settings["validation_share"], settings["pretrain_share"]),
-        text_limit=settings["text_limit"],
-        max_reject_rate=settings["max_reject_rate"],
-        tokenizer_training={
-            name: settings[name] for name in ("vocabulary_size", "tokenizer_sample")
-        },
-    )
+def _sample(*splits: Texts) -> Iterator[str]:
+    """The first texts of every domain, until it has its part of the tokenizer's sample."""
+    for domain in splits[0]:
+        room = TOKENIZER_SAMPLE // len(splits[0])
+        for text in chain.from_iterable(texts[domain] for texts in splits):
+            if room <= 0:
+                break
+            room -= len(text.encode("utf-8"))
+            yield text
 
 
-def is_prepared(data: Path | str, out: Path | str, **settings: Any) -> bool:
-    """Tell whether `out` already holds what `prepare_from_scratch` would write.
-
-    Args:
-        data: folder of text.
-        out: folder of the earlier preparation.
-        settings: those that are not left at their defaults.
-    """
-    manifest = read_json(Path(out) / MANIFEST)
-    if not is_of_any_version(manifest) or manifest["format"] != FORMAT:
-        return False
-    identity = make_options(DEFAULTS | settings).identity()
-    if any(manifest["options"].get(name) != value for name, value in identity.items()):
-        return False
-    now = [describe_source(source) for source in find_sources(data)]
-    return not source_differences(manifest["sources"], now)
-
-
-def training_texts(sources: list[Source], options: Options, sample: int) -> Iterator[str]:
-    """Yield documents of every domain that are not held out, up to its part of the sample.
-
-    Args:
-        sources: input files.
-        options: of the preparation, with shares.
-        sample: bytes of text of all domains together.
-    """
-    layout = lay_out(sources, options)
-    kept = layout["kept"]
-    held_out = make_ranges(options.shares, kept, layout["few"])[split.VALIDATION]
-    room = dict.fromkeys(kept, sample // max(1, len(kept)))
-    for source in sources:
-        if source.domain is not None and room.get(source.domain, 1) <= 0:
-            continue
-        whole = read_documents(source, 0, None, lambda *reject: None)
-        for document in read_sections(whole, layout["sections"]):
-            domain, text = document.domain, document.text
-            digest = hash_text(text)
-            if room.get(domain, 0) <= 0 or digest >= hash_limit(kept, domain):
-                if all(left <= 0 for left in room.values()):
-                    return
-                continue
-            room[domain] -= len(text.encode("utf-8"))
-            if not held_out.holds(domain, digest):
-                yield text
+def _fills_a_sequence(texts: Sequence[str], encode: Encoder, length: int) -> bool:
+    tokens = accumulate(len(encode([text])[0]) + 2 for text in texts)  # with bos and eos
+    return any(count >= length for count in tokens)

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+from apex_composer.demo.documents import PRETRAIN, VALIDATION
+from apex_composer.demo.from_scratch import Prepared
+
 PACKAGES = (
     "apex-composer",
     "llm-foundry",
@@ -38,15 +41,15 @@ def perplexities(cross_entropy: Mapping[str, float], tokens: Mapping[str, int]) 
     }
 
 
-def predicted_tokens(manifest: Mapping[str, Any]) -> dict[str, int]:
+def predicted_tokens(prepared: Prepared, sequence_length: int) -> dict[str, int]:
     """Count the predicted tokens of every domain's validation set: all but each sequence's first.
 
     Args:
-        manifest: of the prepared data; a domain without a validation set is left out.
+        prepared: what the runs have read.
+        sequence_length: tokens in a sequence.
     """
-    per_sequence = manifest["options"]["sequence_length"] - 1
-    validation = manifest["splits"]["validation"]
-    return {d: n["sequences"] * per_sequence for d, n in validation.items() if n["sequences"]}
+    validation = prepared.splits[VALIDATION]
+    return {domain: n["sequences"] * (sequence_length - 1) for domain, n in validation.items()}
 
 
 def step_times(seconds: list[float]) -> Numbers:
@@ -60,23 +63,23 @@ def step_times(seconds: list[float]) -> Numbers:
 
 
 def summarise(
-    metrics: Mapping[str, Numbers], manifest: Numbers, configurations: Mapping[str, Numbers]
+    metrics: Mapping[str, Numbers], prepared: Prepared, configurations: Mapping[str, Numbers]
 ) -> Numbers:
     """Put everything that `summary.json` holds together.
 
     Args:
         metrics: of the runs `base`, `vanilla` and `apex`.
-        manifest: of the prepared data.
+        prepared: what the runs have read.
         configurations: the runs' configurations.
 
     Returns:
         Perplexities of the three models, the ratio of the median step times (APEX / vanilla),
         stages, seeds, versions, options, and what the data was.
     """
-    tokens = predicted_tokens(manifest)
+    apex = configurations["apex"]
+    tokens = predicted_tokens(prepared, apex["max_seq_len"])
     times = {run: step_times(metrics[run]["step_seconds"]) for run in ("vanilla", "apex")}
     ppl = {f"{run}_ppl": perplexities(m["cross_entropy"], tokens) for run, m in metrics.items()}
-    apex = configurations["apex"]
     return {
         **ppl,
         "step_time_ratio": times["apex"]["median"] / times["vanilla"]["median"],
@@ -89,7 +92,7 @@ def summarise(
             "data_order": apex["train_loader"]["dataset"]["shuffle_seed"],
         },
         "options": apex["variables"],
-        "data": _describe_data(manifest, tokens),
+        "data": _describe_data(prepared, tokens),
         "machine": {
             "device": metrics["apex"]["device"],
             "threads": metrics["apex"]["threads"],
@@ -104,26 +107,21 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES}
 
 
-def _describe_data(manifest: Numbers, predicted: dict[str, int]) -> Numbers:
+def _describe_data(prepared: Prepared, predicted: dict[str, int]) -> Numbers:
+    trained = {split: n for split, n in prepared.splits.items() if split != VALIDATION}
     return {
-        "tokenizer_sha256": manifest["tokenizer"]["sha256"],
-        "documents": manifest["documents"],
+        "tokenizer_sha256": prepared.tokenizer["sha256"],
+        "documents": prepared.documents,
         "training_tokens": {
             split: {domain: n["tokens"] for domain, n in domains.items()}
-            for split, domains in manifest["splits"].items()
-            if split != "validation"
+            for split, domains in trained.items()
         },
         "predicted_validation_tokens": predicted,
         "not_evaluated": {
-            domain: _why_not_evaluated(manifest["splits"], domain)
-            for domain in manifest["domains"]
+            domain: "training only" if domain in trained[PRETRAIN] else "too little text"
+            for domain in prepared.domains
             if domain not in predicted
         },
-        "held_out_are_sections": manifest.get("sections", 1) > 1,
-        "vocabulary_size": manifest["tokenizer"]["vocabulary_size"],
+        "held_out_are_sections": prepared.are_sections,
+        "vocabulary_size": prepared.tokenizer["vocabulary_size"],
     }
-
-
-def _why_not_evaluated(splits: Mapping[str, Any], domain: str) -> str:
-    sequences = sum(domains[domain]["sequences"] for domains in splits.values())
-    return "training only" if sequences else "too little text"

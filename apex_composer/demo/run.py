@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from apex_composer.demo.files import write_json
+from apex_composer.data_prep.atomic_files import write_json
 
 METRICS = "metrics.json"
 OPERATOR_NORM = "apex/operator_norm/"

@@ -1,10 +1,10 @@
 """Budgets of tokens: what each domain gives, and whether it can."""
 
 import math
+from collections.abc import Mapping
 
 from apex_composer.data_prep.choose.estimate import Estimate
 from apex_composer.data_prep.choose.proportions import share_out
-from apex_composer.data_prep.choose.splits import divide_sequences
 from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.options import Options
 
@@ -38,17 +38,6 @@ def parts_for_budgets(estimates: dict[str, Estimate], options: Options) -> dict[
     return parts
 
 
-def parts_for_limit(estimates: dict[str, Estimate], text_limit: int | None) -> dict[str, float]:
-    """Part of every domain's documents that a limit of text leaves.
-
-    Args:
-        estimates: of the domains.
-        text_limit: bytes of text of all domains together; None leaves all.
-    """
-    limit = math.inf if text_limit is None else text_limit / max(1, len(estimates))
-    return {name: min(1.0, limit / max(1.0, e.text_bytes)) for name, e in estimates.items()}
-
-
 def wanted_tokens(options: Options, domains: list[str]) -> dict[str, dict[str, int] | None]:
     """Tokens of every budget, whole sequences only, in the order in which the hashes fill them.
 
@@ -80,6 +69,21 @@ def wanted_tokens(options: Options, domains: list[str]) -> dict[str, dict[str, i
             counts = divide_sequences(budget // length, shares)
             wanted[name] = {domain: count * length for domain, count in counts.items()}
     return wanted
+
+
+def divide_sequences(total: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """Divide a number of sequences among domains, to whole ones that add up to it.
+
+    Args:
+        total: sequences.
+        shares: of the domains, adding up to 1.
+    """
+    counts = {domain: int(total * share) for domain, share in shares.items()}
+    # The largest remainders first; equal ones in the domains' order, so that it is deterministic.
+    by_remainder = sorted(shares, key=lambda domain: counts[domain] - total * shares[domain])
+    for domain in by_remainder[: max(0, total - sum(counts.values()))]:
+        counts[domain] += 1
+    return counts
 
 
 def check_budgets(options: Options, domains: list[str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from apex_composer.data_prep.atomic_files import read_json
 from apex_composer.data_prep.choose.budgets import wanted_tokens
 from apex_composer.data_prep.choose.job_plan import Plan
-from apex_composer.data_prep.choose.splits import BEYOND, DUPLICATE, choose_splits, make_ranges
+from apex_composer.data_prep.choose.splits import BEYOND, DUPLICATE, choose_splits
 from apex_composer.data_prep.errors import ShortfallError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.paths import DOCUMENTS, REPORT, piece_folder
@@ -134,15 +134,10 @@ def select(corpus: Corpus, plan: Plan, options: Options) -> tuple[np.ndarray, di
     Raises:
         ValueError: a domain cannot fill its budget.
     """
-    if options.shares is not None:
-        kept = {domain: plan["kept"].get(domain, 1.0) for domain in corpus.domains}
-        wants = make_ranges(options.shares, kept, plan.get("few"))
-        wanted = dict.fromkeys(wants)
-    else:
-        wants = wanted = wanted_tokens(options, corpus.domains)
+    wanted = wanted_tokens(options, corpus.domains)
     arrays = (corpus.hashes, corpus.lengths, corpus.owners)
     try:
-        return choose_splits(*arrays, corpus.domains, wants), wanted
+        return choose_splits(*arrays, corpus.domains, wanted), wanted
     except ShortfallError as error:
         raise ValueError(_explain_shortfall(error, plan, options)) from error
 
@@ -189,29 +184,24 @@ def make_streams(
 def check_streams(streams: list[Stream], options: Options) -> None:
     """Refuse a preparation in which a domain has no sequence in some split.
 
-    By shares, a domain may leave out a split that others fill, and of domains with few documents
-    none is for continued training alone (`few_documents`).
-
     Args:
         streams: of all splits and domains.
         options: of the preparation.
 
     Raises:
-        ValueError: a split of a domain is empty that must not be; the message names every one.
+        ValueError: a split of a domain is empty; the message names every one.
     """
-    filled = {stream.split for stream in streams if stream.sequences}
-    optional = filled | set(options.splits[2:]) if options.shares is not None else set()
     empty = [
         f"{stream.domain}/{stream.split} ({len(stream.documents)} documents, "
         f"{stream.tokens} tokens)"
         for stream in streams
-        if not stream.sequences and stream.split not in optional
+        if not stream.sequences
     ]
     if not streams or empty:
         raise ValueError(
             f"Too little text for one sequence of {options.sequence_length} tokens in "
             f"{', '.join(empty) or 'the whole input'}. Add documents to these domains or take "
-            "them out, raise the split's budget or share, or lower sequence_length."
+            "them out, raise the split's budget, or lower sequence_length."
         )
 
 

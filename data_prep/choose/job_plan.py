@@ -12,10 +12,9 @@ from apex_composer.data_prep.choose.budgets import (
     parts_for_budgets,
 )
 from apex_composer.data_prep.choose.estimate import estimate_domains, take_samples
-from apex_composer.data_prep.choose.few_documents import lay_out
 from apex_composer.data_prep.choose.splits import HASHES
 from apex_composer.data_prep.errors import SettingsError
-from apex_composer.data_prep.options import Options
+from apex_composer.data_prep.options import Options, read_options
 from apex_composer.data_prep.paths import PLAN
 from apex_composer.data_prep.read.sources import Source
 
@@ -39,21 +38,19 @@ def make_plan(
         SettingsError: a budget is too small for a sequence of some domain.
         ValueError: by the estimate a domain has far too little text for its budgets.
     """
-    layout: dict[str, Any] = {"kept": {}}
-    if options.shares is not None:
-        layout = lay_out(sources, options)
-    elif not options.takes_all:
+    kept: dict[str, float] = {}
+    if not options.takes_all:
         estimates = estimate_domains(take_samples(sources), tokenizer_file)
         check_budgets(options, list(estimates))
         check_enough(estimates, options)
-        layout = {"kept": parts_for_budgets(estimates, options)}
+        kept = parts_for_budgets(estimates, options)
     return {
         "format": FORMAT,
         "options": options.as_dict(),
         "tokenizer": tokenizer,
         "sources": [describe_source(source) for source in sources],
         "pieces": make_pieces(sources, options.piece_bytes),
-        **layout,
+        "kept": kept,
     }
 
 
@@ -150,10 +147,11 @@ def check_same(
     Raises:
         SettingsError: an option, the tokenizer or a source differs; the message names the first.
     """
+    before = read_options(plan["options"]).identity()
     differences = [
-        f"{name} was {plan['options'].get(name)!r} and is now {value!r}"
+        f"{name} was {before[name]!r} and is now {value!r}"
         for name, value in options.identity().items()
-        if plan["options"].get(name) != value
+        if before[name] != value
     ]
     if plan["tokenizer"]["sha256"] != tokenizer["sha256"]:
         differences.append(f"the tokenizer was {plan['tokenizer']['name']!r} of other content")

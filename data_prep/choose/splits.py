@@ -6,7 +6,6 @@ the files nor the number of workers moves a document. Equal texts have equal has
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,25 +27,8 @@ def hash_text(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
 
 
-@dataclass(frozen=True)
-class Range:
-    """A split that takes the hashes in [start, stop), per domain.
-
-    Args:
-        start: smallest hash of each domain.
-        stop: first hash after it, of each domain.
-    """
-
-    start: Mapping[str, int]
-    stop: Mapping[str, int]
-
-    def holds(self, domain: str, digest: int) -> bool:
-        """Whether a document is in it."""
-        return self.start[domain] <= digest < self.stop[domain]
-
-
-# What a split takes: tokens per domain, a range of hashes, or (None) all that is left.
-Want = Mapping[str, int] | Range | None
+# What a split takes: tokens per domain, or (None) all that is left.
+Want = Mapping[str, int] | None
 
 
 def choose_splits(
@@ -90,7 +72,7 @@ def choose_splits(
                 have, need = int(lengths[free].sum()), want[domain]
                 missing[domain] = f"{name}/{domain} needs {need:,} tokens and has {have:,}"
                 continue
-            codes[free[:chosen] if isinstance(chosen, int) else free[chosen]] = code
+            codes[free[:chosen]] = code
             if name == unique:
                 chosen_before = np.union1d(chosen_before, hashes[member[codes[member] == code]])
         taken = np.union1d(taken, hashes[codes == code])
@@ -117,13 +99,10 @@ def _first_copies(ordered: np.ndarray) -> np.ndarray:
     return np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]
 
 
-def _take(ordered: np.ndarray, lengths: np.ndarray, want: Want, domain: str) -> int | slice | None:
+def _take(ordered: np.ndarray, lengths: np.ndarray, want: Want, domain: str) -> int | None:
     """How many of a domain's free documents, sorted by hash, a split takes; None: too few."""
     if want is None:
         return len(ordered)
-    if isinstance(want, Range):
-        bounds = (want.start[domain], want.stop[domain])
-        return slice(*(_position(ordered, bound) for bound in bounds))
     if want[domain] == 0:
         return 0
     reached = int(np.searchsorted(np.cumsum(lengths, dtype=np.int64), want[domain]))
@@ -131,52 +110,6 @@ def _take(ordered: np.ndarray, lengths: np.ndarray, want: Want, domain: str) -> 
         return None
     # Copies of the last text come along: they may not stay behind for another split.
     return int(np.searchsorted(ordered, ordered[reached], side="right"))
-
-
-def _position(ordered: np.ndarray, bound: int) -> int:
-    if bound >= HASHES:
-        return len(ordered)
-    return int(np.searchsorted(ordered, np.uint64(bound)))
-
-
-def make_ranges(
-    shares: Mapping[str, float],
-    kept: Mapping[str, float],
-    few: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
-) -> dict[str, Range]:
-    """Divide the interval of the hashes among splits.
-
-    Args:
-        shares: of the splits, in order; the last takes what the others leave.
-        kept: part of each domain's documents that is used at all, up to 1.
-        few: start and stop of every split in domains that are divided otherwise. Default: none.
-    """
-    ranges, start = {}, 0.0
-    for number, (name, share) in enumerate(shares.items(), start=1):
-        stop = 1.0 if number == len(shares) else start + share
-        bounds = {
-            domain: [round(share * part * HASHES) for share in (start, stop)]
-            for domain, part in kept.items()
-        }
-        bounds |= {domain: splits[name] for domain, splits in (few or {}).items()}
-        ranges[name] = Range(*({d: pair[end] for d, pair in bounds.items()} for end in (0, 1)))
-        start = stop
-    return ranges
-
-
-def divide_sequences(total: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Divide a number of sequences among domains, to whole ones that add up to it.
-
-    Args:
-        total: sequences.
-        shares: of the domains, adding up to 1.
-    """
-    counts = {domain: int(total * share) for domain, share in shares.items()}
-    # The largest remainders first; equal ones in the domains' order, so that it is deterministic.
-    by_remainder = sorted(shares, key=lambda domain: counts[domain] - total * shares[domain])
-    for domain in by_remainder[: max(0, total - sum(counts.values()))]:
-        counts[domain] += 1
-    return counts
 
 
 def stream_spans(

@@ -12,7 +12,6 @@ from typing import IO, Any
 import numpy as np
 
 from apex_composer.data_prep.atomic_files import new_folder
-from apex_composer.data_prep.choose.few_documents import read_sections
 from apex_composer.data_prep.choose.job_plan import hash_limit, read_source
 from apex_composer.data_prep.choose.splits import hash_text
 from apex_composer.data_prep.paths import DOCUMENTS, REJECTS, REPORT, TOKENS
@@ -43,7 +42,7 @@ def tokenise_piece(task: dict[str, Any], report_progress: Progress) -> dict[str,
 
     Args:
         task: `folder` to write, `source`, `start`, `stop`, `kept` (part of each domain that is
-            tokenised), `sections` (of each document), `tokenizer_file`, `bos`, `eos`, `dtype` and
+            tokenised), `tokenizer_file`, `bos`, `eos`, `dtype` and
             `downloads` (folder for remote files).
         report_progress: called after every batch with the documents, tokens and characters since
             the last one.
@@ -117,7 +116,7 @@ class Piece:
     def _kept(self) -> Iterator[tuple[tuple[int, int], str]]:
         """The documents whose hash is below their domain's limit."""
         task, limits = self.task, {}
-        whole = read_documents(
+        documents = read_documents(
             self.source,
             task["start"],
             task["stop"],
@@ -125,7 +124,7 @@ class Piece:
             on_end=self._count_lines,
             cache=Path(task["downloads"]),
         )
-        for document in read_sections(whole, task["sections"]):
+        for document in documents:
             digest = hash_text(document.text)
             self.content.update(digest.to_bytes(8, "big"))
             self.counts["documents"] += 1

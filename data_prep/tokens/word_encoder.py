@@ -14,6 +14,7 @@ digits and signs of ASCII meet when nothing joins them. All of it is checked.
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -46,13 +47,18 @@ LONGEST_CACHED = 64
 Encoder = Callable[[list[str]], list[np.ndarray]]
 
 
-@lru_cache(maxsize=2)
 def read_encoder(path: str) -> Encoder:
     """Read a `tokenizer.json` as a function from texts to their tokens, without special tokens.
 
     Args:
         path: of the file.
     """
+    return _read_encoder(path, os.stat(path).st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _read_encoder(path: str, modified_ns: int) -> Encoder:
+    """Another tokenizer may be at the same path later on."""
     return make_encoder(read_backend(path))
 
 

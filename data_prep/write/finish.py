@@ -29,7 +29,7 @@ from apex_composer.data_prep.paths import (
     piece_folder,
 )
 from apex_composer.data_prep.progress import progress_bar
-from apex_composer.data_prep.tokens.sequences import token_type
+from apex_composer.data_prep.tokens.tokenizer import token_type
 from apex_composer.data_prep.workers import run_tasks
 from apex_composer.data_prep.write.manifest import (
     Manifest,

@@ -21,7 +21,7 @@ from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.paths import MANIFEST, TOKENIZER_FOLDER
 from apex_composer.data_prep.read.remote import local_copy
-from apex_composer.data_prep.tokens.sequences import token_type
+from apex_composer.data_prep.tokens.tokenizer import token_type
 from apex_composer.data_prep.write.mds import Shard, ShardFormat, index_files
 
 FORMAT = "apex-composer data 3"
@@ -65,7 +65,6 @@ def make_manifest(
         "rejects": _count_rejects(corpus),
         "read": domains,
         "kept": plan["kept"],
-        "sections": plan.get("sections", 1),
         "splits": _count_splits(streams, options.sequence_length),
         "shards": shards,
         "files": files,

@@ -39,7 +39,6 @@ def work_on(path: Path) -> tuple[list, float]:
         "start": 0,
         "stop": None,
         "kept": {},
-        "sections": 1,
         "tokenizer_file": str(tokenizer_folder() / "tokenizer.json"),
         "bos": 0,
         "eos": 1,

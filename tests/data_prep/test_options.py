@@ -1,15 +1,5 @@
-import json
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from apex_composer.data_prep.choose.proportions import (
-    LLAMA1,
-    make_streams,
-    read_proportions,
-    share_out,
-)
 from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.options import Options, parse_amount
 
@@ -39,7 +29,7 @@ def test_other_amounts_are_refused(text):
     ("option", "value"),
     [
         ("sequence_length", 1), ("val_tokens", 100), ("cpt_tokens", 4095), ("piece_bytes", 0),
-        ("max_reject_rate", 1.0), ("compression", "gz"), ("shard_bytes", 10), ("text_limit", 1),
+        ("max_reject_rate", 1.0), ("compression", "gz"), ("shard_bytes", 10),
         ("estimate_margin", 0.9), ("shard_bytes", 1 << 40),
     ],
 )  # fmt: skip
@@ -57,34 +47,3 @@ def test_splits_follow_from_the_budgets():
     )
     assert Options(val_tokens=None, cpt_tokens=10**10).splits == ("cpt",)
     assert Options().takes_all and not Options(train_tokens=5000).takes_all
-
-
-@given(st.sets(st.sampled_from(sorted(LLAMA1)), min_size=1))
-def test_absent_domains_give_their_share_to_the_others(domains):
-    shares, absent = share_out(LLAMA1, sorted(domains))
-    assert sum(shares.values()) == pytest.approx(1)
-    assert set(absent) | domains == set(LLAMA1) and not set(absent) & domains
-
-
-def test_a_domain_without_a_proportion_is_refused():
-    with pytest.raises(SettingsError, match="no entry for poems"):
-        share_out(LLAMA1, ["poems"])
-    assert share_out(None, ["poems", "prose"])[0] == {"poems": 0.5, "prose": 0.5}
-
-
-def test_proportions_come_from_a_file(tmp_path):
-    path = tmp_path / "p.json"
-    path.write_text(json.dumps({"common_crawl": 3, "poems": 1}))
-    assert share_out(read_proportions(str(path)), ["cc", "poems"])[0] == {"cc": 0.75, "poems": 0.25}
-    path.write_text(json.dumps({"cc": 0}))
-    with pytest.raises(SettingsError, match="cc=0 must be above 0"):
-        read_proportions(str(path))
-    with pytest.raises(SettingsError, match="neither 'llama1' nor a file"):
-        read_proportions("llama2")
-
-
-def test_the_streams_block_is_yaml_of_llm_foundry():
-    import yaml
-
-    streams = yaml.safe_load(make_streams("/a b/train", {"cc": 0.67, "c4": 0.33}))["streams"]
-    assert streams["cc"] == {"local": "/a b/train/cc", "remote": None, "proportion": 67.0}

@@ -1,23 +1,27 @@
 """Metrics of three invented runs, and their summary."""
 
+from dataclasses import replace
+
+from apex_composer.demo.from_scratch import Prepared
 from apex_composer.demo.results import summarise
 
-MANIFEST = {
-    "options": {"sequence_length": 11},
-    "tokenizer": {"sha256": "0" * 64, "vocabulary_size": 300},
-    "documents": 9,
-    "domains": ["arxiv", "github"],
-    "splits": {
+PREPARED = Prepared(
+    domains=["arxiv", "github"],
+    documents=9,
+    are_sections=False,
+    tokenizer={"sha256": "0" * 64, "vocabulary_size": 300},
+    splits={
         split: {
             "arxiv": {"documents": 2, "tokens": 35, "sequences": 3},
             "github": {"documents": 1, "tokens": 12, "sequences": 1},
         }
         for split in ("validation", "pretrain", "train")
     },
-}
+)
 SETTINGS = {
     "seed": 17,
     "precision": "fp32",
+    "max_seq_len": 11,
     "variables": {"batches": 12},
     "train_loader": {"dataset": {"shuffle_seed": 17}},
 }
@@ -42,10 +46,10 @@ def example_metrics(offset: float, seconds: float) -> dict:
 
 
 def example_summary(**changes) -> dict:
-    """The summary of the three runs; changes are made to the manifest."""
+    """The summary of the three runs; changes are made to what was prepared."""
     metrics = {
         "base": example_metrics(1.0, 1.0),
         "vanilla": example_metrics(0.0, 1.0),
         "apex": example_metrics(-0.1, 1.5),
     }
-    return summarise(metrics, MANIFEST | changes, dict.fromkeys(metrics, SETTINGS))
+    return summarise(metrics, replace(PREPARED, **changes), dict.fromkeys(metrics, SETTINGS))

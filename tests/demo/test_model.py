@@ -1,8 +1,8 @@
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from apex_composer.data_prep.tokens.tokenizer import save_tokenizer, train_tokenizer
 from apex_composer.demo.model import write_model_folder
+from apex_composer.demo.tokenizer import save_tokenizer, train_tokenizer
 
 SIZES = {
     "hidden_size": 16,

@@ -3,7 +3,7 @@ import json
 import math
 
 import pytest
-from results_fixture import MANIFEST, example_summary
+from results_fixture import PREPARED, example_summary
 from rich.console import Console
 
 from apex_composer.demo.results import perplexities, step_times
@@ -50,12 +50,9 @@ def test_the_table_shows_every_domain_and_the_total():
 
 
 def test_the_table_says_which_domains_are_for_training_only():
-    nothing = {"documents": 0, "tokens": 0, "sequences": 0}
-    splits = {
-        name: counts | {"book": nothing | {"sequences": 9 * (name == "pretrain")}, "tiny": nothing}
-        for name, counts in MANIFEST["splits"].items()
-    }
+    splits = dict(PREPARED.splits)
+    splits["pretrain"] = splits["pretrain"] | {"book": {"tokens": 99, "sequences": 9}}
     text = printed(example_summary(splits=splits, domains=["arxiv", "book", "github", "tiny"]))
     rows = {line.split()[1]: line for line in text.splitlines() if " 0 " in line}
     assert "training only" in rows["book"] and "too little text" in rows["tiny"]
-    assert "sections of the same documents" in printed(example_summary(sections=20))
+    assert "sections of the same documents" in printed(example_summary(are_sections=True))

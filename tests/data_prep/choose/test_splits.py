@@ -8,8 +8,6 @@ from apex_composer.data_prep.choose.splits import (
     DUPLICATE,
     HASHES,
     choose_splits,
-    divide_sequences,
-    make_ranges,
     stream_spans,
 )
 from apex_composer.data_prep.errors import ShortfallError
@@ -96,24 +94,6 @@ def test_what_is_left_over_is_beyond_the_budget_or_a_copy(rows):
 def test_a_domain_that_is_too_small_is_named_with_its_numbers():
     with pytest.raises(ShortfallError, match="train/b needs 50 tokens and has 0"):
         choose_splits(*arrays([(1, 3, 0)] * 20), DOMAINS, {"train": {"a": 10, "b": 50}})
-
-
-@given(documents, st.floats(0.05, 0.4), st.floats(0.1, 0.5), st.floats(0.2, 1))
-def test_shares_leave_nothing_out_but_what_is_not_kept(rows, first, second, part):
-    shares = {"validation": first, "pretrain": second, "train": 0.1}
-    ranges = make_ranges(shares, {"a": 1.0, "b": part})
-    codes, (hashes, _, owners) = choose(rows, ranges), arrays(rows)
-    beyond = codes == BEYOND
-    assert set(owners[beyond]) <= {1}
-    assert all(int(digest) >= round(part * HASHES) for digest in hashes[beyond])
-
-
-@given(st.integers(0, 10**7), st.lists(st.floats(0.01, 1), min_size=1, max_size=9))
-def test_divided_sequences_add_up(total, weights):
-    shares = {str(number): weight / sum(weights) for number, weight in enumerate(weights)}
-    counts = divide_sequences(total, shares)
-    assert sum(counts.values()) == total
-    assert all(abs(counts[name] - total * shares[name]) <= 1 + 1e-6 * total for name in shares)
 
 
 @given(st.lists(st.integers(1, 30), min_size=1), st.integers(1, 40), st.integers(0, 100))

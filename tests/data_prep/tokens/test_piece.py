@@ -30,7 +30,6 @@ def work_on(path, folder, **changes):
         "start": 0,
         "stop": None,
         "kept": {},
-        "sections": 1,
         "tokenizer_file": str(tokenizer_folder() / "tokenizer.json"),
         "bos": BOS,
         "eos": EOS,
