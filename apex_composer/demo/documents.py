@@ -13,10 +13,10 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from apex_composer.data_prep.choose.estimate import take_samples
-from apex_composer.data_prep.choose.splits import hash_text
 from apex_composer.data_prep.progress import progress_bar
 from apex_composer.data_prep.read.documents import read_documents
 from apex_composer.data_prep.read.sources import Source
+from apex_composer.data_prep.tokens.document_hash import hash_text
 
 VALIDATION, PRETRAIN, TRAIN = "validation", "pretrain", "train"
 SPLITS = (VALIDATION, PRETRAIN, TRAIN)

@@ -2,13 +2,13 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
 from apex_composer.data_prep.atomic_files import read_json, write_json
-from apex_composer.data_prep.choose.job_plan import describe_source
+from apex_composer.data_prep.choose.job_plan import date_source
 from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.output_folder import check_ours
@@ -97,7 +97,7 @@ def prepare_from_scratch(
     wanted = {
         "out": str(out),
         "settings": vars(settings),
-        "sources": [describe_source(source) for source in sources],
+        "sources": [asdict(date_source(source)) for source in sources],
     }
     made = read_json(out / MADE_FROM) or {}
     if made.get("wanted") != wanted:

@@ -13,7 +13,7 @@ from apex_composer.data_prep.choose.splits import BEYOND, DUPLICATE, choose_spli
 from apex_composer.data_prep.errors import ShortfallError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.paths import DOCUMENTS, REPORT, piece_folder
-from apex_composer.data_prep.tokens.piece import DOCUMENT_TYPE
+from apex_composer.data_prep.tokens.piece import DOCUMENT_TYPE, PieceReport
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Corpus:
     lengths: np.ndarray
     owners: np.ndarray
     first: np.ndarray
-    reports: list[dict[str, Any]]
+    reports: list[PieceReport]
 
 
 @dataclass
@@ -65,16 +65,16 @@ def read_corpus(out: Path, plan: Plan) -> Corpus:
         out: output folder.
         plan: all of whose pieces exist.
     """
-    folders = [piece_folder(out, number) for number in range(len(plan["pieces"]))]
+    folders = [piece_folder(out, number) for number in range(len(plan.pieces))]
     reports = [read_report(folder) for folder in folders]
-    domains = sorted({domain for report in reports for domain in report["domain_names"]})
+    domains = sorted({domain for report in reports for domain in report.domain_names})
     numbers = {domain: number for number, domain in enumerate(domains)}
     hashes, lengths, owners, first = [], [], [], [0]
     for folder, report in zip(folders, reports, strict=True):
         documents = np.fromfile(folder / DOCUMENTS, dtype=DOCUMENT_TYPE)
-        if len(documents) != sum(n["documents_tokenised"] for n in report["domains"].values()):
+        if len(documents) != sum(n["documents_tokenised"] for n in report.domains.values()):
             raise _damaged(folder, f"{DOCUMENTS} has {len(documents)} documents")
-        names = np.array([numbers[n] for n in report["domain_names"]] or [0], dtype=np.uint16)
+        names = np.array([numbers[n] for n in report.domain_names] or [0], dtype=np.uint16)
         hashes.append(documents["hash"].copy())  # not views, which would keep the rest alive
         lengths.append(documents["length"].copy())
         owners.append(names[documents["domain"]])
@@ -89,7 +89,7 @@ def read_corpus(out: Path, plan: Plan) -> Corpus:
     )
 
 
-def read_report(folder: Path) -> dict[str, Any]:
+def read_report(folder: Path) -> PieceReport:
     """The report of a finished piece.
 
     Args:
@@ -101,7 +101,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     report = read_json(folder / REPORT)
     if report is None:
         raise _damaged(folder, f"{REPORT} is missing")
-    return report
+    return PieceReport(**report)
 
 
 def _damaged(folder: Path, what: str) -> ValueError:
@@ -111,13 +111,13 @@ def _damaged(folder: Path, what: str) -> ValueError:
     )
 
 
-def count_rejects(report: dict[str, Any]) -> int:
+def count_rejects(report: PieceReport) -> int:
     """Bad records of one piece.
 
     Args:
         report: of the piece.
     """
-    return sum(sum(reasons.values()) for reasons in report["rejects"].values())
+    return sum(sum(reasons.values()) for reasons in report.rejects.values())
 
 
 def select(corpus: Corpus, plan: Plan, options: Options) -> tuple[np.ndarray, dict[str, Any]]:
@@ -143,7 +143,7 @@ def select(corpus: Corpus, plan: Plan, options: Options) -> tuple[np.ndarray, di
 
 
 def _explain_shortfall(shortfall: ShortfallError, plan: Plan, options: Options) -> str:
-    parts = {domain: plan["kept"].get(domain, 1.0) for domain in shortfall.domains}
+    parts = {domain: plan.kept.get(domain, 1.0) for domain in shortfall.domains}
     if min(parts.values()) < 1:
         return (
             f"Too few tokens were kept: {shortfall}. By an estimate from samples only these parts "

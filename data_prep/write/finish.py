@@ -89,7 +89,7 @@ def _write_shards(
     workers: int,
 ) -> list[dict[str, Any]]:
     tokens = sum(stream.sequences for stream in streams) * options.sequence_length
-    size = plan["tokenizer"]["vocabulary_size"]
+    size = plan.tokenizer.vocabulary_size
     records: list[dict[str, Any]] = []
     with token_bar(tokens, "writing shards") as bar:
         run_tasks(
@@ -118,7 +118,7 @@ def check_rejects(out: Path, plan: Plan, corpus: Corpus, max_reject_rate: float)
     path = out / REJECTS
     first = write_rejects(path, out, plan, corpus)
     rejected = sum(map(corpora.count_rejects, corpus.reports))
-    lines = rejected + sum(report["documents"] for report in corpus.reports)
+    lines = rejected + sum(report.documents for report in corpus.reports)
     if rejected > max_reject_rate * lines:
         shown = "\n  ".join(f"{e['file']}:{e['line']}: {e['reason']}" for e in first)
         raise ValueError(
@@ -144,12 +144,12 @@ def write_rejects(path: Path, out: Path, plan: Plan, corpus: Corpus) -> list[dic
     first: list[dict[str, Any]] = []
     lines_before: Counter[int] = Counter()  # by source
     with new_file(path) as file:
-        for number, (source, _, _) in enumerate(plan["pieces"]):
+        for number, (source, _, _) in enumerate(plan.pieces):
             with (piece_folder(out, number) / REJECTS).open(encoding="utf-8") as piece:
                 for entry in map(json.loads, piece):
                     entry["line"] += lines_before[source]
                     file.write(json.dumps(entry).encode() + b"\n")
                     if len(first) < EXAMPLES_SHOWN:
                         first.append(entry)
-            lines_before[source] += corpus.reports[number]["lines"]
+            lines_before[source] += corpus.reports[number].lines
     return first

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +48,19 @@ def make_manifest(
         records: of all shards.
         files: bytes and sha256 of every other file of the output.
     """
-    vocabulary = plan["tokenizer"]["vocabulary_size"]
+    vocabulary = plan.tokenizer.vocabulary_size
     domains = _count_domains(plan, corpus, codes)
     content = {
         "format": FORMAT,
-        "options": options.as_dict(),
+        "options": asdict(options),
         "domains": corpus.domains,
         "absent_domains": share_out(options.proportions, corpus.domains)[1],
-        "tokenizer": plan["tokenizer"] | {"folder": TOKENIZER_FOLDER},
+        "tokenizer": asdict(plan.tokenizer) | {"folder": TOKENIZER_FOLDER},
         "dtype": token_type(vocabulary),
         "documents": sum(counts["documents"] for counts in domains.values()),
         "rejects": _count_rejects(corpus),
         "read": domains,
-        "kept": plan["kept"],
+        "kept": plan.kept,
         "splits": _count_splits(streams, options.sequence_length),
         "shards": _list_shards(records),
         "files": files,
@@ -82,7 +83,7 @@ def _count_domains(plan: Plan, corpus: Corpus, codes: Any) -> dict[str, Counts]:
     """Per domain: what was read, and what of it is in no split."""
     totals = {domain: {"documents": 0, "documents_tokenised": 0} for domain in corpus.domains}
     for report in corpus.reports:
-        for domain, counts in report["domains"].items():
+        for domain, counts in report.domains.items():
             for name, value in counts.items():
                 totals[domain][name] += value
     for counts in totals.values():
@@ -120,7 +121,7 @@ def _count_rejects(corpus: Corpus) -> dict[str, Counts]:
     lines: Counter[str] = Counter()
     domains: Counter[str] = Counter()
     for report in corpus.reports:
-        for domain, reasons in report["rejects"].items():
+        for domain, reasons in report.rejects.items():
             lines.update(reasons)
             domains[domain] += sum(reasons.values())
     return {"lines": dict(sorted(lines.items())), "domains": dict(sorted(domains.items()))}
@@ -128,11 +129,11 @@ def _count_rejects(corpus: Corpus) -> dict[str, Counts]:
 
 def _describe_sources(plan: Plan, corpus: Corpus) -> list[dict[str, Any]]:
     """Every file with its size, its documents, and one hash of all texts read from it."""
-    sources = [source | {"documents": 0, "rejects": 0} for source in plan["sources"]]
+    sources = [asdict(source) | {"documents": 0, "rejects": 0} for source in plan.sources]
     hashes = [hashlib.blake2b(digest_size=16) for _ in sources]
-    for (number, _, _), report in zip(plan["pieces"], corpus.reports, strict=True):
-        hashes[number].update(bytes.fromhex(report["content"]))
-        sources[number]["documents"] += report["documents"]
+    for (number, _, _), report in zip(plan.pieces, corpus.reports, strict=True):
+        hashes[number].update(bytes.fromhex(report.content))
+        sources[number]["documents"] += report.documents
         sources[number]["rejects"] += count_rejects(report)
     for source, digest in zip(sources, hashes, strict=True):
         source["content_blake2b"] = digest.hexdigest()

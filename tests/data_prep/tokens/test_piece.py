@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepared import tokenizer_folder
 
+from apex_composer.data_prep.read.sources import Source
 from apex_composer.data_prep.tokens import piece as tokenise
+from apex_composer.data_prep.tokens.document_hash import hash_text
 from apex_composer.data_prep.tokens.piece import (
-    hash_text,
+    PieceTask,
     split_text,
     starts_with_blank,
     tokenise_piece,
@@ -23,20 +26,19 @@ BOS, EOS = 0, 1
 
 
 def work_on(path, folder, **changes):
-    source = {"path": str(path), "domain": "book", "format": "jsonl", "bytes": 0}
-    task = {
-        "folder": str(folder),
-        "source": source | {"splittable": False},
-        "start": 0,
-        "stop": None,
-        "kept": {},
-        "tokenizer_file": str(tokenizer_folder() / "tokenizer.json"),
-        "bos": BOS,
-        "eos": EOS,
-        "dtype": "uint16",
-        "downloads": str(folder / "downloads"),
-    }
-    report = tokenise_piece(task | changes, lambda news: None)
+    task = PieceTask(
+        folder=folder,
+        source=Source(str(path), "book", "jsonl", bytes=0, splittable=False),
+        start=0,
+        stop=None,
+        kept={},
+        tokenizer_file=tokenizer_folder() / "tokenizer.json",
+        bos=BOS,
+        eos=EOS,
+        dtype="uint16",
+        downloads=folder / "downloads",
+    )
+    report = tokenise_piece(replace(task, **changes), lambda news: None)
     tokens = np.fromfile(folder / tokenise.TOKENS, dtype=np.uint16)
     return report, np.fromfile(folder / tokenise.DOCUMENTS, dtype=tokenise.DOCUMENT_TYPE), tokens
 
@@ -51,7 +53,7 @@ def test_documents_stand_one_after_the_other_between_bos_and_eos(tmp_path, bos):
     assert tokens.tolist() == [token for ids in expected for token in ids]
     assert documents["length"].tolist() == [len(ids) for ids in expected]
     assert documents["hash"].tolist() == [hash_text(text) for text in TEXTS]
-    assert (report["documents"], report["tokens"]) == (40, len(tokens))
+    assert (report.documents, report.tokens) == (40, len(tokens))
     [reject] = map(json.loads, (tmp_path / "piece" / tokenise.REJECTS).read_text().splitlines())
     assert (reject["line"], reject["reason"]) == (21, "broken JSON")
 
@@ -74,7 +76,7 @@ def test_only_documents_below_the_limit_are_tokenised(tmp_path):
     report, documents, _ = work_on(path, tmp_path / "piece", kept={"book": 0.4})
     kept = [hash_text(text) for text in TEXTS if hash_text(text) < 0.4 * 2**64]
     assert documents["hash"].tolist() == kept
-    assert report["domains"] == {"book": {"documents": 40, "documents_tokenised": len(kept)}}
+    assert report.domains == {"book": {"documents": 40, "documents_tokenised": len(kept)}}
 
 
 def parts_of(text, gives_blank, size):
