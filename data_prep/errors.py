@@ -33,7 +33,7 @@ class Rejected(ValueError):
     """A record that is no document.
 
     Args:
-        reason: one of records.REASONS.
+        reason: one of those in read/records.py.
         domain: of the record where it shows one. Default: None.
     """
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from apex_composer.data_prep.atomic_files import read_json, write_json
+from apex_composer.data_prep.atomic_files import read_json, remove_partial, write_json
 from apex_composer.data_prep.choose.job_plan import check_same, read_plan
 from apex_composer.data_prep.errors import OutputTakenError, SettingsError
 from apex_composer.data_prep.options import Options
@@ -117,7 +117,7 @@ def clear(out: Path) -> None:
 
 
 @contextmanager
-def locked(out: Path, shard: tuple[int, int] | None) -> Iterator[None]:
+def locked(out: Path, part: tuple[int, int] | None) -> Iterator[None]:
     """Keep a second process off the same work; the lock ends with the process that holds it.
 
     The parts of one array job may run side by side, and nothing else may. Whoever is alone first
@@ -125,7 +125,7 @@ def locked(out: Path, shard: tuple[int, int] | None) -> Iterator[None]:
 
     Args:
         out: output folder.
-        shard: part of the array job, or None.
+        part: (i, n) for the i-th of an array job's n parts, or None for a whole preparation.
 
     Raises:
         OutputTakenError: another process is at it.
@@ -135,14 +135,15 @@ def locked(out: Path, shard: tuple[int, int] | None) -> Iterator[None]:
         whole = stack.enter_context((out / LOCK).open("w"))
         got = _lock(whole, fcntl.LOCK_EX)
         if got:
-            _remove_remains(out)
+            remove_partial(out)
+            shutil.rmtree(out / DOWNLOADS, ignore_errors=True)
             if not (out / PLAN).exists() and not (out / MANIFEST).exists():
                 clear(out)  # what a killed --overwrite has left
-        if shard is not None:
+        if part is not None:
             if _lock(whole, fcntl.LOCK_SH) is False:
                 raise _taken(out)
-            _agree_on_parts(out, shard[1], bool(got))
-            name = f"{LOCK}-{shard[0]}-of-{shard[1]}"
+            _agree_on_parts(out, part[1], bool(got))
+            name = f"{LOCK}-{part[0]}-of-{part[1]}"
             got = _lock(stack.enter_context((out / name).open("w")), fcntl.LOCK_EX)
         if got is False:
             raise _taken(out)
@@ -184,12 +185,3 @@ def _agree_on_parts(out: Path, parts: int, alone: bool) -> None:
             f"shard=I/{parts}: this array job runs in {read_json(path)} parts at the moment. Give "
             "the same number of parts, or wait until they have ended."
         )
-
-
-def _remove_remains(out: Path) -> None:
-    for remains in [*out.rglob("*.partial-*")]:
-        if remains.is_dir():
-            shutil.rmtree(remains, ignore_errors=True)
-        else:
-            remains.unlink(missing_ok=True)
-    shutil.rmtree(out / DOWNLOADS, ignore_errors=True)

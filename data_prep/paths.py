@@ -25,7 +25,6 @@ DOWNLOADS = f"{WORK}/downloads"
 LOCK = f"{WORK}/lock"
 # In how many parts the array job runs.
 PARTS = f"{WORK}/parts.json"
-SHARD_RECORDS = f"{WORK}/shards"
 PIECES = f"{WORK}/pieces"
 
 # In the folder of a piece.

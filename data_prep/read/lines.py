@@ -1,11 +1,14 @@
-"""Read lines of plain and compressed files with bounded memory."""
+"""Read the lines of plain and compressed jsonl files with bounded memory."""
 
 import gzip
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
+
+from apex_composer.data_prep.errors import Rejected
+from apex_composer.data_prep.read.records import TOO_LONG, parse_line
 
 READ_BUFFER = 1 << 20
 EXCERPT_BYTES = 200
@@ -26,6 +29,26 @@ class Line(NamedTuple):
     offset: int
     content: bytes
     is_whole: bool = True
+
+    @property
+    def stop(self) -> int:
+        """Byte after its end."""
+        return self.offset + len(self.content)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it is no record at all."""
+        return self.is_whole and self.content.isspace()
+
+    def parse(self) -> dict[str, Any]:
+        """The record that it is.
+
+        Raises:
+            Rejected: it is none.
+        """
+        if not self.is_whole:
+            raise Rejected(TOO_LONG)
+        return parse_line(self.content)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from apex_composer.data_prep.errors import Rejected
 from apex_composer.data_prep.read.domains import SAMPLE_FIELD
 from apex_composer.data_prep.read.records import INVALID_UTF8, NO_TEXT, TOO_LONG
 
@@ -24,12 +25,31 @@ class Row(NamedTuple):
     Args:
         number: counted from 1.
         record: its columns; without the text when there is a reason.
-        reason: one of records.REASONS why it is no document, or "".
+        reason: why it is no document, or "".
     """
 
     number: int
     record: dict[str, Any]
     reason: str
+
+    # As those of a line.
+    stop = 0
+    is_blank = False
+
+    @property
+    def content(self) -> bytes:
+        """What is shown of it when it is rejected."""
+        return str(self.record).encode()
+
+    def parse(self) -> dict[str, Any]:
+        """The record that it is.
+
+        Raises:
+            Rejected: it is none.
+        """
+        if self.reason:
+            raise Rejected(self.reason)
+        return self.record
 
 
 def read_rows(path: Path, limit: int) -> Iterator[Row]:

@@ -7,6 +7,7 @@ from typing import Any
 from apex_composer.data_prep.errors import Rejected
 from apex_composer.data_prep.read.domains import infer_domain, slimpajama_domain
 
+# Why a record is rejected.
 BROKEN_JSON = "broken JSON"
 INVALID_UTF8 = "invalid UTF-8"
 NO_TEXT = "no text"
@@ -14,9 +15,6 @@ EMPTY_TEXT = "empty text"
 TOO_LONG = "too long"
 CUT_SHORT = "cut short at the end of the file"
 UNKNOWN_DOMAIN = "unknown domain"
-REASONS = (
-    BROKEN_JSON, INVALID_UTF8, NO_TEXT, EMPTY_TEXT, TOO_LONG, CUT_SHORT, UNKNOWN_DOMAIN
-)  # fmt: skip
 
 TEXT_FIELDS = {"redpajama-v2": "raw_content"}
 
@@ -25,7 +23,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
     """Read one line of JSON; a byte-order mark before it is ignored.
 
     Args:
-        line: one line, with or without its end.
+        line: one line; only the last one of a file may have no end.
 
     Raises:
         Rejected: it is no UTF-8 or no JSON object.
@@ -35,7 +33,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise Rejected(INVALID_UTF8) from None
     except (ValueError, RecursionError):
-        raise Rejected(BROKEN_JSON) from None
+        raise Rejected(BROKEN_JSON if line.endswith(b"\n") else CUT_SHORT) from None
     if not isinstance(record, dict):
         raise Rejected(NO_TEXT)
     return record

@@ -26,6 +26,16 @@ def is_remote(address: str | Path) -> bool:
     return isinstance(address, str) and "://" in address
 
 
+def streaming_name(address: str) -> str:
+    """What streaming calls a remote file or folder: its address, of `file://` the path.
+
+    Args:
+        address: of a file or folder.
+    """
+    parts = urlparse(address)
+    return parts.path if parts.scheme == FILE_SCHEME else address
+
+
 def list_files(address: str) -> list[str]:
     """List the files below a remote folder, sorted, as paths below it.
 
@@ -93,15 +103,15 @@ def local_copy(address: str, cache: Path | None = None, attempts: int = ATTEMPTS
         return
     from streaming.base.storage import CloudDownloader
 
-    parts = urlparse(address)
-    remote = parts.path if parts.scheme == FILE_SCHEME else address
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="apex-prep-", dir=cache) as folder:
-        path = Path(folder) / Path(parts.path).name
+        path = Path(folder) / Path(urlparse(address).path).name
         for attempt in range(1, attempts + 1):
             try:
-                CloudDownloader.direct_download(remote, str(path), DOWNLOAD_SECONDS)
+                CloudDownloader.direct_download(
+                    streaming_name(address), str(path), DOWNLOAD_SECONDS
+                )
                 break
             except ValueError:
                 raise

@@ -1,7 +1,9 @@
 """Find the files of RedPajama in each of its releases, and name the format and domain of each."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from apex_composer.data_prep.errors import InputNotFoundError, Rejected, SettingsError, SourceError
@@ -13,9 +15,16 @@ from apex_composer.data_prep.read.domains import (
     slimpajama_domain,
 )
 from apex_composer.data_prep.read.lines import open_lines, read_lines
-from apex_composer.data_prep.read.records import parse_line
 
-FORMATS = ("redpajama-v1", "redpajama-sample", "redpajama-v2", "slimpajama", "jsonl")
+# How the files of each format are laid out, for error messages.
+FORMATS = {
+    "redpajama-v1": "<domain>/**.jsonl[.zst|.gz] with the folders common_crawl, c4, github, arxiv, "
+    "wikipedia, stackexchange, book",
+    "redpajama-sample": "**.parquet or <domain>_sample.jsonl",
+    "redpajama-v2": "documents/**.json.gz",
+    "slimpajama": "**.jsonl.zst with meta.redpajama_set_name",
+    "jsonl": "<domain>/**.jsonl[.gz|.zst]",
+}
 JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 # jsonl that no reader opens must not be left out in silence.
 UNREADABLE = re.compile(
@@ -33,7 +42,7 @@ class Source:
     Args:
         path: where it is; an address such as `s3://...` when it is remote.
         domain: domain of all its documents, None when every record names its own.
-        format: one of FORMATS.
+        format: name of one of FORMATS.
         bytes: size as stored; 0 for a remote file, whose store does not tell.
         splittable: whether byte ranges of it can be read alone.
     """
@@ -50,7 +59,7 @@ def find_sources(input: str | Path, format: str = "auto") -> list[Source]:
 
     Args:
         input: folder, or the address of a remote one that streaming can list.
-        format: one of FORMATS, or `auto` to tell it from the files. Default: auto.
+        format: name of one of FORMATS, or `auto` to tell it from the files. Default: auto.
 
     Raises:
         InputNotFoundError: there is no such folder, or no file of the format in it.
@@ -70,7 +79,7 @@ def find_sources(input: str | Path, format: str = "auto") -> list[Source]:
     chosen = [name for name in names if _belongs(name, format)]
     if not chosen:
         raise InputNotFoundError(
-            f"{root!r} holds no file of the format {format}. {_layout(format)}"
+            f"{root!r} holds no file of the format {format}, which is {FORMATS[format]}."
         )
     return [_make_source(root, name, format) for name in chosen]
 
@@ -130,8 +139,8 @@ def _detect_format(root: str, names: list[str]) -> str:
         )
     if not found:
         raise InputNotFoundError(
-            f"{root!r} holds no file of any known format. "
-            + " ".join(_layout(format) for format in FORMATS)
+            f"{root!r} holds no file of any known format: "
+            + "; ".join(f"{format} is {layout}" for format, layout in FORMATS.items())
         )
     return next(iter(found))
 
@@ -152,14 +161,9 @@ def _names_its_domain(root: str, name: str) -> bool:
     with remote.local_copy(f"{root}/{name}") as path:
         try:
             with open_lines(path) as stream:
-                for line in read_lines(stream, 0, SNIFFED_BYTES):
-                    try:
-                        meta = parse_line(line.content).get("meta")
-                    except Rejected:
-                        if line.number < SNIFFED_LINES:
-                            continue
-                        return False
-                    return slimpajama_domain(meta) is not None
+                for line in islice(read_lines(stream, 0, SNIFFED_BYTES), SNIFFED_LINES):
+                    with suppress(Rejected):
+                        return slimpajama_domain(line.parse().get("meta")) is not None
         except (EOFError, OSError, ValueError) as error:
             raise SourceError(f"{root}/{name} cannot be read at its first line: {error}") from error
     return False
@@ -213,17 +217,3 @@ def _check_domain(domain: str, folder: str, path: str, format: str) -> None:
             f"{path}: the domain folder {folder!r} has an unusable name: letters, digits, '_' and "
             "'-' are allowed, because the name becomes a metric label. Rename the folder."
         )
-
-
-def _layout(format: str) -> str:
-    return f"{format} is laid out as {LAYOUTS[format]}."
-
-
-LAYOUTS = {
-    "redpajama-v1": "<domain>/**.jsonl[.zst|.gz] with the folders common_crawl, c4, github, arxiv, "
-    "wikipedia, stackexchange, book",
-    "redpajama-sample": "**.parquet or <domain>_sample.jsonl",
-    "redpajama-v2": "documents/**.json.gz",
-    "slimpajama": "**.jsonl.zst with meta.redpajama_set_name",
-    "jsonl": "<domain>/**.jsonl[.gz|.zst]",
-}

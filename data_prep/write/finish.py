@@ -7,14 +7,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from apex_composer.data_prep.atomic_files import (
-    new_file,
-    write_bytes,
-    write_json,
-    write_text,
+from apex_composer.data_prep.atomic_files import new_file, write_bytes, write_json, write_text
+from apex_composer.data_prep.choose.document_index import (
+    Corpus,
+    Stream,
+    check_streams,
+    count_rejects,
+    make_streams,
+    read_corpus,
+    select,
 )
-from apex_composer.data_prep.choose import document_index as corpora
-from apex_composer.data_prep.choose.document_index import Corpus, Stream
 from apex_composer.data_prep.choose.job_plan import Plan
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.paths import (
@@ -26,20 +28,23 @@ from apex_composer.data_prep.paths import (
     WORK,
     piece_folder,
 )
-from apex_composer.data_prep.progress import token_bar
+from apex_composer.data_prep.progress import progress_bar
+from apex_composer.data_prep.tokens.tokenizer import token_type
 from apex_composer.data_prep.workers import run_tasks
-from apex_composer.data_prep.write import manifest as manifests
-from apex_composer.data_prep.write.index import index_files
-from apex_composer.data_prep.write.manifest import read_manifest
+from apex_composer.data_prep.write.manifest import (
+    Manifest,
+    make_manifest,
+    read_manifest,
+    write_streams,
+)
+from apex_composer.data_prep.write.mds import Shard, ShardFormat, index_files
 from apex_composer.data_prep.write.shard_writer import shard_tasks, write_shard
 from apex_composer.data_prep.write.verify import check_counts
 
 EXAMPLES_SHOWN = 20
 
 
-def finish(
-    out: Path, plan: Plan, options: Options, workers: int, keep_work: bool
-) -> dict[str, Any]:
+def finish(out: Path, plan: Plan, options: Options, workers: int, keep_work: bool) -> Manifest:
     """Phase 2: choose the splits, write the shards, their index and the manifest.
 
     Args:
@@ -49,19 +54,25 @@ def finish(
         workers: processes.
         keep_work: keep `<out>/.work`.
     """
-    corpus = corpora.read_corpus(out, plan)
+    corpus = read_corpus(out, plan)
     check_rejects(out, plan, corpus, options.max_reject_rate)
-    codes, wanted = corpora.select(corpus, plan, options)
-    streams = corpora.make_streams(corpus, codes, wanted, options.sequence_length)
-    corpora.check_streams(streams, options)
-    records = _write_shards(out, plan, corpus, streams, options, workers)
-    files = {name: _describe_file(out / name) for name in _other_files(out)}
-    manifest = manifests.make_manifest(plan, options, corpus, codes, streams, records, files)
+    codes, wanted = select(corpus, plan, options)
+    streams = make_streams(corpus, codes, wanted, options.sequence_length)
+    check_streams(streams, options)
+    dtype = token_type(plan.tokenizer.vocabulary_size)
+    format = ShardFormat(dtype, options.sequence_length, options.shard_bytes, options.compression)
+    shards = _write_shards(out, corpus, streams, format, workers)
+    for name, content in index_files(shards, format).items():
+        write_bytes(out / name, content)
+    tokenizer = sorted((out / TOKENIZER_FOLDER).iterdir())
+    files = {
+        path.relative_to(out).as_posix(): _describe(path.read_bytes())
+        for path in (*tokenizer, out / REJECTS)
+    }
+    manifest = make_manifest(plan, options, corpus, codes, streams, shards, files)
     unaccounted = check_counts(manifest)
     assert not unaccounted, unaccounted
-    for name, content in index_files(manifest).items():
-        write_bytes(out / name, content)
-    write_text(out / STREAMS, manifests.write_streams(manifest, out))
+    write_text(out / STREAMS, write_streams(manifest, out))
     write_json(out / MANIFEST, manifest)
     if not keep_work:
         # The plan first: what is left of the folder after a kill must not look like a beginning.
@@ -70,37 +81,26 @@ def finish(
     return read_manifest(out)
 
 
-def _other_files(out: Path) -> list[str]:
-    tokenizer = sorted(path.name for path in (out / TOKENIZER_FOLDER).iterdir())
-    return [*(f"{TOKENIZER_FOLDER}/{name}" for name in tokenizer), REJECTS]
-
-
-def _describe_file(path: Path) -> dict[str, Any]:
-    content = path.read_bytes()
+def _describe(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _write_shards(
-    out: Path,
-    plan: Plan,
-    corpus: Corpus,
-    streams: list[Stream],
-    options: Options,
-    workers: int,
-) -> list[dict[str, Any]]:
-    tokens = sum(stream.sequences for stream in streams) * options.sequence_length
-    size = plan.tokenizer.vocabulary_size
-    records: list[dict[str, Any]] = []
-    with token_bar(tokens, "writing shards") as bar:
-        run_tasks(
-            write_shard,
-            shard_tasks(out, corpus, streams, options, size),
-            # Starting a worker costs more than writing one shard.
-            min(workers, 1 + 2 * tokens // options.shard_bytes),
-            lambda news: bar.update(news["tokens"]),
-            records.append,
-        )
-    return records
+    out: Path, corpus: Corpus, streams: list[Stream], format: ShardFormat, workers: int
+) -> dict[str, list[Shard]]:
+    """The shards of every stream that has any, in their order."""
+    tokens = sum(stream.sequences for stream in streams) * format.sequence_length
+    # Starting a worker costs more than writing one shard.
+    workers = min(workers, 1 + 2 * tokens // format.shard_bytes)
+    written: list[tuple[str, int, Shard]] = []
+    tasks = shard_tasks(out, corpus, streams, format)
+    options = {"total": tokens, "unit": " tokens", "unit_scale": True}
+    with progress_bar(desc="writing shards", **options) as bar:
+        run_tasks(write_shard, tasks, workers, bar.update, written.append)
+    shards: dict[str, list[Shard]] = {}
+    for stream, _, shard in sorted(written, key=lambda one: one[:2]):
+        shards.setdefault(stream, []).append(shard)
+    return shards
 
 
 def check_rejects(out: Path, plan: Plan, corpus: Corpus, max_reject_rate: float) -> None:
@@ -115,35 +115,24 @@ def check_rejects(out: Path, plan: Plan, corpus: Corpus, max_reject_rate: float)
     Raises:
         ValueError: the share is above it; the message names the first bad lines.
     """
-    path = out / REJECTS
-    first = write_rejects(path, out, plan, corpus)
-    rejected = sum(map(corpora.count_rejects, corpus.reports))
+    first = _write_rejects(out, plan, corpus)
+    rejected = sum(map(count_rejects, corpus.reports))
     lines = rejected + sum(report.documents for report in corpus.reports)
     if rejected > max_reject_rate * lines:
         shown = "\n  ".join(f"{e['file']}:{e['line']}: {e['reason']}" for e in first)
         raise ValueError(
             f"{rejected} of {lines} lines are not usable, more than "
             f"max_reject_rate={max_reject_rate} allows. The first of them:\n  {shown}\n"
-            f"All are in {path}. Repair or remove these lines, or raise max_reject_rate "
+            f"All are in {out / REJECTS}. Repair or remove these lines, or raise max_reject_rate "
             "(--max-reject-rate) and run again: finished pieces are kept."
         )
 
 
-def write_rejects(path: Path, out: Path, plan: Plan, corpus: Corpus) -> list[dict[str, Any]]:
-    """Join the rejects of all pieces, with lines counted from each file's first.
-
-    Args:
-        path: file to write.
-        out: output folder.
-        plan: of the preparation.
-        corpus: all documents.
-
-    Returns:
-        The first of them.
-    """
+def _write_rejects(out: Path, plan: Plan, corpus: Corpus) -> list[dict[str, Any]]:
+    """Join the rejects of all pieces, with lines counted from each file's first; the first few."""
     first: list[dict[str, Any]] = []
     lines_before: Counter[int] = Counter()  # by source
-    with new_file(path) as file:
+    with new_file(out / REJECTS) as file:
         for number, (source, _, _) in enumerate(plan.pieces):
             with (piece_folder(out, number) / REJECTS).open(encoding="utf-8") as piece:
                 for entry in map(json.loads, piece):

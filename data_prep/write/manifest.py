@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from apex_composer.data_prep.atomic_files import read_json
 from apex_composer.data_prep.choose.document_index import (
     Corpus,
@@ -16,83 +18,84 @@ from apex_composer.data_prep.choose.document_index import (
 )
 from apex_composer.data_prep.choose.job_plan import Plan
 from apex_composer.data_prep.choose.proportions import make_streams, share_out
+from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.paths import MANIFEST, TOKENIZER_FOLDER
 from apex_composer.data_prep.read.remote import local_copy
 from apex_composer.data_prep.tokens.tokenizer import token_type
+from apex_composer.data_prep.write.mds import Shard, ShardFormat, index_files
 
 FORMAT = "apex-composer data 3"
 # A training YAML may name the folder of a stream, of a split, or of all splits.
 LEVELS_ABOVE = 2
 
 Counts = dict[str, int]
+# What `manifest.json` holds; `make_manifest` lists its keys, data_prep/README.md explains them.
+Manifest = dict[str, Any]
 
 
 def make_manifest(
     plan: Plan,
     options: Options,
     corpus: Corpus,
-    codes: Any,
+    codes: np.ndarray,
     streams: list[Stream],
-    records: list[dict[str, Any]],
+    shards: dict[str, list[Shard]],
     files: dict[str, dict[str, Any]],
-) -> dict[str, Any]:
+) -> Manifest:
     """Put together what `manifest.json` holds.
 
     Args:
-        plan: of the preparation.
-        options: of the preparation.
+        plan: what the preparation was begun with.
+        options: those that it is finished with.
         corpus: all documents.
-        codes: their splits.
-        streams: of all splits and domains.
-        records: of all shards.
+        codes: their splits, as `choose_splits` returns them: int8 [n].
+        streams: all splits and domains.
+        shards: those of every stream that has any, in their order.
         files: bytes and sha256 of every other file of the output.
     """
-    vocabulary = plan.tokenizer.vocabulary_size
-    domains = _count_domains(plan, corpus, codes)
+    domains = _count_domains(corpus, codes)
     content = {
         "format": FORMAT,
         "options": asdict(options),
         "domains": corpus.domains,
         "absent_domains": share_out(options.proportions, corpus.domains)[1],
         "tokenizer": asdict(plan.tokenizer) | {"folder": TOKENIZER_FOLDER},
-        "dtype": token_type(vocabulary),
+        "dtype": token_type(plan.tokenizer.vocabulary_size),
         "documents": sum(counts["documents"] for counts in domains.values()),
         "rejects": _count_rejects(corpus),
         "read": domains,
         "kept": plan.kept,
         "splits": _count_splits(streams, options.sequence_length),
-        "shards": _list_shards(records),
+        "shards": shards,
         "files": files,
         "sources": _describe_sources(plan, corpus),
     }
     return content | {"sha256": hash_content(content)}
 
 
-def hash_content(manifest: dict[str, Any]) -> str:
-    """Hash a manifest by itself, so that a change of it is found.
-
-    Args:
-        manifest: with or without its hash.
-    """
+def hash_content(manifest: Manifest) -> str:
+    """Hash a manifest, with or without its hash, so that a change of it is found."""
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _count_domains(plan: Plan, corpus: Corpus, codes: Any) -> dict[str, Counts]:
+def _count_domains(corpus: Corpus, codes: np.ndarray) -> dict[str, Counts]:
     """Per domain: what was read, and what of it is in no split."""
-    totals = {domain: {"documents": 0, "documents_tokenised": 0} for domain in corpus.domains}
+    totals = {domain: Counter() for domain in corpus.domains}
     for report in corpus.reports:
         for domain, counts in report.domains.items():
-            for name, value in counts.items():
-                totals[domain][name] += value
-    for counts in totals.values():
-        counts["documents_not_tokenised"] = counts["documents"] - counts.pop("documents_tokenised")
+            totals[domain].update(counts)
     left_out = count_left_out(corpus, codes)
-    for number, domain in enumerate(corpus.domains):
-        tokens = int(corpus.lengths[corpus.owners == number].sum(dtype="int64"))
-        totals[domain] |= {"tokens": tokens} | left_out[domain]
-    return totals
+    return {
+        domain: {
+            "documents": counts["documents"],
+            "documents_not_tokenised": counts["documents"] - counts["documents_tokenised"],
+            "tokens": int(corpus.lengths[corpus.owners == number].sum(dtype=np.int64)),
+            **left_out[domain],
+        }
+        for number, (domain, counts) in enumerate(totals.items())
+    }
 
 
 def _count_splits(streams: list[Stream], length: int) -> dict[str, dict[str, Counts]]:
@@ -106,14 +109,6 @@ def _count_splits(streams: list[Stream], length: int) -> dict[str, dict[str, Cou
             "tokens_beyond_budget": stream.beyond,
         }
     return splits
-
-
-def _list_shards(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    files: dict[str, list[dict[str, Any]]] = {}
-    for record in sorted(records, key=lambda record: (record["stream"], record["number"])):
-        names = ("sequences", "file", "raw_bytes", "bytes", "sha256")
-        files.setdefault(record["stream"], []).append({name: record[name] for name in names})
-    return files
 
 
 def _count_rejects(corpus: Corpus) -> dict[str, Counts]:
@@ -140,78 +135,77 @@ def _describe_sources(plan: Plan, corpus: Corpus) -> list[dict[str, Any]]:
     return sources
 
 
-def filled_domains(manifest: dict[str, Any]) -> dict[str, list[str]]:
-    """The domains that have a sequence in a split, for every split that has any.
-
-    Args:
-        manifest: of the preparation.
-    """
-    filled = {
-        split: [domain for domain, counts in domains.items() if counts["sequences"]]
-        for split, domains in manifest["splits"].items()
-    }
-    return {split: domains for split, domains in filled.items() if domains}
-
-
-def write_streams(manifest: dict[str, Any], out: Path, remote: str | None = None) -> str:
+def write_streams(manifest: Manifest, out: Path, remote: str | None = None) -> str:
     """The `streams:` block of every split, with the proportions of the options.
 
     Args:
-        manifest: of the preparation.
+        manifest: what `prepare` returned.
         out: output folder.
         remote: address that the output was uploaded to. Default: None.
     """
     options = manifest["options"]
     folder = options["streams_folder"] or str(out.absolute())
-    absent = share_out(options["proportions"], manifest["domains"])[1]
-    note = f"# Absent, so the others' proportions were raised: {', '.join(absent)}\n"
+    absent = ", ".join(manifest["absent_domains"])
+    note = f"# Absent, so the others' proportions were raised: {absent}\n" if absent else ""
     blocks = []
-    for split, domains in filled_domains(manifest).items():
-        shares = share_out(options["proportions"], domains)[0]
+    for split, domains in manifest["splits"].items():
+        filled = [domain for domain, counts in domains.items() if counts["sequences"]]
+        if not filled:
+            continue
+        shares = share_out(options["proportions"], filled)[0]
         streams = make_streams(f"{folder}/{split}", shares, remote and f"{remote}/{split}")
         blocks.append(f"# {split}\n{streams}")
     # One block is a YAML document: paste the one that the run shall use.
-    return (note if absent else "") + "---\n".join(blocks)
+    return note + "---\n".join(blocks)
 
 
-def read_manifest(out: Path | str) -> dict[str, Any] | None:
+def output_files(manifest: Manifest) -> dict[str, str]:
+    """The sha256 of every file that the manifest accounts for, by its path in the output."""
+    names = ("sequence_length", "shard_bytes", "compression")
+    format = ShardFormat(manifest["dtype"], *(manifest["options"][name] for name in names))
+    indices = index_files(manifest["shards"], format)
+    shards = [shard for listed in manifest["shards"].values() for shard in listed]
+    return {
+        **{shard["file"]: shard["sha256"] for shard in shards},
+        **{name: hashlib.sha256(content).hexdigest() for name, content in indices.items()},
+        **{name: file["sha256"] for name, file in manifest["files"].items()},
+    }
+
+
+def read_manifest(out: Path | str) -> Manifest | None:
     """Read the manifest of a finished preparation, or None where there is none.
 
     Args:
         out: folder that `prepare` was given.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is no JSON, or of another version.
     """
     manifest = read_json(Path(out) / MANIFEST)
-    return manifest if is_manifest(manifest) else None
-
-
-def is_manifest(content: Any) -> bool:
-    """Whether a file's content is a manifest of this command.
-
-    Args:
-        content: as JSON has it, None for no file.
-
-    Raises:
-        ValueError: it is one, of another version.
-    """
-    if not is_of_any_version(content):
-        return False
-    if content["format"] != FORMAT:
+    if not is_of_any_version(manifest):
+        return None
+    if manifest["format"] != FORMAT:
         raise ValueError(
-            f"manifest.json has the format {content['format']!r}, this version reads {FORMAT!r}. "
+            f"{MANIFEST} has the format {manifest['format']!r}, this version reads {FORMAT!r}. "
             "Prepare the data again (--overwrite), or use the version that wrote it."
         )
-    return True
+    return manifest
+
+
+def read_finished(out: Path) -> Manifest:
+    """Read the manifest of a preparation that must be there.
+
+    Raises:
+        SettingsError: there is no finished preparation.
+    """
+    manifest = read_manifest(out)
+    if manifest is None:
+        raise SettingsError(f"out={str(out)!r} holds no finished preparation ({MANIFEST}).")
+    return manifest
 
 
 def is_of_any_version(content: Any) -> bool:
-    """Whether a file's content is a manifest of this command, perhaps of another version of it.
-
-    Args:
-        content: as JSON has it, None for no file.
-    """
+    """Whether a file's content is a manifest of this command, perhaps of another version of it."""
     name = content.get("format") if isinstance(content, dict) else None
     return isinstance(name, str) and name.startswith(FORMAT.rsplit(" ", 1)[0])
 
@@ -222,12 +216,12 @@ def check_manifest(
     vocabulary_size: int,
     sequence_length: int,
     remote: str | None = None,
-) -> dict[str, Any] | None:
+) -> Manifest | None:
     """Refuse prepared data that does not fit a training run.
 
     Args:
         data_folder: output of `prepare`, or the folder of a split or of a stream in it.
-        tokenizer_hash: of the run's tokenizer, from
+        tokenizer_hash: that of the run's tokenizer,
             `hash_backend(tokenizer.backend_tokenizer.to_str())`.
         vocabulary_size: tokens that the run's model knows.
         sequence_length: tokens in a sequence of the run.
@@ -264,7 +258,7 @@ def check_manifest(
     return manifest
 
 
-def _find_manifest(folder: Path, remote: str | None) -> tuple[str, dict[str, Any] | None]:
+def _find_manifest(folder: Path, remote: str | None) -> tuple[str, Manifest | None]:
     """Look above the folder of a stream, then above its address."""
     for candidate in (folder, *list(folder.parents)[:LEVELS_ABOVE]):
         manifest = read_manifest(candidate)

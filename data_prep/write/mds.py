@@ -1,24 +1,31 @@
-"""MDS shards as bytes, byte for byte those of streaming's MDSWriter, from an array of tokens.
+"""MDS shards and their index as bytes, byte for byte those of streaming's MDSWriter.
 
 MDSWriter appends sample by sample and imports torch. A shard of equally long samples is a header
 and a block of tokens; written so, every shard can be made by another process, and copying the
-tokens is all that it costs. Reference: `MDSWriter` (tests/data_prep/test_shards.py).
+tokens is all that it costs. Reference: `MDSWriter` (tests/data_prep/write/test_mds.py).
 """
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from apex_composer.data_prep.paths import INDEX
 
 OFFSET_BYTES = 4
 # streaming's default for "zstd".
 ZSTD_LEVEL = 3
 
+# A shard as the manifest describes it: `sequences`, `file`, `raw_bytes`, `bytes`, `sha256`.
+Shard = Mapping[str, Any]
 
-def describe_columns(
-    dtype: str, sequence_length: int, shard_bytes: int, compression: str | None
-) -> dict[str, Any]:
-    """The header of a shard, which every entry of `index.json` repeats.
+
+@dataclass(frozen=True)
+class ShardFormat:
+    """What all shards of a preparation have in common.
 
     Args:
         dtype: numpy name of the token type.
@@ -26,41 +33,50 @@ def describe_columns(
         shard_bytes: size of a shard at most, before compression.
         compression: None or "zstd".
     """
-    return {
-        "column_encodings": [f"ndarray:{dtype}:{sequence_length}"],
-        "column_names": ["tokens"],
-        "column_sizes": [sequence_length * np.dtype(dtype).itemsize],
-        "compression": compression,
-        "format": "mds",
-        "hashes": [],
-        "size_limit": shard_bytes,
-        "version": 2,
-    }
+
+    dtype: str
+    sequence_length: int
+    shard_bytes: int
+    compression: str | None
+
+    @property
+    def sequence_bytes(self) -> int:
+        """Bytes of a sequence."""
+        return self.sequence_length * np.dtype(self.dtype).itemsize
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The header of a shard, which every entry of `index.json` repeats."""
+        return {
+            "column_encodings": [f"ndarray:{self.dtype}:{self.sequence_length}"],
+            "column_names": ["tokens"],
+            "column_sizes": [self.sequence_bytes],
+            "compression": self.compression,
+            "format": "mds",
+            "hashes": [],
+            "size_limit": self.shard_bytes,
+            "version": 2,
+        }
+
+    @property
+    def sequences_per_shard(self) -> int:
+        """How many sequences fit into a shard."""
+        fixed = 2 * OFFSET_BYTES + len(_encode(self.header))
+        return (self.shard_bytes - fixed) // (self.sequence_bytes + OFFSET_BYTES)
 
 
-def sequences_per_shard(header: dict[str, Any]) -> int:
-    """How many sequences fit into a shard.
-
-    Args:
-        header: as `describe_columns` returns it.
-    """
-    fixed = 2 * OFFSET_BYTES + len(json.dumps(header, sort_keys=True))
-    return (header["size_limit"] - fixed) // (header["column_sizes"][0] + OFFSET_BYTES)
-
-
-def encode_shard(tokens: np.ndarray, header: dict[str, Any]) -> bytes:
+def encode_shard(tokens: np.ndarray, format: ShardFormat) -> bytes:
     """Encode the sequences of one shard, before compression.
 
     Args:
-        tokens: [sequences, sequence_length], of the header's type.
-        header: as `describe_columns` returns it.
+        tokens: [sequences, sequence_length], of the format's type.
+        format: of the shards.
     """
-    count = len(tokens)
-    config = json.dumps(header, sort_keys=True).encode()
-    start = OFFSET_BYTES * (count + 2) + len(config)
-    offsets = start + header["column_sizes"][0] * np.arange(count + 1, dtype=np.uint32)
+    count, header = len(tokens), _encode(format.header)
+    start = OFFSET_BYTES * (count + 2) + len(header)
+    offsets = start + format.sequence_bytes * np.arange(count + 1, dtype=np.uint32)
     return b"".join(
-        (np.uint32(count).tobytes(), offsets.astype(np.uint32).tobytes(), config, tokens.tobytes())
+        (np.uint32(count).tobytes(), offsets.astype(np.uint32).tobytes(), header, tokens.tobytes())
     )
 
 
@@ -79,71 +95,52 @@ def compress(content: bytes, compression: str | None) -> bytes:
     return codec.compress(content, asbytes=True)
 
 
-def decode_shard(content: bytes, entry: dict[str, Any]) -> np.ndarray:
-    """Read the tokens of a shard back: [sequences, sequence_length].
-
-    Args:
-        content: of the shard's file.
-        entry: of the shard in `index.json`.
-
-    Raises:
-        ValueError: header, size or offsets are not what the entry says.
-    """
-    if entry["zip_data"]:
-        import pyarrow
-
-        size = entry["raw_data"]["bytes"]
-        try:
-            codec = pyarrow.Codec(entry["compression"])
-            content = codec.decompress(content, decompressed_size=size, asbytes=True)
-        except OSError as error:
-            raise ValueError(f"it cannot be decompressed ({error})") from error
-    _, dtype, length = entry["column_encodings"][0].split(":")
-    size = entry["samples"] * int(length) * np.dtype(dtype).itemsize
-    tokens = np.frombuffer(content[-size:] if size else b"", dtype=dtype)
-    if len(tokens) != entry["samples"] * int(length):
-        raise ValueError(f"it has {len(content)} bytes, too few for {entry['samples']} sequences")
-    tokens = tokens.reshape(-1, int(length))
-    header = {key: entry[key] for key in entry if key not in ("raw_data", "zip_data", "samples")}
-    if encode_shard(tokens, header) != content:
-        raise ValueError("its header does not fit index.json")
-    return tokens
-
-
-def shard_name(number: int) -> str:
-    """File name of a shard, before compression.
+def shard_name(number: int, compression: str | None = None) -> str:
+    """File name of a shard.
 
     Args:
         number: of the shard, from 0.
+        compression: None or "zstd". Default: None.
     """
-    return f"shard.{number:05d}.mds"
+    return f"shard.{number:05d}.mds" + (f".{compression}" if compression else "")
 
 
-def index_entry(
-    number: int, samples: int, raw_bytes: int, zip_bytes: int | None, header: dict[str, Any]
-) -> dict[str, Any]:
-    """The entry of a shard in `index.json`.
+def index_files(streams: Mapping[str, Sequence[Shard]], format: ShardFormat) -> dict[str, bytes]:
+    """All index files: one of each stream, and one of each split that names the shards of all.
+
+    That of a split is as `streaming.base.util.merge_index` writes it.
 
     Args:
-        number: of the shard, from 0.
-        samples: sequences in it.
-        raw_bytes: its size before compression.
-        zip_bytes: its size after, or None without compression.
-        header: as `describe_columns` returns it.
+        streams: shards in their order, by `<split>/<domain>`.
+        format: of the shards.
+
+    Returns:
+        Contents by their path below the output folder.
     """
-    name = shard_name(number)
-    zipped = None
-    if zip_bytes is not None:
-        zipped = {"basename": f"{name}.{header['compression']}", "bytes": zip_bytes, "hashes": {}}
-    raw = {"basename": name, "bytes": raw_bytes, "hashes": {}}
-    entry = header | {"raw_data": raw, "samples": samples, "zip_data": zipped}
-    return dict(sorted(entry.items()))
+    entries: dict[str, list[dict[str, Any]]] = {}
+    for stream, shards in streams.items():
+        split, domain = stream.split("/")
+        for number, shard in enumerate(shards):
+            for folder, below in ((stream, ""), (split, domain)):
+                entry = _index_entry(number, shard, format, below)
+                entries.setdefault(folder, []).append(entry)
+    return {
+        f"{folder}/{INDEX}": _encode({"shards": listed, "version": 2})
+        for folder, listed in entries.items()
+    }
 
 
-def encode_index(entries: list[dict[str, Any]]) -> bytes:
-    """Encode `index.json`.
+def _index_entry(number: int, shard: Shard, format: ShardFormat, below: str) -> dict[str, Any]:
+    names = [str(Path(below, shard_name(number, kind))) for kind in (None, format.compression)]
+    raw = {"basename": names[0], "bytes": shard["raw_bytes"], "hashes": {}}
+    zipped = {"basename": names[1], "bytes": shard["bytes"], "hashes": {}}
+    return format.header | {
+        "raw_data": raw,
+        "samples": shard["sequences"],
+        "zip_data": zipped if format.compression else None,
+    }
 
-    Args:
-        entries: of all shards, in order.
-    """
-    return json.dumps({"shards": entries, "version": 2}, sort_keys=True).encode()
+
+def _encode(content: Any) -> bytes:
+    """JSON as streaming writes it."""
+    return json.dumps(content, sort_keys=True).encode()

@@ -1,23 +1,27 @@
 """Phase 2: from the pieces' tokens to MDS shards, each written for itself by any worker."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from apex_composer.data_prep.atomic_files import read_json, write_bytes, write_json
+from apex_composer.data_prep.atomic_files import write_bytes
 from apex_composer.data_prep.choose.document_index import Corpus, Stream
 from apex_composer.data_prep.choose.splits import stream_spans
-from apex_composer.data_prep.options import Options
-from apex_composer.data_prep.paths import SHARD_RECORDS, TOKENS, piece_folder
-from apex_composer.data_prep.tokens.tokenizer import token_type
-from apex_composer.data_prep.write import mds as shards
+from apex_composer.data_prep.paths import TOKENS, piece_folder
+from apex_composer.data_prep.write.mds import (
+    Shard,
+    ShardFormat,
+    compress,
+    encode_shard,
+    shard_name,
+)
 
 
 def shard_tasks(
-    out: Path, corpus: Corpus, streams: list[Stream], options: Options, vocabulary_size: int
+    out: Path, corpus: Corpus, streams: list[Stream], format: ShardFormat
 ) -> Iterator[dict[str, Any]]:
     """Describe every shard: where its tokens stand.
 
@@ -25,26 +29,23 @@ def shard_tasks(
         out: output folder.
         corpus: all documents.
         streams: of all splits and domains.
-        options: of the preparation.
-        vocabulary_size: number of tokens, which decides their type.
+        format: of the shards.
     """
-    dtype, length = token_type(vocabulary_size), options.sequence_length
-    header = shards.describe_columns(dtype, length, options.shard_bytes, options.compression)
-    per_shard = shards.sequences_per_shard(header) * length
+    per_shard = format.sequences_per_shard * format.sequence_length
     ends = np.cumsum(corpus.lengths, dtype=np.int64)
     for stream in streams:
         lengths = corpus.lengths[stream.documents]
-        spans = stream_spans(lengths, per_shard, stream.sequences * length)
+        spans = stream_spans(lengths, per_shard, stream.sequences * format.sequence_length)
         for number, (first, last, skipped, tokens) in enumerate(spans):
-            reads = _locate(stream.documents[first:last], corpus, ends, skipped, tokens)
+            folder = f"{stream.split}/{stream.domain}"
             yield {
-                "name": f"{stream.split}/{stream.domain}/{shards.shard_name(number)}",
+                "name": f"{folder}/{shard_name(number, format.compression)}",
                 "out": str(out),
-                "stream": f"{stream.split}/{stream.domain}",
+                "stream": folder,
                 "number": number,
-                "reads": reads,
+                "reads": _locate(stream.documents[first:last], corpus, ends, skipped, tokens),
                 "tokens": tokens,
-                "header": header,
+                "format": format,
             }
 
 
@@ -73,57 +74,38 @@ def _join(reads: np.ndarray) -> np.ndarray:
     return joined
 
 
-def write_shard(task: dict[str, Any], report_progress: Any) -> dict[str, Any]:
-    """Write one shard and its record, unless an earlier run has done it.
+def write_shard(
+    task: dict[str, Any], report_progress: Callable[[int], None]
+) -> tuple[str, int, Shard]:
+    """Write one shard.
 
     Args:
         task: from `shard_tasks`.
-        report_progress: called with the tokens written.
+        report_progress: called with the number of tokens written.
 
     Returns:
-        The record: `stream`, `number`, `sequences`, `file`, `raw_bytes`, `bytes` and `sha256`.
+        Its stream, its number, and its description.
 
     Raises:
         DiskFullError: the disk is full.
     """
-    out = Path(task["out"])
-    record_path = out / SHARD_RECORDS / task["stream"] / f"{task['number']:05d}.json"
-    record = read_json(record_path)
-    if record is None or not _is_intact(out, record):
-        record = _write_shard(out, task)
-        write_json(record_path, record)
-    report_progress({"tokens": task["tokens"]})
-    return record
-
-
-def _is_intact(out: Path, record: dict[str, Any]) -> bool:
-    try:
-        content = (out / record["file"]).read_bytes()
-    except OSError:
-        return False
-    return hashlib.sha256(content).hexdigest() == record["sha256"]
-
-
-def _write_shard(out: Path, task: dict[str, Any]) -> dict[str, Any]:
-    header, compression = task["header"], task["header"]["compression"]
-    _, dtype, length = header["column_encodings"][0].split(":")
-    tokens = read_tokens(out, task["reads"], task["tokens"], dtype).reshape(-1, int(length))
-    raw = shards.encode_shard(tokens, header)
-    content = shards.compress(raw, compression)
-    name = shards.shard_name(task["number"]) + (f".{compression}" if compression else "")
-    path = out / task["stream"] / name
-    # A run killed between the shard and its record leaves a whole shard, which need not be redone.
-    if not path.is_file() or path.read_bytes() != content:
+    out, format = Path(task["out"]), task["format"]
+    tokens = read_tokens(out, task["reads"], task["tokens"], format.dtype)
+    sequences = tokens.reshape(-1, format.sequence_length)
+    raw = encode_shard(sequences, format)
+    content = compress(raw, format.compression)
+    path = out / task["name"]
+    if not path.is_file() or path.read_bytes() != content:  # else an earlier run has written it
         write_bytes(path, content)
-    return {
-        "stream": task["stream"],
-        "number": task["number"],
-        "sequences": len(tokens),
-        "file": f"{task['stream']}/{name}",
+    report_progress(len(tokens))
+    description = {
+        "sequences": len(sequences),
+        "file": task["name"],
         "raw_bytes": len(raw),
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
+    return task["stream"], task["number"], description
 
 
 def read_tokens(out: Path, reads: np.ndarray, count: int, dtype: str) -> np.ndarray:

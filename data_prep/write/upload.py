@@ -3,7 +3,6 @@
 streaming imports torch, so it is imported only here.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -12,17 +11,10 @@ from tqdm import tqdm
 
 from apex_composer.data_prep.atomic_files import read_json, write_json, write_text
 from apex_composer.data_prep.errors import SettingsError
-from apex_composer.data_prep.paths import (
-    INDEX,
-    MANIFEST,
-    REJECTS,
-    STREAMS,
-    TOKENIZER_FOLDER,
-    UPLOADED,
-)
+from apex_composer.data_prep.paths import MANIFEST, STREAMS, UPLOADED
 from apex_composer.data_prep.progress import progress_bar
-from apex_composer.data_prep.read.remote import FILE_SCHEME, is_remote
-from apex_composer.data_prep.write.manifest import filled_domains, read_manifest, write_streams
+from apex_composer.data_prep.read.remote import FILE_SCHEME, is_remote, streaming_name
+from apex_composer.data_prep.write.manifest import output_files, read_finished, write_streams
 
 
 def upload(out: Path | str, address: str) -> None:
@@ -32,34 +24,27 @@ def upload(out: Path | str, address: str) -> None:
 
     Args:
         out: folder that `prepare` was given.
-        address: of a remote folder, such as `s3://bucket/redpajama`.
+        address: remote folder, such as `s3://bucket/redpajama`.
 
     Raises:
         SettingsError: there is no finished preparation, or the address is not a remote one.
         OSError: a file cannot be uploaded, three times.
     """
     out, address = Path(out), address.rstrip("/")
-    manifest = read_manifest(out)
-    if manifest is None:
-        raise SettingsError(f"out={str(out)!r} holds no finished preparation (manifest.json).")
+    manifest = read_finished(out)
     check_address(address)
     write_text(out / STREAMS, write_streams(manifest, out, address))
-    folders = {
-        stream: [*(Path(file["file"]).name for file in files), INDEX]
-        for stream, files in manifest["shards"].items()
-    }
-    folders |= {split: [INDEX] for split in filled_domains(manifest)}
-    folders[TOKENIZER_FOLDER] = sorted(path.name for path in (out / TOKENIZER_FOLDER).iterdir())
-    folders["."] = [REJECTS, STREAMS, MANIFEST]
-    digest = hashlib.sha256((out / MANIFEST).read_bytes()).hexdigest()
-    begun = {"address": address, "manifest": digest, "files": []}
+    folders: dict[str, list[str]] = {}
+    for name in map(Path, (*output_files(manifest), STREAMS, MANIFEST)):
+        folders.setdefault(str(name.parent), []).append(name.name)
+    begun = {"address": address, "manifest": manifest["sha256"], "files": []}
     earlier = read_json(out / UPLOADED)
     if earlier is not None and earlier | {"files": []} == begun:
         begun = earlier
     count = sum(map(len, folders.values()))
     with progress_bar(total=count, unit=" files", desc="uploading") as bar:
-        for folder, names in folders.items():
-            _upload_folder(out, folder, names, begun, bar)
+        for folder in sorted(folders, key=lambda folder: folder == "."):  # with the manifest
+            _upload_folder(out, folder, folders[folder], begun, bar)
     (out / UPLOADED).unlink()
 
 
@@ -89,10 +74,9 @@ def _upload_folder(
     from streaming.base.storage import CloudUploader
 
     address = f"{begun['address']}/{folder}".removesuffix("/.")
-    parts = urlparse(address)
-    target = parts.path if parts.scheme == FILE_SCHEME else address
+    places = (str(out / folder), streaming_name(address))
     try:
-        uploader = CloudUploader.get((str(out / folder), target), keep_local=True, exist_ok=True)
+        uploader = CloudUploader.get(places, keep_local=True, exist_ok=True)
         for name in names:
             if f"{folder}/{name}" not in begun["files"]:
                 uploader.upload_file(name)

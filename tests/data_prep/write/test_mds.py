@@ -1,58 +1,84 @@
 import json
 
 import numpy as np
+import pyarrow
 import pytest
 
-from apex_composer.data_prep.write import mds as shards
+from apex_composer.data_prep.write.mds import (
+    ShardFormat,
+    compress,
+    encode_shard,
+    index_files,
+    shard_name,
+)
 
 
-def write_with_streaming(folder, sequences, limit, compression):
+def write_with_streaming(folder, sequences, format):
     from streaming import MDSWriter
 
-    columns = {"tokens": f"ndarray:{sequences.dtype}:{sequences.shape[1]}"}
-    arguments = {"columns": columns, "size_limit": limit, "compression": compression}
-    with MDSWriter(out=str(folder), **arguments) as writer:
+    columns = {"tokens": f"ndarray:{format.dtype}:{format.sequence_length}"}
+    with MDSWriter(
+        out=str(folder),
+        columns=columns,
+        size_limit=format.shard_bytes,
+        compression=format.compression,
+    ) as writer:
         for sequence in sequences:
             writer.write({"tokens": sequence})
-    return json.loads((folder / "index.json").read_text())
+
+
+def write(sequences, format):
+    """The shards of one stream, and what the manifest says of them."""
+    per_shard, contents, shards = format.sequences_per_shard, [], []
+    for start in range(0, len(sequences), per_shard):
+        part = sequences[start : start + per_shard]
+        raw = encode_shard(part, format)
+        contents.append(compress(raw, format.compression))
+        shards.append({"sequences": len(part), "raw_bytes": len(raw), "bytes": len(contents[-1])})
+    return contents, shards
 
 
 @pytest.mark.parametrize(
     ("dtype", "count", "length", "limit"),
     [("uint16", 30, 8, 400), ("uint16", 1, 32, 1 << 20), ("uint32", 77, 5, 1000)],
 )
-def test_shards_are_those_of_mdswriter(tmp_path, dtype, count, length, limit):
+def test_shards_and_index_are_those_of_mdswriter(tmp_path, dtype, count, length, limit):
     sequences = np.arange(count * length, dtype=dtype).reshape(count, length)
-    index = write_with_streaming(tmp_path, sequences, limit, None)
-    header = shards.describe_columns(dtype, length, limit, None)
-    per_shard = shards.sequences_per_shard(header)
-    entries = []
-    for number, start in enumerate(range(0, count, per_shard)):
-        part = sequences[start : start + per_shard]
-        content = shards.encode_shard(part, header)
-        assert content == (tmp_path / shards.shard_name(number)).read_bytes()
-        entries.append(shards.index_entry(number, len(part), len(content), None, header))
-        assert (shards.decode_shard(content, entries[-1]) == part).all()
-    assert entries == index["shards"]
-    assert shards.encode_index(entries) == (tmp_path / "index.json").read_bytes()
+    format = ShardFormat(dtype, length, limit, None)
+    write_with_streaming(tmp_path, sequences, format)
+    contents, shards = write(sequences, format)
+    for number, content in enumerate(contents):
+        assert content == (tmp_path / shard_name(number)).read_bytes()
+    index = index_files({"train/book": shards}, format)["train/book/index.json"]
+    assert index == (tmp_path / "index.json").read_bytes()
 
 
-def test_compressed_shards_have_mdswriters_names_and_come_back(tmp_path):
+def test_the_index_of_a_split_is_that_of_streamings_merge(tmp_path):
+    from streaming.base.util import merge_index
+
+    format = ShardFormat("uint16", 8, 400, None)
+    streams = {}
+    for domain, count in (("book", 30), ("cc", 7)):
+        sequences = np.zeros((count, 8), dtype="uint16")
+        write_with_streaming(tmp_path / domain, sequences, format)
+        streams[f"train/{domain}"] = write(sequences, format)[1]
+    merge_index([str(tmp_path / d / "index.json") for d in ("book", "cc")], str(tmp_path))
+    found, theirs = index_files(streams, format)["train/index.json"], tmp_path / "index.json"
+    assert json.loads(found) == json.loads(theirs.read_bytes())
+
+
+def test_compressed_shards_have_mdswriters_names_and_content(tmp_path):
+    # zstd's own bytes differ between versions of the library.
     sequences = np.arange(160, dtype="uint16").reshape(20, 8)
-    index = write_with_streaming(tmp_path / "a", sequences, 1 << 20, "zstd")
-    header = shards.describe_columns("uint16", 8, 1 << 20, "zstd")
-    raw = shards.encode_shard(sequences, header)
-    packed = shards.compress(raw, "zstd")
-    entry = shards.index_entry(0, 20, len(raw), len(packed), header)
-    assert entry["zip_data"]["basename"] == index["shards"][0]["zip_data"]["basename"]
-    assert entry["raw_data"] == index["shards"][0]["raw_data"]
-    assert (shards.decode_shard(packed, entry) == sequences).all()
-
-
-def test_a_shard_that_does_not_fit_its_entry_is_refused():
-    header = shards.describe_columns("uint16", 8, 400, None)
-    raw = shards.encode_shard(np.zeros((3, 8), dtype="uint16"), header)
-    with pytest.raises(ValueError, match="too few"):
-        shards.decode_shard(raw[:20], shards.index_entry(0, 3, len(raw), None, header))
-    with pytest.raises(ValueError, match="header"):
-        shards.decode_shard(raw, shards.index_entry(0, 2, len(raw), None, header))
+    format = ShardFormat("uint16", 8, 1 << 20, "zstd")
+    write_with_streaming(tmp_path, sequences, format)
+    [content], [shard] = write(sequences, format)
+    theirs = (tmp_path / shard_name(0, "zstd")).read_bytes()
+    whole = [
+        pyarrow.Codec("zstd").decompress(packed, decompressed_size=shard["raw_bytes"], asbytes=True)
+        for packed in (content, theirs)
+    ]
+    assert whole[0] == whole[1] == encode_shard(sequences, format)
+    shard["bytes"] = len(theirs)
+    index = index_files({"train/book": [shard]}, format)["train/book/index.json"]
+    assert index == (tmp_path / "index.json").read_bytes()
