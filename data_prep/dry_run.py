@@ -127,10 +127,6 @@ def _wanted(estimates: dict[str, Estimate], options: Options) -> dict[str, dict[
 def check_needs(needs: Needs, out: Path) -> None:
     """Refuse a preparation for which there is no room or no text.
 
-    Args:
-        needs: from `estimate_preparation`.
-        out: output folder, for the message.
-
     Raises:
         DiskFullError: the disk is too small.
         ValueError: a domain has fewer tokens than its budget.
@@ -150,11 +146,7 @@ def check_needs(needs: Needs, out: Path) -> None:
 
 
 def describe_needs(needs: Needs) -> list[str]:
-    """Say in lines of text what a preparation will need.
-
-    Args:
-        needs: from `estimate_preparation`.
-    """
+    """Say in lines of text what a preparation will need."""
     names = ["documents", "text_bytes", "tokens"]
     lines = [f"{'domain':<16}{'documents':>15}{'text':>11}{'tokens':>18}{'tokenised':>11}"]
     lines[0] += "".join(f"{split:>16}" for split in needs.wanted)

@@ -22,14 +22,14 @@ class Options:
 
     Args:
         sequence_length: tokens in a sequence. Default: 4096.
-        format: of the input; "auto" looks at it. Default: "auto".
+        format: layout of the input; "auto" looks at it. Default: "auto".
         val_tokens: tokens of the validation set; None holds nothing out. Default: 2,000,000.
         val_per_domain: `val_tokens` for every domain, not for all together. Default: False.
         train_tokens: tokens of `train`; None takes all that is left when `cpt_tokens` is None
             too, else nothing. Default: None.
         cpt_tokens: tokens of `cpt`, continued pre-training; None makes no such split.
             Default: None.
-        proportions: of the domains, for budgets and streams; None: equal. Default: None.
+        proportions: parts of the domains, for budgets and streams; None: equal. Default: None.
         max_reject_rate: allowed share of unusable lines, in [0, 1). Default: 0.001.
         compression: None or "zstd". Default: None.
         shard_bytes: size of an MDS shard at most, before compression. Default: 64 MB.
@@ -99,7 +99,7 @@ def read_options(content: dict[str, Any]) -> Options:
     """Make options from what JSON holds of them.
 
     Args:
-        content: of a plan or a manifest.
+        content: `options` of a plan or a manifest.
 
     Raises:
         SettingsError: an earlier version's demo wrote it.

@@ -13,12 +13,7 @@ from apex_composer.data_prep.workers import run_tasks
 
 
 def missing_pieces(out: Path, plan: Plan) -> list[int]:
-    """Numbers of the pieces that are not done.
-
-    Args:
-        out: output folder.
-        plan: of the preparation.
-    """
+    """Numbers of the pieces that are not done."""
     numbers = range(len(plan.pieces))
     return [number for number in numbers if not piece_folder(out, number).is_dir()]
 
@@ -29,9 +24,6 @@ def tokenise_pieces(
     """Make all pieces that do not exist yet.
 
     Args:
-        out: output folder.
-        plan: of the preparation.
-        workers: processes.
         shard: (i, n) to make every n-th piece only. Default: None.
     """
     part, parts = shard or (1, 1)

@@ -177,10 +177,6 @@ def merge(
 def check_unchanged(plan: Plan, sources: list[Source]) -> None:
     """Refuse input that was written to while it was read.
 
-    Args:
-        plan: of the preparation.
-        sources: input files.
-
     Raises:
         ValueError: a file differs from what it was when the run began; the message names it.
     """

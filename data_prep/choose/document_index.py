@@ -26,7 +26,7 @@ class Corpus:
         lengths: tokens: uint32 [n].
         owners: indices into `domains`: uint16 [n].
         first: number of each piece's first document, and n: int64 [pieces + 1].
-        reports: of the pieces.
+        reports: one of each piece.
     """
 
     domains: list[str]
@@ -45,8 +45,8 @@ class Stream:
         split: name of the split.
         domain: name of the domain.
         documents: their numbers in the corpus: int64 [m].
-        tokens: of these documents.
-        sequences: that are written.
+        tokens: number of them in these documents.
+        sequences: number of those that are written.
         beyond: tokens in full sequences that the budget has no room for.
     """
 
@@ -62,7 +62,6 @@ def read_corpus(out: Path, plan: Plan) -> Corpus:
     """Read what phase 1 knows of every document.
 
     Args:
-        out: output folder.
         plan: all of whose pieces exist.
     """
     folders = [piece_folder(out, number) for number in range(len(plan.pieces))]
@@ -92,9 +91,6 @@ def read_corpus(out: Path, plan: Plan) -> Corpus:
 def read_report(folder: Path) -> PieceReport:
     """The report of a finished piece.
 
-    Args:
-        folder: of the piece.
-
     Raises:
         ValueError: the folder has none; the message says which piece to remove.
     """
@@ -112,21 +108,12 @@ def _damaged(folder: Path, what: str) -> ValueError:
 
 
 def count_rejects(report: PieceReport) -> int:
-    """Bad records of one piece.
-
-    Args:
-        report: of the piece.
-    """
+    """Bad records of one piece."""
     return sum(sum(reasons.values()) for reasons in report.rejects.values())
 
 
 def select(corpus: Corpus, plan: Plan, options: Options) -> tuple[np.ndarray, dict[str, Any]]:
     """Choose every document's split.
-
-    Args:
-        corpus: all documents.
-        plan: of the preparation.
-        options: of the preparation.
 
     Returns:
         Codes as `choose_splits` returns them, and the tokens that are wanted per split.
@@ -163,10 +150,8 @@ def make_streams(
     """Gather the documents of every split and domain.
 
     Args:
-        corpus: all documents.
         codes: splits of the documents.
         wanted: tokens per split and domain, None for all.
-        sequence_length: tokens in a sequence.
     """
     streams = []
     for code, (split, tokens_wanted) in enumerate(wanted.items()):
@@ -183,10 +168,6 @@ def make_streams(
 
 def check_streams(streams: list[Stream], options: Options) -> None:
     """Refuse a preparation in which a domain has no sequence in some split.
-
-    Args:
-        streams: of all splits and domains.
-        options: of the preparation.
 
     Raises:
         ValueError: a split of a domain is empty; the message names every one.
@@ -209,7 +190,6 @@ def count_left_out(corpus: Corpus, codes: np.ndarray) -> dict[str, dict[str, int
     """Count per domain the tokenised documents that are in no split.
 
     Args:
-        corpus: all documents.
         codes: splits of the documents.
     """
     counts: dict[str, dict[str, int]] = {}

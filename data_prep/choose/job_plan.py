@@ -52,10 +52,10 @@ class Plan:
     """What `.work/plan.json` holds.
 
     Args:
-        options: of the preparation.
-        tokenizer: that is used.
+        options: what shall be done.
+        tokenizer: the one that is used.
         sources: files of the input, sorted.
-        pieces: of the input, in its order.
+        pieces: parts of the input, in its order.
         kept: part of every domain's documents that is tokenised; 1 for a domain that it lacks.
         format: version of this content. Default: FORMAT.
     """
@@ -74,9 +74,6 @@ def make_plan(
     """Cut the input into pieces and choose how much of every domain is tokenised.
 
     Args:
-        sources: input files, sorted.
-        options: of the preparation.
-        tokenizer: that is used.
         tokenizer_file: its `tokenizer.json`.
 
     Raises:
@@ -97,7 +94,6 @@ def make_pieces(sources: list[Source], piece_bytes: int) -> list[PieceSpan]:
     """Cut files that can be cut into byte ranges; every other file is one piece.
 
     Args:
-        sources: input files.
         piece_bytes: size of a range.
     """
     pieces = []
@@ -110,20 +106,13 @@ def make_pieces(sources: list[Source], piece_bytes: int) -> list[PieceSpan]:
 
 
 def date_source(source: Source) -> DatedSource:
-    """Note the time of a file's last change.
-
-    Args:
-        source: input file.
-    """
+    """Note the time of a file's last change."""
     modified = os.stat(source.path).st_mtime_ns if os.path.exists(source.path) else None
     return DatedSource(**asdict(source), modified_ns=modified)
 
 
 def read_plan(out: Path) -> Plan | None:
     """Read the plan of an unfinished preparation, or None where there is none.
-
-    Args:
-        out: output folder.
 
     Raises:
         SettingsError: another version wrote it.
@@ -146,12 +135,7 @@ def read_plan(out: Path) -> Plan | None:
 
 
 def write_plan(out: Path, plan: Plan) -> None:
-    """Write the plan.
-
-    Args:
-        out: output folder.
-        plan: from `make_plan`.
-    """
+    """Write the plan."""
     write_json(out / PLAN, asdict(plan))
 
 
@@ -166,10 +150,9 @@ def check_same(
 
     Args:
         earlier: content of the plan of the preparation that was begun, or of its manifest.
-        options: now given.
-        sources: now found.
-        tokenizer: now given.
-        out: output folder, for the message.
+        options: those that are given now.
+        sources: files that are there now.
+        tokenizer: the one that is given now.
 
     Raises:
         SettingsError: an option, the tokenizer or a source differs; the message names the first.
@@ -203,7 +186,7 @@ def source_differences(before: list[DatedSource], sources: list[Source]) -> list
     """Say how the input differs from that of an earlier moment.
 
     Args:
-        before: of a plan.
+        before: files of a plan.
         sources: files as they are now.
     """
     old = {source.path: source for source in before}

@@ -31,7 +31,7 @@ def choose_splits(
     """Name the split of every document.
 
     Args:
-        hashes: of the documents: uint64 [n].
+        hashes: one of each document: uint64 [n].
         lengths: their tokens: [n].
         owners: their domains, as indices into `domains`: [n].
         domains: names of the domains.

@@ -7,11 +7,7 @@ HASHES = 1 << 64
 
 
 def hash_text(text: str) -> int:
-    """Map a text to 64 bits that depend on nothing but the text.
-
-    Args:
-        text: a document.
-    """
+    """Map a text to 64 bits that depend on nothing but the text."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
 
 
@@ -20,6 +16,5 @@ def hash_limit(kept: Mapping[str, float], domain: str) -> int:
 
     Args:
         kept: parts of the domains that are tokenised.
-        domain: name of the domain.
     """
     return round(kept.get(domain, 1.0) * HASHES)

@@ -80,10 +80,10 @@ class PieceReport:
     Args:
         source: path of the file.
         documents: how many were read.
-        tokens: of those that were tokenised.
-        characters: of those that were read.
-        lines: of the piece, blank ones and rejects too.
-        domain_names: in the order of their numbers.
+        tokens: those of the tokenised ones.
+        characters: those of all that were read.
+        lines: number of them, blank ones and rejects too.
+        domain_names: names in the order of their numbers.
         domains: per domain, how many documents were read and how many tokenised.
         rejects: per domain, the number of bad records by reason.
         content: hash of all texts read.
@@ -104,7 +104,6 @@ def tokenise_piece(task: PieceTask, report_progress: Progress) -> PieceReport:
     """Write the folder of one piece, whole or not at all.
 
     Args:
-        task: what is to be read, and how.
         report_progress: called after every batch with the documents, tokens and characters since
             the last one.
 
@@ -276,7 +275,6 @@ def split_text(text: str, gives_blank: bool) -> Iterator[tuple[str, str]]:
     """Cut a long text into parts of PART_CHARACTERS characters at most.
 
     Args:
-        text: a document.
         gives_blank: whether the tokenizer puts a blank before a text: a part that begins after a
             cut at a blank is then given without it.
 

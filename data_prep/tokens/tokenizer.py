@@ -99,11 +99,7 @@ def load_tokenizer(name: str, folder: Path) -> TokenizerFacts:
 
 
 def read_backend(path: str) -> "Tokenizer":
-    """Read the `tokenizer.json` that a worker uses; text that spells a marker stays text.
-
-    Args:
-        path: of the file.
-    """
+    """Read the `tokenizer.json` that a worker uses; text that spells a marker stays text."""
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_file(path)
