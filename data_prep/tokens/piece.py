@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import re
 import struct
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -17,18 +17,10 @@ from apex_composer.data_prep.paths import DOCUMENTS, REJECTS, REPORT, TOKENS
 from apex_composer.data_prep.read.documents import read_documents
 from apex_composer.data_prep.read.sources import Source
 from apex_composer.data_prep.tokens.document_hash import hash_limit, hash_text
-from apex_composer.data_prep.tokens.word_encoder import Encoder, read_encoder
+from apex_composer.data_prep.tokens.long_texts import batch_parts, starts_with_blank
+from apex_composer.data_prep.tokens.word_encoder import read_encoder
 
 UNKNOWN = "unknown"  # domain of a record that shows none, such as broken JSON
-# Text is tokenised in batches of this many characters: a few 10 MB of encodings.
-BATCH_CHARACTERS = 1 << 19
-# A longer text would need gigabytes at once. It is tokenised in parts, cut at a blank between two
-# words, where no tokenizer of the families that LLMs use joins anything: the tokens are those of
-# the whole text. Text without such blanks is cut at the end of a line, else anywhere.
-PART_CHARACTERS = 1 << 19
-# U+2581 is SentencePiece's own blank.
-WORD_GAP = re.compile("(?<=[^\\s\u2581]) (?=[^\\s\u2581])")
-WORD_GAP_WINDOW = 1 << 12
 # Written as they come: an archive may hold millions of documents.
 DOCUMENT_TYPE = np.dtype([("hash", "<u8"), ("length", "<u4"), ("domain", "<u2")])
 DOCUMENT_ROW = struct.Struct("<QIH")
@@ -147,12 +139,11 @@ class Piece:
         self.report_progress = report_progress
         self.length = 0  # tokens so far of the document that is being written
         self.lines = 0
-        self.names: list[str] = []  # of the domains, in the order of their numbers
-        self.domains: dict[str, dict[str, int]] = {}
+        self.domains: dict[str, dict[str, int]] = {}  # in the order of their numbers
         self.content = hashlib.blake2b(digest_size=16)
         self.counts = dict.fromkeys(PROGRESS, 0)
         self.reported = dict(self.counts)
-        self.rejected: dict[str, dict[str, int]] = {}  # by domain and reason
+        self.rejected: dict[str, Counter[str]] = defaultdict(Counter)  # by domain and reason
 
     def read(self) -> None:
         """Tokenise the piece's documents."""
@@ -169,7 +160,7 @@ class Piece:
 
     def _kept(self) -> Iterator[tuple[tuple[int, int], str]]:
         """The documents whose hash is below their domain's limit."""
-        task, limits = self.task, {}
+        task = self.task
         documents = read_documents(
             task.source,
             task.start,
@@ -179,20 +170,15 @@ class Piece:
             cache=task.downloads,
         )
         for document in documents:
-            digest = hash_text(document.text)
+            digest, domain = hash_text(document.text), document.domain
             self.content.update(digest.to_bytes(8, "big"))
             self.counts["documents"] += 1
             self.counts["characters"] += len(document.text)
-            if document.domain not in limits:
-                limits[document.domain] = hash_limit(task.kept, document.domain)
-                self.domains[document.domain] = {"documents": 0, "documents_tokenised": 0}
-                self.names.append(document.domain)
-            counts = self.domains[document.domain]
+            counts = self.domains.setdefault(domain, {"documents": 0, "documents_tokenised": 0})
             counts["documents"] += 1
-            if digest >= limits[document.domain]:
-                continue
-            counts["documents_tokenised"] += 1
-            yield (digest, self.names.index(document.domain)), document.text
+            if digest < hash_limit(task.kept, domain):
+                counts["documents_tokenised"] += 1
+                yield (digest, list(self.domains).index(domain)), document.text
 
     def _write(self, encoded: list[np.ndarray], batch: list[tuple[Any, str, str]]) -> None:
         """Append tokens, with bos before a document's first part and eos after its last."""
@@ -219,83 +205,16 @@ class Piece:
         # The line is counted from the piece's first; `finish` adds those of the pieces before.
         entry = {"file": self.task.source.path, "line": line, "reason": reason, "excerpt": excerpt}
         self.rejects.write((json.dumps(entry | {"domain": domain}) + "\n").encode())
-        reasons = self.rejected.setdefault(domain, {})
-        reasons[reason] = reasons.get(reason, 0) + 1
+        self.rejected[domain][reason] += 1
 
     def report(self) -> PieceReport:
         """What has been read."""
         return PieceReport(
             source=self.task.source.path,
             lines=self.lines,
-            domain_names=self.names,
+            domain_names=list(self.domains),
             domains=self.domains,
-            rejects={domain: self.rejected[domain] for domain in sorted(self.rejected)},
+            rejects={domain: dict(reasons) for domain, reasons in sorted(self.rejected.items())},
             content=self.content.hexdigest(),
             **self.counts,
         )
-
-
-def starts_with_blank(encode: Encoder) -> bool:
-    """Whether a tokenizer puts a blank before a text, as SentencePiece does.
-
-    Args:
-        encode: the tokenizer, without special tokens.
-    """
-    once, twice = encode(["x", "x x"])
-    return twice.tolist() == 2 * once.tolist()
-
-
-def batch_parts(
-    documents: Iterator[tuple[Any, str]], gives_blank: bool
-) -> Iterator[list[tuple[Any, str, str]]]:
-    """Group texts, long ones in parts, until a group has BATCH_CHARACTERS characters.
-
-    Args:
-        documents: pairs of anything and a text.
-        gives_blank: whether the tokenizer puts a blank before a text.
-
-    Yields:
-        Lists of the document, a part of its text, and the part's position: `only`, `first`,
-        `middle` or `last`.
-    """
-    batch: list[tuple[Any, str, str]] = []
-    characters = 0
-    for document, text in documents:
-        for part, position in split_text(text, gives_blank):
-            batch.append((document, part, position))
-            characters += len(part)
-            if characters >= BATCH_CHARACTERS:
-                yield batch
-                batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def split_text(text: str, gives_blank: bool) -> Iterator[tuple[str, str]]:
-    """Cut a long text into parts of PART_CHARACTERS characters at most.
-
-    Args:
-        gives_blank: whether the tokenizer puts a blank before a text: a part that begins after a
-            cut at a blank is then given without it.
-
-    Yields:
-        A part and its position.
-    """
-    start = 0
-    while len(text) - start > PART_CHARACTERS:
-        cut, follows = _find_cut(text, start, start + PART_CHARACTERS)
-        yield text[start:cut], "middle" if start else "first"
-        start = cut + (follows and gives_blank)
-    yield text[start:], "last" if start else "only"
-
-
-def _find_cut(text: str, start: int, stop: int) -> tuple[int, bool]:
-    """Where a part ends, and whether the blank between two words follows."""
-    middle = start + (stop - start) // 2
-    for high in range(stop, middle, -WORD_GAP_WINDOW):
-        low = max(middle, high - WORD_GAP_WINDOW)
-        gaps = [match.start() for match in WORD_GAP.finditer(text, low, high)]
-        if gaps:
-            return gaps[-1], True
-    line = text.rfind("\n", middle, stop)
-    return (stop if line < 0 else line + 1), False
