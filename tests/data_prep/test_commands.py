@@ -151,19 +151,3 @@ def test_a_dry_run_tells_tokens_disk_and_time_and_writes_nothing(corpus, tmp_pat
     status, output = prep(corpus, tmp_path / "out", "--dry-run")
     assert status == 1 and "is too small" in output
     assert not (tmp_path / "out").exists()
-
-
-def test_a_dry_run_refuses_budgets_that_the_text_cannot_fill(corpus, tmp_path):
-    status, output = prep(corpus, tmp_path / "out", "--dry-run", "--cpt-tokens", "1M")
-    assert status == 1 and "Too little text: book" in output
-
-
-def test_estimates_of_every_kind_of_file_are_close(corpus, tmp_path):
-    given = {"tokenizer": tokenizer_folder(), "workers": 1}
-    options = dry_run.Options(sequence_length=32, val_tokens=None)
-    needs = dry_run.estimate_preparation(corpus, tmp_path / "out", options=options, **given)
-    from apex_composer.data_prep import prepare
-
-    manifest = prepare(corpus, tmp_path / "out", options=options, **given)
-    for domain, estimate in needs.domains.items():
-        assert estimate.tokens == pytest.approx(manifest["read"][domain]["tokens"], rel=0.05)
