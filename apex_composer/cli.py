@@ -23,10 +23,15 @@ _PASS_ALL_ON = {
 }
 
 
-def _hand_over(module: str, context: typer.Context, name: str = "app") -> None:
+def _hand_over(
+    module: str, context: typer.Context, name: str = "app", first: str | None = None
+) -> None:
     """Run a job's typer app with the arguments of this command."""
     job = getattr(import_module(module), name)
-    job(args=context.args, prog_name=context.command_path)
+    if first is None:
+        job(args=context.args, prog_name=context.command_path)
+    else:
+        job(args=[first, *context.args], prog_name=context.parent.command_path)
 
 
 @app.command(context_settings=_PASS_ALL_ON)
@@ -38,19 +43,19 @@ def demo(context: typer.Context) -> None:
 @app.command(context_settings=_PASS_ALL_ON)
 def prep(context: typer.Context) -> None:
     """Turn RedPajama into the token shards that the YAMLs train on."""
-    _hand_over("apex_composer.data_prep.__main__", context, "prep_app")
+    _hand_over("apex_composer.data_prep.__main__", context, first="prep")
 
 
 @app.command(context_settings=_PASS_ALL_ON)
 def prep_merge(context: typer.Context) -> None:
     """Finish an array job of `prep --shard I/N`."""
-    _hand_over("apex_composer.data_prep.__main__", context, "merge_app")
+    _hand_over("apex_composer.data_prep.__main__", context, first="prep-merge")
 
 
 @app.command(context_settings=_PASS_ALL_ON)
 def prep_verify(context: typer.Context) -> None:
     """Read prepared data again and compare it with its manifest."""
-    _hand_over("apex_composer.data_prep.__main__", context, "verify_app")
+    _hand_over("apex_composer.data_prep.__main__", context, first="prep-verify")
 
 
 @app.command(context_settings=_PASS_ALL_ON)

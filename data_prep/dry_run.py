@@ -4,7 +4,6 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from apex_composer.data_prep.choose.estimate import Estimate, estimate_domains, 
 from apex_composer.data_prep.errors import DiskFullError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.read.sources import Source, find_sources
-from apex_composer.data_prep.tokens.tokenizer import load_tokenizer, token_type
+from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts, load_tokenizer, token_type
 from apex_composer.data_prep.workers import check_workers
 
 # Reading and parsing a file whose documents are mostly left out: bytes of text per second and core.
@@ -88,7 +87,7 @@ def estimate_preparation(
 def _add_up(
     sources: list[Source],
     estimates: dict[str, Estimate],
-    tokenizer: dict[str, Any],
+    tokenizer: TokenizerFacts,
     out: Path,
     options: Options,
     workers: int,
@@ -98,7 +97,7 @@ def _add_up(
     if not options.takes_all:
         kept |= parts_for_budgets(estimates, options)
     wanted = _wanted(estimates, options)
-    size = np.dtype(token_type(tokenizer["vocabulary_size"])).itemsize
+    size = np.dtype(token_type(tokenizer.vocabulary_size)).itemsize
     tokenised = {domain: kept[domain] * e.tokens for domain, e in estimates.items()}
     documents = sum(kept[domain] * e.documents for domain, e in estimates.items())
     work = sum(tokenised.values()) * size + documents * DOCUMENT_BYTES
@@ -128,10 +127,6 @@ def _wanted(estimates: dict[str, Estimate], options: Options) -> dict[str, dict[
 def check_needs(needs: Needs, out: Path) -> None:
     """Refuse a preparation for which there is no room or no text.
 
-    Args:
-        needs: from `estimate_preparation`.
-        out: output folder, for the message.
-
     Raises:
         DiskFullError: the disk is too small.
         ValueError: a domain has fewer tokens than its budget.
@@ -151,11 +146,7 @@ def check_needs(needs: Needs, out: Path) -> None:
 
 
 def describe_needs(needs: Needs) -> list[str]:
-    """Say in lines of text what a preparation will need.
-
-    Args:
-        needs: from `estimate_preparation`.
-    """
+    """Say in lines of text what a preparation will need."""
     names = ["documents", "text_bytes", "tokens"]
     lines = [f"{'domain':<16}{'documents':>15}{'text':>11}{'tokens':>18}{'tokenised':>11}"]
     lines[0] += "".join(f"{split:>16}" for split in needs.wanted)

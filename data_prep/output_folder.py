@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,7 @@ from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.paths import DOWNLOADS, LOCK, MANIFEST, PARTS, PLAN, WORK
 from apex_composer.data_prep.read.remote import is_remote
 from apex_composer.data_prep.read.sources import Source
+from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts
 from apex_composer.data_prep.write.manifest import is_of_any_version, read_manifest
 from apex_composer.data_prep.write.verify import missing_shards
 
@@ -42,7 +44,7 @@ def check_apart(input: Path | str, out: Path) -> None:
 
 
 def open_target(
-    out: Path, options: Options, sources: list[Source], tokenizer: dict[str, Any]
+    out: Path, options: Options, sources: list[Source], tokenizer: TokenizerFacts
 ) -> dict[str, Any] | None:
     """Find out what the output folder holds: nothing, the beginning, or all of this preparation.
 
@@ -57,7 +59,7 @@ def open_target(
     if not out.exists():
         return None
     finished, plan = read_manifest(out), read_plan(out)
-    for earlier in (finished, plan):
+    for earlier in (finished, plan and asdict(plan)):
         if earlier is not None:
             check_same(earlier, options, sources, tokenizer, out)
     check_ours(out)

@@ -49,7 +49,6 @@ EXCEPTIONS = {
     ("operators", "sharding"),
     ("operators", "expander"),
     ("expander_state", "expander"),
-    ("tokens", "choose"),
     ("traffic", "ops"),
 }
 KNOW_COMPOSER = {"trainer", "callbacks", "methods"}

@@ -19,12 +19,7 @@ HOPELESS = 2.0
 
 
 def parts_for_budgets(estimates: dict[str, Estimate], options: Options) -> dict[str, float]:
-    """Part of every domain's documents that the budgets need, with the margin.
-
-    Args:
-        estimates: of the domains.
-        options: of the preparation.
-    """
+    """Part of every domain's documents that the budgets need, with the margin."""
     wanted = wanted_tokens(options, list(estimates))
     parts = {}
     for domain, estimate in estimates.items():
@@ -42,7 +37,6 @@ def wanted_tokens(options: Options, domains: list[str]) -> dict[str, dict[str, i
     """Tokens of every budget, whole sequences only, in the order in which the hashes fill them.
 
     Args:
-        options: of the preparation, with budgets.
         domains: names of the domains, sorted.
 
     Returns:
@@ -76,7 +70,7 @@ def divide_sequences(total: int, shares: Mapping[str, float]) -> dict[str, int]:
 
     Args:
         total: sequences.
-        shares: of the domains, adding up to 1.
+        shares: parts of the domains, adding up to 1.
     """
     counts = {domain: int(total * share) for domain, share in shares.items()}
     # The largest remainders first; equal ones in the domains' order, so that it is deterministic.
@@ -90,7 +84,6 @@ def check_budgets(options: Options, domains: list[str]) -> None:
     """Refuse budgets of which some domain gets no whole sequence, before anything is tokenised.
 
     Args:
-        options: of the preparation, with budgets.
         domains: names of the domains that are known.
 
     Raises:
@@ -118,7 +111,6 @@ def shortfalls(
 
     Args:
         wanted: tokens per split and domain, None for all that is left.
-        estimates: of the domains.
         factor: what the estimate may be wrong by.
     """
     sums = {
@@ -134,10 +126,6 @@ def shortfalls(
 
 def check_enough(estimates: dict[str, Estimate], options: Options) -> None:
     """Refuse budgets that the text cannot fill by any reading of the estimate.
-
-    Args:
-        estimates: of the domains.
-        options: of the preparation, with budgets.
 
     Raises:
         ValueError: a domain has less than half of what is wanted.

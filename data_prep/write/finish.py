@@ -51,7 +51,7 @@ def finish(out: Path, plan: Plan, options: Options, workers: int, keep_work: boo
     codes, wanted = select(corpus, plan, options)
     streams = make_streams(corpus, codes, wanted, options.sequence_length)
     check_streams(streams, options)
-    dtype = token_type(plan["tokenizer"]["vocabulary_size"])
+    dtype = token_type(plan.tokenizer.vocabulary_size)
     format = ShardFormat(dtype, options.sequence_length, options.shard_bytes, options.compression)
     shards = _write_shards(out, corpus, streams, format, workers)
     for name, content in index_files(shards, format).items():
@@ -103,7 +103,7 @@ def check_rejects(out: Path, plan: Plan, corpus: Corpus, max_reject_rate: float)
     """
     first = _write_rejects(out, plan, corpus)
     rejected = sum(map(count_rejects, corpus.reports))
-    lines = rejected + sum(report["documents"] for report in corpus.reports)
+    lines = rejected + sum(report.documents for report in corpus.reports)
     if rejected > max_reject_rate * lines:
         shown = "\n  ".join(f"{e['file']}:{e['line']}: {e['reason']}" for e in first)
         raise ValueError(
@@ -119,12 +119,12 @@ def _write_rejects(out: Path, plan: Plan, corpus: Corpus) -> list[dict[str, Any]
     first: list[dict[str, Any]] = []
     lines_before: Counter[int] = Counter()  # by source
     with new_file(out / REJECTS) as file:
-        for number, (source, _, _) in enumerate(plan["pieces"]):
+        for number, (source, _, _) in enumerate(plan.pieces):
             with (piece_folder(out, number) / REJECTS).open(encoding="utf-8") as piece:
                 for entry in map(json.loads, piece):
                     entry["line"] += lines_before[source]
                     file.write(json.dumps(entry).encode() + b"\n")
                     if len(first) < EXAMPLES_SHOWN:
                         first.append(entry)
-            lines_before[source] += corpus.reports[number]["lines"]
+            lines_before[source] += corpus.reports[number].lines
     return first

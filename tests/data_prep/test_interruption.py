@@ -25,6 +25,7 @@ import hashlib
 import sys
 from pathlib import Path
 from apex_composer.data_prep import preparation, prepare
+from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts
 from prepared import small_options
 
 tokenizer = Path(sys.argv[3])
@@ -33,7 +34,7 @@ def load(name, folder):
     for path in tokenizer.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     digest = hashlib.sha256(b"").hexdigest()
-    return {"name": "test", "sha256": digest, "vocabulary_size": 320, "bos": 0, "eos": 1}
+    return TokenizerFacts(name="test", sha256=digest, vocabulary_size=320, bos=0, eos=1)
 
 if __name__ == "__main__":
     preparation.load_tokenizer = load
