@@ -10,7 +10,7 @@ from typing import Any
 from apex_composer.data_prep.atomic_files import read_json, write_json
 from apex_composer.data_prep.choose.job_plan import date_source
 from apex_composer.data_prep.options import Options
-from apex_composer.data_prep.output_folder import check_ours
+from apex_composer.data_prep.output_folder import check_apart, check_ours
 from apex_composer.data_prep.preparation import prepare
 from apex_composer.data_prep.read.sources import Source, find_sources
 from apex_composer.data_prep.tokens.word_encoder import Encoder, make_encoder
@@ -76,6 +76,7 @@ def prepare_from_scratch(
     Raises:
         As `prepare`, and ValueError for a vocabulary that cannot hold all bytes.
     """
+    check_apart(data, out)
     options = Options(sequence_length=sequence_length, val_tokens=None)
     sizes = [vocabulary_size, sequence_length, text_limit]
     sources = find_sources(data)
