@@ -2,15 +2,16 @@
 
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from apex_composer.data_prep.choose.budgets import (
+    DOUBTFUL,
     check_budgets,
+    check_enough,
     parts_for_budgets,
-    shortfalls,
     wanted_tokens,
 )
 from apex_composer.data_prep.choose.estimate import Estimate, estimate_domains, take_samples
@@ -26,12 +27,10 @@ READING_RATE = 100e6
 DOCUMENT_BYTES = 22
 # What zstd leaves of tokens of natural text.
 COMPRESSED_PART = 0.8
-# Above this many times the estimate, a budget is refused: the estimate is no better.
-SURE = 1.3
 WARNING = "samples are the beginnings of a few files: expect errors of 10 to 30 %"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Needs:
     """What a preparation is expected to need.
 
@@ -43,7 +42,6 @@ class Needs:
         work_bytes: size of `.work`, which is removed at the end.
         free_bytes: room on the disk of the output.
         hours: duration with the workers given.
-        short: domains with too few tokens for the budgets, in words. Default: none.
     """
 
     domains: dict[str, Estimate]
@@ -53,7 +51,6 @@ class Needs:
     work_bytes: int
     free_bytes: int
     hours: float
-    short: list[str] = field(default_factory=list)
 
 
 def estimate_preparation(
@@ -107,11 +104,9 @@ def _add_up(
         kept[domain] * e.seconds + e.text_bytes / READING_RATE for domain, e in estimates.items()
     )
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
-    short = shortfalls(wanted, estimates, SURE)
-    return Needs(
-        estimates, kept, wanted, round(output), round(work), shutil.disk_usage(existing).free,
-        seconds / workers / 3600, short,
-    )  # fmt: skip
+    free = shutil.disk_usage(existing).free
+    hours = seconds / workers / 3600
+    return Needs(estimates, kept, wanted, round(output), round(work), free, hours)
 
 
 def _wanted(estimates: dict[str, Estimate], options: Options) -> dict[str, dict[str, int]]:
@@ -138,11 +133,7 @@ def check_needs(needs: Needs, out: Path) -> None:
             f"({show_bytes(needs.output_bytes)} stay), {show_bytes(needs.free_bytes)} are free. "
             "Make room, give another --out, or lower the budgets."
         )
-    if needs.short:
-        raise ValueError(
-            f"Too little text: {'; '.join(needs.short)}. Add text, lower the budgets, or change "
-            "--proportions."
-        )
+    check_enough(needs.wanted, needs.domains, DOUBTFUL)
 
 
 def describe_needs(needs: Needs) -> list[str]:

@@ -10,10 +10,11 @@ from typing import Any
 from apex_composer.data_prep.atomic_files import read_json, write_json
 from apex_composer.data_prep.choose.job_plan import date_source
 from apex_composer.data_prep.options import Options
-from apex_composer.data_prep.output_folder import check_ours
+from apex_composer.data_prep.output_folder import check_apart, check_ours
 from apex_composer.data_prep.preparation import prepare
 from apex_composer.data_prep.read.sources import Source, find_sources
 from apex_composer.data_prep.tokens.word_encoder import Encoder, make_encoder
+from apex_composer.data_prep.write.manifest import read_manifest
 from apex_composer.demo.documents import (
     PRETRAIN,
     SPLITS,
@@ -75,6 +76,7 @@ def prepare_from_scratch(
     Raises:
         As `prepare`, and ValueError for a vocabulary that cannot hold all bytes.
     """
+    check_apart(data, out)
     options = Options(sequence_length=sequence_length, val_tokens=None)
     sizes = [vocabulary_size, sequence_length, text_limit]
     sources = find_sources(data)
@@ -85,13 +87,13 @@ def prepare_from_scratch(
         clear(out)
         made = {"wanted": wanted, "text": write_text_and_tokenizer(sources, out, *sizes)}
         write_json(out / MADE_FROM, made)
-    manifests = {
-        folder.name: prepare(
-            folder, out / folder.name, tokenizer=out / TOKENIZER, options=options, workers=workers
-        )
-        for folder in (out / TEXT / split for split in SPLITS)
-        if folder.is_dir()
-    }
+    manifests = {}
+    for folder in (out / TEXT / split for split in SPLITS):
+        if folder.is_dir():
+            target = out / folder.name
+            manifests[folder.name] = read_manifest(target) or prepare(
+                folder, target, tokenizer=out / TOKENIZER, options=options, workers=workers
+            )
     splits = {split: {} for split in SPLITS}
     splits |= {split: manifest["splits"]["train"] for split, manifest in manifests.items()}
     return Prepared(**made["text"], tokenizer=manifests[PRETRAIN]["tokenizer"], splits=splits)
@@ -103,7 +105,7 @@ def clear(out: Path) -> None:
     Raises:
         OutputTakenError: the folder holds something else.
     """
-    if not (out / MADE_FROM).is_file():
+    if not any(out.glob(f"{MADE_FROM}*")):  # whole, or what a kill has left of it
         check_ours(out)
     write_json(out / MADE_FROM, {})  # first: the rest must not look whole
     for path in out.iterdir():

@@ -14,8 +14,9 @@ LARGEST_PART = 0.6
 SCATTER = 6
 # The same for the documents of the sample, from which their number was estimated.
 SAMPLE_SCATTER = 3
-# A budget of this many times the estimate is refused at once.
-HOPELESS = 2.0
+# A budget of this many times the estimate is refused at once, and by a dry run, which says what to
+# expect, one of this many times.
+HOPELESS, DOUBTFUL = 2.0, 1.3
 
 
 def parts_for_budgets(estimates: dict[str, Estimate], options: Options) -> dict[str, float]:
@@ -104,33 +105,27 @@ def check_budgets(options: Options, domains: list[str]) -> None:
         )
 
 
-def shortfalls(
+def check_enough(
     wanted: dict[str, dict[str, int] | None], estimates: dict[str, Estimate], factor: float
-) -> list[str]:
-    """Domains of which the budgets want more than a number of times the estimate, in words.
+) -> None:
+    """Refuse budgets of more than a number of times what by the estimate is there.
 
     Args:
         wanted: tokens per split and domain, None for all that is left.
         factor: what the estimate may be wrong by.
+
+    Raises:
+        ValueError: a domain has too little; the message names every one.
     """
     sums = {
         domain: sum(split[domain] for split in wanted.values() if split is not None)
         for domain in estimates
     }
-    return [
+    short = [
         f"{domain}: {sums[domain]:,} tokens are wanted, about {round(e.tokens):,} are there"
         for domain, e in estimates.items()
         if sums[domain] > factor * e.tokens
     ]
-
-
-def check_enough(estimates: dict[str, Estimate], options: Options) -> None:
-    """Refuse budgets that the text cannot fill by any reading of the estimate.
-
-    Raises:
-        ValueError: a domain has less than half of what is wanted.
-    """
-    short = shortfalls(wanted_tokens(options, list(estimates)), estimates, HOPELESS)
     if short:
         raise ValueError(
             f"Too little text: {'; '.join(short)}. Add text, lower the budgets, or change "

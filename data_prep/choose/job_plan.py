@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 from apex_composer.data_prep.atomic_files import read_json, write_json
 from apex_composer.data_prep.choose.budgets import (
+    HOPELESS,
     check_budgets,
     check_enough,
     parts_for_budgets,
+    wanted_tokens,
 )
 from apex_composer.data_prep.choose.estimate import estimate_domains, take_samples
 from apex_composer.data_prep.errors import SettingsError
@@ -84,7 +86,7 @@ def make_plan(
     if not options.takes_all:
         estimates = estimate_domains(take_samples(sources), tokenizer_file)
         check_budgets(options, list(estimates))
-        check_enough(estimates, options)
+        check_enough(wanted_tokens(options, list(estimates)), estimates, HOPELESS)
         kept = parts_for_budgets(estimates, options)
     pieces = make_pieces(sources, options.piece_bytes)
     return Plan(options, tokenizer, [date_source(source) for source in sources], pieces, kept)

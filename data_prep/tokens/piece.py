@@ -6,7 +6,7 @@ import struct
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -116,6 +116,7 @@ def tokenise_piece(task: PieceTask, report_progress: Progress) -> PieceReport:
     return report
 
 
+@dataclass
 class Piece:
     """The state of reading one piece.
 
@@ -125,25 +126,27 @@ class Piece:
         documents: file that takes one DOCUMENT_ROW for each document.
         rejects: file that takes one line of JSON for each bad record.
         report_progress: called after every batch.
+        length: tokens so far of the document that is being written.
+        lines: number of them in the piece, known at its end.
+        domains: counts of each domain, in the order of their numbers.
+        content: hash of all texts so far.
+        counts: what has been read so far.
+        reported: what of it has been reported.
+        rejected: bad records by domain and reason.
     """
 
-    def __init__(
-        self,
-        task: PieceTask,
-        tokens: IO[bytes],
-        documents: IO[bytes],
-        rejects: IO[bytes],
-        report_progress: Progress,
-    ) -> None:
-        self.task, self.tokens, self.documents, self.rejects = task, tokens, documents, rejects
-        self.report_progress = report_progress
-        self.length = 0  # tokens so far of the document that is being written
-        self.lines = 0
-        self.domains: dict[str, dict[str, int]] = {}  # in the order of their numbers
-        self.content = hashlib.blake2b(digest_size=16)
-        self.counts = dict.fromkeys(PROGRESS, 0)
-        self.reported = dict(self.counts)
-        self.rejected: dict[str, Counter[str]] = defaultdict(Counter)  # by domain and reason
+    task: PieceTask
+    tokens: IO[bytes]
+    documents: IO[bytes]
+    rejects: IO[bytes]
+    report_progress: Progress
+    length: int = 0
+    lines: int = 0
+    domains: dict[str, dict[str, int]] = field(default_factory=dict)
+    content: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PROGRESS, 0))
+    reported: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PROGRESS, 0))
+    rejected: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
     def read(self) -> None:
         """Tokenise the piece's documents."""

@@ -113,18 +113,6 @@ def test_no_training_tokens_at_all_is_2(corpus, tmp_path):
     assert status == 2 and "leaves no training data" in output
 
 
-@pytest.mark.parametrize("damage", ["report.json", "documents.bin"])
-def test_a_damaged_piece_is_1_and_is_named(corpus, tmp_path, damage):
-    assert prep(corpus, tmp_path / "out", "--shard", "1/1")[0] == 0
-    piece = tmp_path / "out" / ".work" / "pieces" / "000001"
-    if damage == "report.json":
-        (piece / damage).unlink()
-    else:
-        (piece / damage).write_bytes((piece / damage).read_bytes()[:-1])
-    status, output = call("prep-merge", tmp_path / "out")
-    assert status == 1 and f"The piece {piece} is damaged" in output.replace("\n", "")
-
-
 def test_absent_input_and_strange_domains_are_2(tmp_path):
     status, output = prep(tmp_path / "absent", tmp_path / "out")
     assert status == 2 and "absent" in output

@@ -166,6 +166,11 @@ def test_text_that_fills_no_split_is_refused_and_named(tmp_path):
         prepare(tmp_path / "corpus", tmp_path / "out")
 
 
+def test_data_and_output_one_in_the_other_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="lie one in the other"):
+        prepare(write_corpus(tmp_path), tmp_path / "runs" / "data")
+
+
 def test_impossible_sizes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="sequence_length=1 must be"):
         prepare(tmp_path / "absent", tmp_path / "out", length=1)

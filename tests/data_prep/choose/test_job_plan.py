@@ -1,6 +1,13 @@
+import json
+import shutil
+
+import pytest
+from corpus import write_corpus
 from hypothesis import given
 from hypothesis import strategies as st
+from prepared import run, small_options, tokenizer_folder
 
+from apex_composer.data_prep import prepare
 from apex_composer.data_prep.choose.job_plan import (
     Plan,
     date_source,
@@ -9,6 +16,7 @@ from apex_composer.data_prep.choose.job_plan import (
     source_differences,
     write_plan,
 )
+from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.read.sources import Source
 from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts
@@ -55,3 +63,31 @@ def test_the_differences_of_two_inputs_are_named(tmp_path):
     assert source_differences(before, now) == [
         "gone is gone", "new is new", f"{changed} has changed",
     ]  # fmt: skip
+
+
+def test_other_options_and_other_input_are_refused_by_name(prepared, tmp_path):
+    folder, _ = prepared
+    with pytest.raises(SettingsError, match="train_tokens was 1920 and is now 960"):
+        run(folder / "corpus", folder / "out", train_tokens=960)
+    other = write_corpus(tmp_path / "corpus", documents=80)
+    with pytest.raises(SettingsError, match="is gone"):
+        run(other, folder / "out")
+
+
+def test_a_begun_preparation_is_only_continued_with_the_same_options(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", documents=80)
+    run(corpus, tmp_path / "out", shard=(1, 2))
+    with pytest.raises(SettingsError, match="sequence_length was 32 and is now 16"):
+        run(corpus, tmp_path / "out", sequence_length=16)
+
+
+def test_a_begun_preparation_is_not_continued_with_another_end_of_documents(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", documents=80)
+    run(corpus, tmp_path / "out", shard=(1, 2))
+    other = shutil.copytree(tokenizer_folder(), tmp_path / "tokenizer")
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    settings["eos_token"] = settings["pad_token"]
+    (other / "tokenizer_config.json").write_text(json.dumps(settings))
+    (other / "special_tokens_map.json").unlink(missing_ok=True)
+    with pytest.raises(SettingsError, match="the tokenizer's eos was 1 and is now 2"):
+        prepare(corpus, tmp_path / "out", tokenizer=other, options=small_options(), workers=1)
