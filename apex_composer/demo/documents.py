@@ -13,10 +13,10 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from apex_composer.data_prep.choose.estimate import take_samples
-from apex_composer.data_prep.choose.splits import hash_text
 from apex_composer.data_prep.progress import progress_bar
 from apex_composer.data_prep.read.documents import read_documents
 from apex_composer.data_prep.read.sources import Source
+from apex_composer.data_prep.tokens.document_hash import hash_text
 
 VALIDATION, PRETRAIN, TRAIN = "validation", "pretrain", "train"
 SPLITS = (VALIDATION, PRETRAIN, TRAIN)
@@ -41,7 +41,6 @@ def take_documents(sources: Sequence[Source], limit: int) -> Texts:
     """Read texts of every domain until it has its part of a limit, all parts being equal.
 
     Args:
-        sources: input files.
         limit: bytes of text of all domains together.
 
     Returns:
@@ -99,8 +98,7 @@ def divide(
     """Divide the texts of all domains among the splits, so that no text is there twice.
 
     Args:
-        texts: of every domain.
-        sequence_length: tokens in a sequence.
+        texts: those of every domain.
 
     Returns:
         Texts per split and domain, and whether they are sections of the documents.
@@ -124,7 +122,6 @@ def divide_domain(texts: Iterable[str], sequence_length: int) -> Texts:
 
     Args:
         texts: whole documents, or sections of some, each once.
-        sequence_length: tokens in a sequence.
     """
     order = sorted(texts, key=hash_text)
     size, sequence = _size(order), BYTES_PER_TOKEN * sequence_length
@@ -161,7 +158,6 @@ def cut(text: str, sections: int) -> Iterator[str]:
     """Cut a text at the ends of lines, else between words, else anywhere.
 
     Args:
-        text: a document.
         sections: how many; blank ones are left out. 1 leaves the text as it is.
     """
     start = 0
