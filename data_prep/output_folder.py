@@ -28,10 +28,6 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 def check_apart(input: Path | str, out: Path) -> None:
     """Refuse an output inside the input, which a later run would read, and the reverse.
 
-    Args:
-        input: folder or remote address.
-        out: output folder.
-
     Raises:
         SettingsError: one lies in the other, or the output is a file.
     """
@@ -51,12 +47,6 @@ def open_target(
     out: Path, options: Options, sources: list[Source], tokenizer: TokenizerFacts
 ) -> dict[str, Any] | None:
     """Find out what the output folder holds: nothing, the beginning, or all of this preparation.
-
-    Args:
-        out: output folder.
-        options: of the preparation.
-        sources: its input.
-        tokenizer: its tokenizer.
 
     Returns:
         The manifest when all is done, else None.
@@ -85,9 +75,6 @@ def open_target(
 def check_ours(out: Path) -> None:
     """Refuse a folder that holds something else than a preparation, finished or begun.
 
-    Args:
-        out: output folder.
-
     Raises:
         OutputTakenError: it does.
     """
@@ -103,11 +90,7 @@ def check_ours(out: Path) -> None:
 
 
 def clear(out: Path) -> None:
-    """Remove a preparation; a kill in the midst leaves what a next call removes.
-
-    Args:
-        out: output folder, locked.
-    """
+    """Remove a preparation, locked; a kill in the midst leaves what a next call removes."""
     for path in (out / MANIFEST, out / PLAN):  # first: the rest must not look whole
         path.unlink(missing_ok=True)
     kept = {out / WORK, *out.glob(f"{LOCK}*")}
@@ -124,7 +107,7 @@ def locked(out: Path, part: tuple[int, int] | None) -> Iterator[None]:
     removes what killed runs were writing.
 
     Args:
-        out: output folder.
+        out: output folder, made when missing.
         part: (i, n) for the i-th of an array job's n parts, or None for a whole preparation.
 
     Raises:

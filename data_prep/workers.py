@@ -97,9 +97,6 @@ def _explained_death(process: Any, task: Task) -> Iterator[None]:
 def check_workers(workers: int | None) -> int:
     """Number of processes, by default one for each core that a container may use.
 
-    Args:
-        workers: as given, or None.
-
     Raises:
         SettingsError: it is below 1.
     """

@@ -18,20 +18,12 @@ ATTEMPTS = 3
 
 
 def is_remote(address: str | Path) -> bool:
-    """Whether an address names a remote store, such as `s3://bucket/folder`.
-
-    Args:
-        address: path or address.
-    """
+    """Whether an address names a remote store, such as `s3://bucket/folder`."""
     return isinstance(address, str) and "://" in address
 
 
 def streaming_name(address: str) -> str:
-    """What streaming calls a remote file or folder: its address, of `file://` the path.
-
-    Args:
-        address: of a file or folder.
-    """
+    """What streaming calls a remote file or folder: its address, of `file://` the path."""
     parts = urlparse(address)
     return parts.path if parts.scheme == FILE_SCHEME else address
 
@@ -40,7 +32,7 @@ def list_files(address: str) -> list[str]:
     """List the files below a remote folder, sorted, as paths below it.
 
     Args:
-        address: address of the folder.
+        address: remote folder.
 
     Raises:
         InputNotFoundError: there is nothing.
@@ -90,7 +82,7 @@ def local_copy(address: str, cache: Path | None = None, attempts: int = ATTEMPTS
     """Download a remote file for as long as it is read; a local path is given back as it is.
 
     Args:
-        address: path, or address of a file.
+        address: file, remote or of this machine.
         cache: folder with room for the file. Default: None, the system's folder for such files.
         attempts: at the download. Default: 3.
 

@@ -45,15 +45,7 @@ EXAMPLES_SHOWN = 20
 
 
 def finish(out: Path, plan: Plan, options: Options, workers: int, keep_work: bool) -> Manifest:
-    """Phase 2: choose the splits, write the shards, their index and the manifest.
-
-    Args:
-        out: output folder.
-        plan: of the preparation.
-        options: of the preparation.
-        workers: processes.
-        keep_work: keep `<out>/.work`.
-    """
+    """Phase 2: choose the splits, write the shards, their index and the manifest."""
     corpus = read_corpus(out, plan)
     check_rejects(out, plan, corpus, options.max_reject_rate)
     codes, wanted = select(corpus, plan, options)
@@ -105,12 +97,6 @@ def _write_shards(
 
 def check_rejects(out: Path, plan: Plan, corpus: Corpus, max_reject_rate: float) -> None:
     """Write `rejects.jsonl`, and refuse data with too many bad lines.
-
-    Args:
-        out: output folder.
-        plan: of the preparation.
-        corpus: all documents.
-        max_reject_rate: allowed share of bad lines among all lines.
 
     Raises:
         ValueError: the share is above it; the message names the first bad lines.

@@ -7,6 +7,7 @@ import pytest
 from reading import read
 
 from apex_composer.data_prep.errors import SourceError
+from apex_composer.data_prep.read import parquet
 
 
 def write_parquet(path, rows, **options):
@@ -53,3 +54,12 @@ def test_damaged_parquet_is_an_error_that_names_the_file(tmp_path):
     write_parquet(path, {"txt": ["a"]})
     with pytest.raises(SourceError, match="no column 'text'"):
         read(path, domain=None, format="redpajama-sample")
+
+
+def test_pages_of_parquet_beyond_the_memory_of_a_worker_are_refused(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path / "x.parquet", {"text": [str(n) * 1_000_000 for n in range(8)]})
+    monkeypatch.setattr(parquet, "PAGE_LIMIT", 9_000_000)
+    assert len(read(path)[0]) == 8
+    monkeypatch.setattr(parquet, "PAGE_LIMIT", 7_000_000)
+    with pytest.raises(SourceError, match="rows have 1 MB on average.*row groups of fewer rows"):
+        read(path)
