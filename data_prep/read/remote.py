@@ -48,8 +48,11 @@ def list_files(address: str) -> list[str]:
         prefix += "/" if prefix else ""
         try:
             names = _list_objects(address)
-        except (ImportError, KeyError, ValueError) as error:
-            raise SettingsError(f"input={address!r} cannot be listed: {error}") from error
+        except (ImportError, KeyError, NotImplementedError, ValueError) as error:
+            raise SettingsError(
+                f"input={address!r} cannot be listed by streaming: {error}. Mount it, or copy it "
+                "to a local folder."
+            ) from error
         except Exception as error:  # every store has its own errors
             raise OSError(f"input={address!r} cannot be listed: {error}") from error
         below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
@@ -64,17 +67,9 @@ def _list_objects(address: str) -> list[str]:
     # streaming's listing is part of its uploaders; nothing is written.
     uploader = CloudUploader.get(address)
     try:
-        names = uploader.list_objects()
-    except NotImplementedError:
-        names = None
+        return uploader.list_objects()
     finally:
         os.rmdir(uploader.local)  # the scratch folder that every remote uploader makes
-    if names is None:
-        raise ValueError(
-            f"input={address!r}: streaming cannot list this store. Mount it, or copy it to a local "
-            "folder."
-        )
-    return names
 
 
 @contextmanager
