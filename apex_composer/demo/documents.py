@@ -10,6 +10,7 @@ documents: held-out text of the same documents, for want of any other.
 
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from apex_composer.data_prep.choose.estimate import take_samples
@@ -44,8 +45,7 @@ def take_documents(sources: Sequence[Source], limit: int) -> Texts:
         limit: bytes of text of all domains together.
 
     Returns:
-        Texts per domain, in the order of the files. A domain that only records name, and none at
-        the beginning of a file, is left out.
+        Texts per domain, sorted by its name, in the order of the files.
 
     Raises:
         SourceError: a file cannot be read.
@@ -53,12 +53,13 @@ def take_documents(sources: Sequence[Source], limit: int) -> Texts:
     """
     domains = {domain for sample in take_samples(sources) for domain in sample.texts}
     domains |= {source.domain for source in sources if source.domain is not None}
-    texts: Texts = {domain: [] for domain in sorted(domains)}
-    room = dict.fromkeys(domains, limit / max(1, len(domains)))
+    texts: Texts = {domain: [] for domain in domains}
+    part = limit / max(1, len(domains))
+    room = defaultdict(lambda: part)  # also for a domain that no sample showed
     rejects: list[str] = []
 
     def is_full(domain: str) -> bool:
-        return room[domain] <= 0 and len(texts[domain]) >= LEAST_DOCUMENTS
+        return room[domain] <= 0 and len(texts.get(domain, ())) >= LEAST_DOCUMENTS
 
     with progress_bar(unit="B", unit_scale=True, desc="reading") as bar:
         for source in sources:
@@ -66,12 +67,12 @@ def take_documents(sources: Sequence[Source], limit: int) -> Texts:
             own = list(texts) if source.domain is None else [source.domain]
             while not all(map(is_full, own)) and (document := next(documents, None)):
                 domain, text = document
-                if domain in texts and not is_full(domain):
-                    texts[domain].append(text)
+                if not is_full(domain):
+                    texts.setdefault(domain, []).append(text)
                     room[domain] -= _size([text])
                     bar.update(_size([text]))
     _check_rejects(rejects, sum(map(len, texts.values())))
-    return texts
+    return dict(sorted(texts.items()))
 
 
 def _read(source: Source, rejects: list[str]) -> Iterator[tuple[str, str]]:
