@@ -25,6 +25,25 @@ class Batches(Callback):
         self.ids.append(state.batch["input_ids"].tolist())
 
 
+class StopAt(Callback):
+    """Ends the fit at a batch, once."""
+
+    def __init__(self, batch: int):
+        self.batch: int | None = batch
+
+    def batch_end(self, state, logger):
+        if state.timestamp.batch.value == self.batch:
+            self.batch = None
+            state.stop_training()
+
+
+def assert_same_weights(first: dict, second: dict) -> None:
+    """Bit for bit."""
+    assert first.keys() == second.keys()
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name]), name
+
+
 def make_trainer(
     *algorithms: Algorithm,
     model: torch.nn.Module | None = None,
@@ -72,11 +91,24 @@ def run(*algorithms: Algorithm, **options) -> tuple[APEX | None, dict, InMemoryL
     return apex, weights, log
 
 
-def state_of(max_duration: str, dataloader_len: int | None = None, algorithms=(), **time):
+def final_scores(apex: APEX) -> dict:
+    """Scores, norm sums and sample counts collected in the last stage."""
+    return apex._expander.state_dict()["scores"]
+
+
+def assert_same_scores(first: dict, second: dict) -> None:
+    """For forward passes in float64, of one batch in other pieces: no rounding changes a rank."""
+    assert first.keys() == second.keys() and first
+    for name in first:
+        assert torch.equal(first[name][0], second[name][0]), name
+        torch.testing.assert_close(first[name][1], second[name][1], rtol=1e-11, atol=0)
+        assert first[name][2] == second[name][2]
+
+
+def state_of(max_duration: str, dataloader_len: int | None = None, **time):
     """As much of Composer's State as stages look at."""
     return SimpleNamespace(
         max_duration=Time.from_timestring(max_duration),
         dataloader_len=None if dataloader_len is None else Time(dataloader_len, TimeUnit.BATCH),
-        algorithms=list(algorithms),
         timestamp=Timestamp(**time),
     )

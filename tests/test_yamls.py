@@ -188,7 +188,7 @@ def test_random_weights_are_found_before_the_first_batch(inputs, tmp_path):
         composer(ROOT / "train.py", [YAMLS / "tinyllama_apex.yaml", *arguments], tmp_path)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[:2])  # the third differs in numbers and names only
 def test_yaml_runs_on_a_tiny_model(name, inputs, tmp_path):
     overrides = tiny_overrides(inputs) | {"callbacks.start_guard.margin": "null"}
     if name == "tinyllama_apex":

@@ -25,12 +25,10 @@ class PreparedData(Callback):
         self._checked: list[Any] = []
 
     def before_load(self, state: State, logger: Logger) -> None:
-        """Compare what the trainer was built with."""
+        """Compare what the trainer was built with; at `fit_start`, what came with `fit()`."""
         self.check_fit(state)
 
-    def fit_start(self, state: State, logger: Logger) -> None:
-        """Compare what came with `fit()`."""
-        self.check_fit(state)
+    fit_start = before_load
 
     def check_fit(self, state: State) -> None:
         """Compare every stream's manifest that was not yet with the run's tokenizer and model."""

@@ -4,6 +4,7 @@ import weakref
 
 from composer.core import Callback, State
 from composer.loggers import Logger
+from torch.optim import Optimizer
 
 from apex_composer.expander import Expander
 from apex_composer.model.fused_swiglu import FusedSwiGLU
@@ -22,30 +23,30 @@ class Closing(Callback):
     Every run has its own, which knows that run's objects only: Python may collect a Trainer, and
     so close it, while the next one trains with the same algorithm.
 
+    It joins the callbacks after loading: there is nothing to load, but Composer would miss it in
+    older checkpoints. Should building the trainer fail before, the model is closed when the state
+    is collected, as Composer's own callbacks are.
+
     Args:
         swiglu: the run's.
+        state: the run's state.
 
     Attributes:
         handed_over: whether the algorithm belongs to a later trainer.
     """
 
-    def __init__(self, swiglu: FusedSwiGLU):
+    def __init__(self, swiglu: FusedSwiGLU, state: State):
         self.handed_over = False
         self._swiglu = swiglu
         self._held: list[Expander | Attachment] = []
-
-    def hold(self, held: Expander | Attachment) -> None:
-        """Take note of what has hooks on the model or on the optimizer."""
-        self._held.append(held)
-
-    def step_aside(self, state: State) -> None:
-        """Leave the callbacks while a checkpoint is loaded; to be appended again after it.
-
-        There is nothing to load, but Composer would miss the callback in older checkpoints. Should
-        loading fail, the model is closed when that trainer is collected, as Composer's own are.
-        """
-        state.callbacks.remove(self)
         weakref.finalize(state, self.close).atexit = False
+
+    def attach(self, expander: Expander, optimizer: Optimizer) -> None:
+        """Let a run's expander act on the optimizer's steps that its own trainer takes."""
+        self._held.append(expander)  # it has hooks on the model, also if attaching is refused
+        attachment = expander.attach(optimizer)
+        attachment.by_closure = True
+        self._held.append(attachment)
 
     def end_stages(self) -> None:
         """Fold, and remove the stages' hooks."""
@@ -85,8 +86,8 @@ def check_owner(closing: Closing | None, state: State) -> None:
     """Refuse to act in a run whose algorithm was given to another trainer.
 
     Args:
-        closing: of the algorithm's latest run.
-        state: of the run that calls it.
+        closing: the algorithm's latest run's.
+        state: the state of the run that calls the algorithm.
 
     Raises:
         RuntimeError: it is another run.

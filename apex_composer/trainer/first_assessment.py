@@ -1,94 +1,83 @@
 """The first stage's scores: forward passes over training data before training."""
 
 import math
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from composer.core import State, ensure_data_spec
+from composer.core.precision import get_precision_context
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from apex_composer.assessment.collector import Assessment
+from apex_composer.data_prep.progress import progress_bar
 from apex_composer.distributed import global_rank, sum_over_ranks
-from apex_composer.ops.packed_samples import is_packed
+from apex_composer.trainer.batches import count_tokens, look_at, open_assessment
 from apex_composer.trainer.dataloader_state import undisturbed
+from apex_composer.trainer.out_of_memory import in_fitting_microbatches
+from apex_composer.trainer.stage_plan import StagePlan
 
 # The paper assesses on 30 M tokens before stages of about 3 B.
 DEFAULT_ASSESSED_SHARE = 0.01
 
 
-@dataclass
-class AssessmentGoal:
-    """How much data the first assessment reads.
-
-    Attributes:
-        unit: `ba`, `sp` or `tok`.
-        total: of all ranks together.
-        done: so far.
-    """
+class Goal(NamedTuple):
+    """How much data the first assessment reads: a total of all ranks, in `ba`, `sp` or `tok`."""
 
     unit: str
     total: int
-    done: int = 0
-
-    @property
-    def reached(self) -> bool:
-        """Whether enough has been read."""
-        return self.done >= self.total
-
-    def add(self, batch: Mapping[str, Any], device: torch.device) -> int:
-        """Count a batch of this rank, and those of the others; returns how much that is."""
-        if self.unit == "ba":
-            size = 1
-        else:
-            own = batch["input_ids"].shape[0] if self.unit == "sp" else count_tokens(batch)
-            size = int(sum_over_ranks(torch.tensor(own, device=device)))
-        self.done += size
-        return size
 
 
-def first_goal(tokens: int | None, unit: str, first_stage: int) -> AssessmentGoal:
+def first_goal(tokens: int | None, plan: StagePlan) -> Goal:
     """What the first assessment reads.
 
     Args:
         tokens: the setting, or None for a share of the first stage.
-        unit: of the stages: `ba`, `sp` or `tok`.
-        first_stage: its length in this unit.
+        plan: the stages.
     """
     if tokens is not None:
-        return AssessmentGoal("tok", tokens)
-    return AssessmentGoal(unit, math.ceil(DEFAULT_ASSESSED_SHARE * first_stage))
+        return Goal("tok", tokens)
+    return Goal(plan.unit, math.ceil(DEFAULT_ASSESSED_SHARE * plan.ends[0]))
 
 
-def attention_mask(batch: Any) -> Tensor | None:
-    """A batch's mask of real tokens, [samples, tokens] bool, or None where it has none."""
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    return mask.bool() if mask is not None else None
+def assess_first_stage(state: State, assessment: Assessment, goal: Goal) -> None:
+    """Scores for the first stage from forward passes over training data, as the trainer's are.
 
-
-def sequence_ids(batch: Any) -> Tensor | None:
-    """Which sequence each token of a packed batch belongs to, or None where no row is packed.
-
-    Ids on a GPU cannot be looked at without waiting for it, so they count as packed.
+    Args:
+        state: the trainer's, at FIT_START.
+        assessment: collects the scores.
+        goal: how much to read.
     """
-    ids = batch.get("sequence_id") if isinstance(batch, Mapping) else None
-    return ids if ids is not None and (ids.is_cuda or is_packed(ids)) else None
+    model, spec = state.model, ensure_data_spec(state.train_dataloader)
+    if isinstance(model, DistributedDataParallel):
+        model = model.module  # without gradients there is nothing to synchronise
 
+    def attempt(batch: Any) -> None:
+        for microbatch in spec.split_batch(batch, state.device_train_microbatch_size):
+            layout = look_at(microbatch)
+            microbatch = state.device.batch_to_device(microbatch)
+            with get_precision_context(state.precision, state.precision_config):
+                open_assessment(assessment, microbatch, layout)
+                model(microbatch)
+                assessment.close()
 
-def count_tokens(batch: Mapping[str, Any]) -> int:
-    """Tokens of a batch, padding not counted."""
-    mask = attention_mask(batch)
-    return batch["input_ids"].numel() if mask is None else int(mask.sum())
+    def forward(batch: Any) -> None:
+        # A batch counts when all of its microbatches have fitted into memory.
+        in_fitting_microbatches(state, lambda: attempt(batch), assessment.discard)
+        assessment.commit()
+
+    device = next(model.parameters()).device
+    assess_training_data(model, state.train_dataloader, forward, goal, device)
 
 
 def assess_training_data(
     model: nn.Module,
     dataloader: Any,
     forward: Callable[[Any], None],
-    goal: AssessmentGoal,
+    goal: Goal,
     device: torch.device,
 ) -> None:
     """Run forward passes over the first batches that training will see.
@@ -97,33 +86,43 @@ def assess_training_data(
     off (our choice: the scores belong to the model, not to a draw).
 
     Args:
-        model: put into evaluation mode meanwhile.
-        dataloader: of training.
-        forward: runs the model on a batch, counting it towards the scores.
+        model: the model, in evaluation mode meanwhile.
+        dataloader: the training data.
+        forward: a function that runs the model on a batch and counts it towards the scores.
         goal: how much to read; where the data ends before, a warning says so.
-        device: for sums over ranks.
+        device: where sums over ranks are made.
     """
-    seconds = 0.1 if sys.stderr.isatty() else 30.0  # in a log every state of the bar stays
-    bar = tqdm(
-        desc="apex: first assessment",
-        total=goal.total,
-        unit=goal.unit,
-        delay=5,
-        mininterval=seconds,
-        maxinterval=max(10.0, seconds),
-        disable=global_rank() != 0,
+    done, bar = (
+        0,
+        progress_bar(
+            desc="apex: first assessment",
+            total=goal.total,
+            unit=goal.unit,
+            delay=5,
+            disable=global_rank() != 0,
+        ),
     )
     with undisturbed(dataloader), bar, _evaluating(model), torch.no_grad():
         for batch in _one_epoch(dataloader):
             forward(batch)
-            bar.update(goal.add(batch, device))
-            if goal.reached:
+            size = _size(batch, goal.unit, device)
+            bar.update(size)
+            done += size
+            if done >= goal.total:
                 return
     warnings.warn(
-        f"assessment: the training data ended after {goal.done} of {goal.total}{goal.unit}; the "
-        "first stage's scores come from these",
+        f"assessment: the training data ended after {done} of {goal.total}{goal.unit}; the first "
+        "stage's scores come from these",
         stacklevel=2,
     )
+
+
+def _size(batch: Mapping[str, Any], unit: str, device: torch.device) -> int:
+    """How much this rank's batch and those of the others come to."""
+    if unit == "ba":
+        return 1
+    own = batch["input_ids"].shape[0] if unit == "sp" else count_tokens(batch)
+    return int(sum_over_ranks(torch.tensor(own, device=device)))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from apex_composer.model.sites import Site, clean_name
 from apex_composer.operators.main_optimizer import param_group_places
 from apex_composer.operators.step_hooks import attachments
 from apex_composer.sharding.executors import check_sharded
+from apex_composer.trainer.stage_plan import StagePlan
 
 if TYPE_CHECKING:
     from apex_composer.expander import Expander
@@ -21,7 +22,7 @@ def check_run(state: State, own: "Expander | None" = None) -> None:
     """Refuse runs that could only fail later.
 
     Args:
-        state: of the trainer, before wrapping; and at FIT_START, for `fit()` may change it.
+        state: the trainer's, before wrapping; and at FIT_START, for `fit()` may change it.
         own: the algorithm's Expander, default none so far.
 
     Raises:
@@ -45,16 +46,24 @@ def check_run(state: State, own: "Expander | None" = None) -> None:
     _check_sharding(state)
 
 
-def check_trained(state: State, sites: Sequence[Site]) -> None:
-    """Refuse weights that are not trained to the end, before wrapping.
+def check_expansion(state: State, sites: Sequence[Site], implementation: str) -> None:
+    """Refuse before wrapping what operators could not work on: weights that are not trained.
+
+    And kernels for weights that will be sharded, which could only be refused after wrapping.
 
     Args:
-        state: of the trainer.
-        sites: that are expanded.
+        state: the trainer's.
+        sites: the sites to expand.
+        implementation: `auto`, `torch` or `triton`.
 
     Raises:
-        ValueError: for a weight that the optimizer does not train, or that will be frozen.
+        ValueError: for a weight that the optimizer does not train, or that will be frozen, or
+            where kernels are asked for and weights will be sharded.
     """
+    # FSDP2 has no strategies: it shards.
+    whole = getattr(state.fsdp_config, "sharding_strategy", None) == "NO_SHARD"
+    if state.fsdp_config is not None and dist.get_world_size() > 1 and not whole:
+        check_sharded(implementation)
     param_group_places(sites, state.optimizers[0])
     if any(isinstance(algorithm, LayerFreezing) for algorithm in state.algorithms):
         raise ValueError(
@@ -81,7 +90,7 @@ def check_fit(state: State) -> None:
     checkpoint's clock counts (`fit(reset_time=True)`), nor what data and duration `fit()` brings.
 
     Args:
-        state: of the trainer, at FIT_START.
+        state: the trainer's, at FIT_START.
     """
     for callback in state.callbacks:
         check = getattr(callback, "check_fit", None)
@@ -89,20 +98,13 @@ def check_fit(state: State) -> None:
             check(state)
 
 
-def check_implementation(state: State, implementation: str) -> None:
-    """Refuse before wrapping what `executors.check_executors` would refuse after it.
-
-    Args:
-        state: of the trainer, before wrapping.
-        implementation: `auto`, `torch` or `triton`.
-
-    Raises:
-        ValueError: where kernels are asked for and weights will be sharded.
-    """
-    if state.fsdp_config is not None and dist.get_world_size() > 1:
-        # FSDP2 has no strategies: it shards.
-        if getattr(state.fsdp_config, "sharding_strategy", None) != "NO_SHARD":
-            check_sharded(implementation)
+def check_agreement(scheduler: StagePlan, algorithm: StagePlan) -> None:
+    """Refuse a scheduler whose stages end elsewhere than the algorithm's."""
+    if scheduler.ends != algorithm.ends:
+        raise ValueError(
+            f"stages: the scheduler stagewise ends them at {scheduler.describe()}, the algorithm "
+            f"apex at {algorithm.describe()}: give both the same stages"
+        )
 
 
 def _check_alone(state: State, own: "Expander | None") -> None:

@@ -1,4 +1,4 @@
-"""One rank of first assessments in which one rank runs out of memory: `test_out_of_memory.py`.
+"""Two ranks of first assessments in which one runs out of memory: `test_out_of_memory.py`.
 
 Usage: out_of_memory_worker.py OUT
 """
@@ -11,6 +11,7 @@ import cpu_fsdp
 import torch
 from composer.core import Event
 from composer.utils import dist
+from forks import fork_ranks
 from shards_worker import make_trainer
 from test_out_of_memory import SmallMemory
 
@@ -47,4 +48,4 @@ def main(out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(any(fork_ranks(2, main, *sys.argv[1:])))

@@ -1,6 +1,8 @@
-"""One training run in a process of its own, which may kill itself: `test_resume.py` starts it.
+"""A training run in a process of its own, which may kill itself: `test_resume.py` starts it.
 
-Usage: resume_worker.py DATA FOLDER DEATH, where DEATH is one of
+Usage: resume_worker.py DATA FOLDER DEATH [FOLDER DEATH ...]. Of several runs each has a process of
+its own, one after the other, all forked from this one, which has imported everything and prints
+their exit statuses. DEATH is one of
     none        to the end
     kill-N      SIGKILL at the end of batch N, before its checkpoint is written
     save-N      SIGKILL in the middle of writing the checkpoint of batch N
@@ -10,6 +12,7 @@ Usage: resume_worker.py DATA FOLDER DEATH, where DEATH is one of
     lost-N      SIGKILL to the last rank only
 """
 
+import json
 import os
 import signal
 import sys
@@ -22,12 +25,13 @@ from composer import Callback, Trainer
 from composer.models import HuggingFaceModel
 from composer.utils import checkpoint as composer_checkpoint
 from composer.utils import dist
+from forks import exit_status, fork
 from helpers import StreamedTokens, tiny_llama
 from streaming import StreamingDataLoader
 
 from apex_composer import APEX, StagewiseScheduler
 from apex_composer.callbacks import preemption
-from apex_composer.trainer import forward_passes
+from apex_composer.trainer import first_assessment
 
 torch.set_num_threads(1)
 
@@ -82,14 +86,14 @@ def die_while_saving(batch: int) -> None:
 
 def die_while_assessing() -> None:
     """Die in the second forward pass of the first assessment."""
-    masks = []
+    opened = []
 
-    def attention_mask(batch):
-        masks.append(batch)
-        if len(masks) == 2:
+    def open_assessment(*arguments):
+        opened.append(arguments)
+        if len(opened) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    forward_passes.attention_mask = attention_mask
+    first_assessment.open_assessment = open_assessment
 
 
 def deaths(die: str) -> list[Callback]:
@@ -108,8 +112,12 @@ def deaths(die: str) -> list[Callback]:
     return [Die(SIGNALS[how], int(batch))] if how in SIGNALS else []
 
 
+def make_model() -> HuggingFaceModel:
+    return HuggingFaceModel(tiny_llama(kv_heads=2), tokenizer=None, use_logits=True)
+
+
 def main(data: str, folder: str, die: str) -> None:
-    model = HuggingFaceModel(tiny_llama(kv_heads=2), tokenizer=None, use_logits=True)
+    model = make_model()
     dataset = StreamedTokens(
         local=data, shuffle=True, shuffle_seed=3, batch_size=4, num_canonical_nodes=1
     )
@@ -136,12 +144,21 @@ def main(data: str, folder: str, die: str) -> None:
         device="cpu",
         progress_bar=False,
     )
+    began = trainer.state.timestamp.batch.value
     trainer.fit()
     weights = {name: t.clone() for name, t in model.model.state_dict().items()}
-    torch.save({"weights": weights, "history": apex.history}, os.path.join(folder, "end.pt"))
+    end = {"began": began, "weights": weights, "history": apex.history}
+    torch.save(end, os.path.join(folder, "end.pt"))
     trainer.close()
 
 
 if __name__ == "__main__":
     own_names.install()
-    main(*sys.argv[1:])
+    data, *runs = sys.argv[1:]
+    if len(runs) == 2:
+        main(data, *runs)
+    else:
+        make_model()  # the first one imports all models of transformers
+        pairs = zip(runs[::2], runs[1::2], strict=True)
+        statuses = [exit_status(fork(main, data, *pair)) for pair in pairs]
+        print(json.dumps(statuses))

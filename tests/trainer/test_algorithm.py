@@ -1,42 +1,30 @@
-import sys
 import traceback
-import warnings
 
 import numpy
 import pytest
 import torch
 from composer import Callback, Evaluator
 from composer.algorithms import GradientClipping
-from composer.utils import FSDPConfig, TPConfig
-from composer_run import BATCH_SIZE, Batches, make_trainer, run
+from composer_run import (
+    BATCH_SIZE,
+    StopAt,
+    assert_same_scores,
+    assert_same_weights,
+    final_scores,
+    make_trainer,
+    run,
+)
 from helpers import (
     CHANGE_BOUND,
     SMOOTH_EPS,
-    StreamedTokens,
     TokenDataset,
     change_error,
     tiny_llama,
 )
-from tiny_run import write_shards
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from apex_composer import APEX, StagewiseScheduler
-from apex_composer.ops import dispatch as ops
-
-
-def final_scores(apex: APEX) -> dict:
-    """Scores, norm sums and sample counts collected in the last stage."""
-    return apex._expander.state_dict()["scores"]
-
-
-def assert_same_scores(first: dict, second: dict) -> None:
-    """For forward passes in float64, of one batch in other pieces: no rounding changes a rank."""
-    assert first.keys() == second.keys() and first
-    for name in first:
-        assert torch.equal(first[name][0], second[name][0]), name
-        torch.testing.assert_close(first[name][1], second[name][1], rtol=1e-11, atol=0)
-        assert first[name][2] == second[name][2]
+from apex_composer import APEX
 
 
 def exact(**options) -> dict:
@@ -80,40 +68,8 @@ def test_a_plain_run_equals_one_without_apex():
     _, vanilla, _ = run()
     _, plain, _ = run(APEX(expansion=False))
     _, expanded, _ = run(APEX())
-    for name, weight in vanilla.items():
-        assert torch.equal(weight, plain[name]), name
+    assert_same_weights(vanilla, plain)
     assert any(not torch.equal(weight, expanded[name]) for name, weight in vanilla.items())
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_first_assessment_leaves_the_order_of_batches(workers):
-    orders = []
-    for algorithms in ([], [APEX(assessment={"tokens": 100})]):
-        torch.manual_seed(5)
-        batches = Batches()
-        options = {"num_workers": workers, "persistent_workers": workers > 0}
-        loader = DataLoader(TokenDataset(16), batch_size=BATCH_SIZE, shuffle=True, **options)
-        run(*algorithms, loader=loader, callbacks=(batches,), max_duration="9ba", seed=7)
-        orders.append(batches.ids)
-    assert orders[0] == orders[1] and len(orders[0]) == 9
-    assert orders[0][:4] != orders[0][4:8]  # epochs are shuffled anew
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_first_assessment_leaves_the_order_of_streamed_batches(workers, tmp_path):
-    write_shards(tmp_path / "mds", samples=16)
-    orders = []
-    for algorithms in ([], [APEX(stages=1, assessment={"tokens": 100})]):
-        batches = Batches()
-        dataset = StreamedTokens(
-            local=str(tmp_path / "mds"), shuffle=True, batch_size=BATCH_SIZE, num_canonical_nodes=1
-        )
-        options = {"num_workers": workers, "persistent_workers": workers > 0}
-        loader = DataLoader(dataset, batch_size=BATCH_SIZE, **options)
-        run(*algorithms, loader=loader, callbacks=(batches,), max_duration="6ba")
-        orders.append(batches.ids)
-    assert orders[0] == orders[1] and len(orders[0]) == 6
-    assert len({str(batch) for batch in orders[0][:4]}) == 4
 
 
 @pytest.mark.numeric
@@ -132,39 +88,6 @@ def test_microbatches_evaluation_and_checkpointing_do_not_change_scores():
     assert_same_scores(final_scores(micro), final_scores(reference))
     assert_same_scores(final_scores(evaluated), final_scores(reference))
     assert all(s[2] == 6 * BATCH_SIZE for s in final_scores(reference).values())
-
-
-class OutOfMemoryOnce(Callback):
-    """Fails the second batch after a forward pass, as a GPU out of memory would."""
-
-    def __init__(self, where: str):
-        self.where, self.raised = where, False
-
-    def _fail(self, state, where):
-        if where == self.where and state.timestamp.batch.value == 1 and not self.raised:
-            self.raised = True
-            raise RuntimeError("CUDA out of memory. (test)")
-
-    def after_forward(self, state, logger):
-        self._fail(state, "after_forward")
-
-    def after_backward(self, state, logger):
-        self._fail(state, "after_backward")
-
-
-@pytest.mark.numeric
-@pytest.mark.parametrize("where", ["after_forward", "after_backward"])
-def test_an_out_of_memory_retry_counts_once(where):
-    reference, _, _ = run(APEX(stages=1), **exact(microbatch=2))
-    apex, oom = APEX(stages=1), OutOfMemoryOnce(where)
-    trainer = make_trainer(apex, **exact(callbacks=(oom,)))
-    trainer.state.auto_microbatching = True
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.fit()
-    assert oom.raised and trainer.state.device_train_microbatch_size == BATCH_SIZE // 2
-    assert_same_scores(final_scores(apex), final_scores(reference))
-    trainer.close()
 
 
 @pytest.mark.numeric
@@ -208,47 +131,20 @@ def test_clipping_acts_on_the_effective_gradient_in_any_order():
     clip = GradientClipping("norm", 0.01)
     _, first, _ = run(APEX(), clip)
     _, last, _ = run(clip, APEX())
-    for name, weight in first.items():
-        assert torch.equal(weight, last[name]), name
-
-
-def test_an_error_in_the_optimizer_leaves_effective_weights():
-    apex = APEX(stages=1)
-    trainer = make_trainer(apex)
-    calls = []
-
-    def failing(*args, **kwargs):
-        calls.append(1)
-        raise RuntimeError("no luck")
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="no luck"):
-        patch.setattr(sys.modules["torch.optim.adam"], "adam", failing)
-        trainer.fit()
-    assert calls and not apex._expander.folded
-    trainer.close()
-    assert apex._expander.folded
+    assert_same_weights(first, last)
 
 
 @pytest.mark.numeric
 def test_a_second_fit_goes_on():
     whole, expected, _ = run(APEX(stages=["3ba", "3ba"]))
     apex = APEX(stages=["3ba", "3ba"])
-    trainer = make_trainer(apex)
-
-    class Stop(Callback):
-        def batch_end(self, state, logger):
-            if state.timestamp.batch.value == 4:
-                state.stop_training()
-
-    trainer.state.callbacks.append(Stop())
+    trainer = make_trainer(apex, callbacks=(StopAt(4),))
     trainer.fit()
     assert trainer.state.timestamp.batch.value == 4
-    trainer.state.callbacks.pop()
     trainer.state.max_duration = "6ba"
     trainer.fit()
     assert apex.history == whole.history
-    for name, weight in trainer.state.model.model.state_dict().items():
-        assert torch.equal(weight, expected[name]), name
+    assert_same_weights(expected, trainer.state.model.model.state_dict())
     trainer.close()
 
 
@@ -270,6 +166,8 @@ def test_settings_are_checked_at_construction():
         ({"log_interval": 0}, "log_interval"),
         ({"fused_swiglu": 0}, "fused_swiglu: got 0, allowed: True, False, auto"),
         ({"fused_swiglu": 1}, "fused_swiglu: got 1"),
+        ({"fused_swiglu": "yes"}, "fused_swiglu: got 'yes', allowed: True, False, auto"),
+        ({"implementation": "cuda"}, "implementation: got 'cuda', allowed: auto, torch, triton"),
         ({"seed": -1}, "seed: got -1, allowed: an integer of 0 or more"),
         ({"seed": "a"}, "seed: got 'a'"),
         ({"seed": 2.5}, "seed: got 2.5"),
@@ -290,31 +188,6 @@ def test_settings_are_checked_at_construction():
         APEX(assessment={"token": 3})
 
 
-def test_runs_that_cannot_work_are_refused_at_the_start():
-    with pytest.raises(ValueError, match="stages: .*longer than training.*6ba"):
-        run(APEX(stages=["4ba", "4ba"]))
-    with pytest.raises(ValueError, match="stages: .*shorter than training"):
-        run(APEX(stages=["1ba"]))
-    with pytest.raises(ValueError, match="stages: the scheduler stagewise.*apex"):
-        run(APEX(stages=3), schedulers=StagewiseScheduler(stages=2, lr_multipliers=[1, 1]))
-    with pytest.raises(ValueError, match="rounds to a selection of nothing"):
-        run(APEX(), model=tiny_llama(heads=1, kv_heads=1))
-    with pytest.raises(ValueError, match="bfloat16.*master_weights_dtype"):
-        run(APEX(), model=tiny_llama(dtype=torch.bfloat16))
-    headless = tiny_llama()
-    for layer in headless.model.layers:
-        layer.mlp = torch.nn.Identity()
-    with pytest.raises(ValueError, match="targets: .*no sites of channel"):
-        run(APEX(), model=headless)
-    trainer = make_trainer()
-    trainer.state.fsdp_config = FSDPConfig(use_orig_params=False)
-    with pytest.raises(ValueError, match="use_orig_params: got false.*allowed"):
-        APEX()._check_run(trainer.state, trainer.logger)
-    trainer.state.fsdp_config, trainer.state.tp_config = FSDPConfig(), TPConfig()
-    with pytest.raises(ValueError, match="tp_config: .*allowed with apex: FSDP"):
-        APEX()._check_run(trainer.state, trainer.logger)
-
-
 def test_targets_limit_what_is_expanded():
     apex, _, _ = run(APEX(targets=["channel"]), max_duration="3ba")
     names = {name.rsplit(".", 1)[-1] for name in apex.history[0]["advantageous"]}
@@ -324,40 +197,13 @@ def test_targets_limit_what_is_expanded():
 @pytest.mark.numeric
 def test_kernels_train_as_torch_does():
     options = {"max_duration": "4ba", "eps": SMOOTH_EPS}
-    _, expected, _ = run(APEX(stages=2, implementation="torch"), **options)
-    apex, weights, _ = run(APEX(stages=2, implementation="triton", fused_swiglu=True), **options)
-    for name, start in tiny_llama().state_dict().items():
+    models = [tiny_llama(layers=1) for _ in range(3)]
+    _, expected, _ = run(APEX(stages=2, implementation="torch"), model=models[0], **options)
+    settings = {"stages": 2, "implementation": "triton", "fused_swiglu": True}
+    apex, weights, _ = run(APEX(**settings), model=models[1], **options)
+    for name, start in models[2].state_dict().items():
         assert change_error(weights[name], expected[name], start) < CHANGE_BOUND, name
     assert apex._swiglu.modules == {}  # the trainer has closed
-
-
-def test_an_unfit_implementation_is_refused_at_the_start():
-    for settings, told in (
-        ({"implementation": "cuda"}, "implementation: got 'cuda', allowed: auto, torch, triton"),
-        ({"fused_swiglu": "yes"}, "fused_swiglu: got 'yes', allowed: True, False, auto"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            APEX(**settings)
-
-
-def test_kernels_that_cannot_run_are_refused_at_init(monkeypatch):
-    monkeypatch.setattr("apex_composer.triton_kernels.tiles.LARGEST_BLOCK", 3)
-    ops.resolve_monarch.cache_clear()
-    with pytest.raises(ValueError, match="got triton, but the kernels take blocks of up to 3, not"):
-        make_trainer(APEX(implementation="triton"))
-    ops.resolve_monarch.cache_clear()
-
-
-def test_kernels_for_weights_that_will_be_sharded_are_refused_at_init(monkeypatch):
-    trainer = make_trainer()
-    trainer.state.fsdp_config = FSDPConfig()
-    APEX(implementation="triton")._check_run(trainer.state, trainer.logger)  # a single rank
-    monkeypatch.setattr("apex_composer.trainer.run_checks.dist.get_world_size", lambda: 2)
-    with pytest.raises(ValueError, match="got triton, but .*sharded weights"):
-        APEX(implementation="triton")._check_run(trainer.state, trainer.logger)
-    APEX(implementation="auto")._check_run(trainer.state, trainer.logger)
-    trainer.state.fsdp_config = FSDPConfig(sharding_strategy="NO_SHARD")
-    APEX(implementation="triton")._check_run(trainer.state, trainer.logger)
 
 
 class HostReads(TorchDispatchMode):
@@ -399,7 +245,8 @@ class ReadsWithinBatches(Callback):
 def test_nothing_waits_for_the_device_within_a_batch(implementation):
     watch = ReadsWithinBatches(batches=2)  # the third ends the stage
     apex = APEX(stages=1, implementation=implementation, log_interval=100)
-    run(apex, callbacks=(watch,), max_duration="3ba", microbatch=2)
+    model = tiny_llama(layers=1)
+    run(apex, model=model, callbacks=(watch,), max_duration="3ba", microbatch=2)
     assert watch.reads.callers == []
 
 

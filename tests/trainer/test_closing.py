@@ -5,33 +5,29 @@ import gc
 import sys
 import warnings
 import weakref
+from functools import cache
 
 import pytest
 import torch
 from composer import Callback
-from composer_run import make_trainer, run
+from composer_run import StopAt, assert_same_weights, make_trainer, run
 from helpers import TokenDataset, tiny_llama
 from torch.utils.data import DataLoader
 
 from apex_composer import APEX
 
-SETTINGS = {"stages": ["2ba", "4ba"], "threshold": 0.25, "fused_swiglu": True}
+SETTINGS = {"stages": ["2ba", "4ba"], "threshold": 0.25}
+# Where hooks are looked at; triton's interpreter takes its time.
+FUSED = {**SETTINGS, "fused_swiglu": True}
 
 
-class Stop(Callback):
-    """Ends the fit in the middle of a stage, where operators exist."""
-
-    def __init__(self, batch: int = 3):
-        self.batch = batch
-
-    def batch_end(self, state, logger):
-        if state.timestamp.batch.value == self.batch:
-            state.stop_training()
+def small_llama(seed: int = 0):
+    return tiny_llama(seed, layers=1)
 
 
 def trained_in_part(apex: APEX, model):
     """A trainer in the middle of its second stage."""
-    trainer = make_trainer(apex, model=model, callbacks=(Stop(),))
+    trainer = make_trainer(apex, model=model, callbacks=(StopAt(3),))
     trainer.fit()
     assert apex._expander.operators
     return trainer
@@ -44,24 +40,23 @@ def assert_without_hooks(model, optimizer) -> None:
     assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
 
 
-def assert_equal(first: dict, second: dict) -> None:
-    for name, weight in first.items():
-        assert torch.equal(weight, second[name]), name
+@cache
+def second_run(shared_model: bool) -> tuple[list, dict]:
+    """History and weights of a run after another one, each with an algorithm of its own."""
+    first_model = small_llama()
+    trained_in_part(APEX(**FUSED), model=first_model).close()
+    model = first_model if shared_model else small_llama(seed=1)
+    apex, weights, _ = run(APEX(**FUSED), model=model)
+    return apex.history, weights
 
 
 @pytest.mark.parametrize("how", ["collected", "closed"])
 @pytest.mark.parametrize("shared_model", [False, True])
 def test_an_earlier_trainer_does_not_detach_the_next_ones_hooks(how, shared_model):
-    first_model = tiny_llama()
-    trained_in_part(APEX(**SETTINGS), model=first_model).close()
-    second_model = first_model if shared_model else tiny_llama(seed=1)
-    start = {name: weight.clone() for name, weight in second_model.state_dict().items()}
-    reference, expected, _ = run(APEX(**SETTINGS), model=second_model)
-
-    apex, first_model = APEX(**SETTINGS), tiny_llama()
+    history, expected = second_run(shared_model)
+    apex, first_model = APEX(**FUSED), small_llama()
     first = trained_in_part(apex, model=first_model)
-    second_model = first_model if shared_model else tiny_llama(seed=1)
-    assert_equal(start, second_model.state_dict())
+    second_model = first_model if shared_model else small_llama(seed=1)
     second = make_trainer(apex, model=second_model)
     if how == "closed":
         first.close()
@@ -71,27 +66,27 @@ def test_an_earlier_trainer_does_not_detach_the_next_ones_hooks(how, shared_mode
         gc.collect()
         assert found() is None
     second.fit()
-    assert apex.history == reference.history
-    assert_equal(expected, second.state.model.model.state_dict())
+    assert apex.history == history
+    assert_same_weights(expected, second.state.model.model.state_dict())
     optimizer = second.state.optimizers[0]
     second.close()
     assert_without_hooks(second_model, optimizer)
 
 
 def test_the_earlier_model_is_left_folded_and_free_of_hooks():
-    apex, model = APEX(**SETTINGS), tiny_llama()
+    apex, model = APEX(**FUSED), small_llama()
     first = trained_in_part(apex, model=model)
     effective = {name: weight.clone() for name, weight in model.state_dict().items()}
-    second = make_trainer(apex, model=tiny_llama(seed=1))
+    second = make_trainer(apex, model=small_llama(seed=1))
     assert_without_hooks(model, first.state.optimizers[0])
-    assert_equal(effective, model.state_dict())
+    assert_same_weights(effective, model.state_dict())
     second.close()
 
 
 def test_the_earlier_trainer_cannot_go_on_in_silence(tmp_path):
     apex = APEX(**SETTINGS)
-    first = trained_in_part(apex, model=tiny_llama())
-    second = make_trainer(apex, model=tiny_llama(seed=1))
+    first = trained_in_part(apex, model=small_llama())
+    second = make_trainer(apex, model=small_llama(seed=1))
     first.state.max_duration = "6ba"
     with pytest.raises(RuntimeError, match="this APEX object belongs to another Trainer"):
         first.fit()
@@ -106,7 +101,7 @@ def test_the_earlier_trainer_cannot_go_on_in_silence(tmp_path):
 
 def test_what_an_earlier_trainer_has_loaded_is_forgotten(tmp_path):
     saving = make_trainer(
-        APEX(**SETTINGS), callbacks=(Stop(),), save_folder=str(tmp_path), save_interval="1ba"
+        APEX(**SETTINGS), callbacks=(StopAt(3),), save_folder=str(tmp_path), save_interval="1ba"
     )
     saving.fit()
     saving.close()
@@ -116,14 +111,14 @@ def test_what_an_earlier_trainer_has_loaded_is_forgotten(tmp_path):
     trainer = make_trainer(apex)
     trainer.fit()
     assert apex.history == reference.history
-    assert_equal(expected, trainer.state.model.model.state_dict())
+    assert_same_weights(expected, trainer.state.model.model.state_dict())
     for opened in (loading, trainer):
         opened.close()
 
 
 def test_a_refused_start_leaves_no_hooks():
-    model = tiny_llama()
-    trainer = make_trainer(APEX(**SETTINGS), model=model)
+    model = small_llama()
+    trainer = make_trainer(APEX(**FUSED), model=model)
     frozen = model.model.layers[0].self_attn.q_proj.weight
     frozen.requires_grad = False
     with pytest.raises(ValueError, match="not trained by the optimizer"):
@@ -140,9 +135,9 @@ class Fail(Callback):
             raise RuntimeError("no luck")
 
 
-def failed_in_a_batch(model, **settings):
+def failed_in_a_batch(model):
     """A trainer that has not been closed after an error."""
-    trainer = make_trainer(APEX(**SETTINGS | settings), model=model, callbacks=(Fail(),))
+    trainer = make_trainer(APEX(**SETTINGS), model=model, callbacks=(Fail(),))
     with pytest.raises(RuntimeError, match="no luck"):
         trainer.fit()
     return trainer
@@ -182,7 +177,7 @@ OPEN = r"^algorithms: .*another run of apex.*call trainer.close\(\)"
 
 @pytest.mark.parametrize("optimizer", [None, "new"], ids=["same optimizer", "new optimizer"])
 def test_a_second_run_beside_one_that_failed_is_refused_until_that_is_closed(optimizer):
-    first = failed_in_a_batch(tiny_llama())
+    first = failed_in_a_batch(small_llama())
     with pytest.raises(RuntimeError, match=OPEN):
         on(first, APEX(**SETTINGS), optimizer=optimizer)
     first.close()
@@ -195,8 +190,10 @@ def test_a_second_run_beside_one_that_failed_is_refused_until_that_is_closed(opt
 
 
 def test_a_run_that_was_built_before_another_one_began_is_refused_at_its_start():
-    model = tiny_llama()
-    first, second = (make_trainer(APEX(**SETTINGS), model=model, callbacks=(Stop(),)) for _ in "12")
+    model = small_llama()
+    first, second = (
+        make_trainer(APEX(**SETTINGS), model=model, callbacks=(StopAt(3),)) for _ in "12"
+    )
     first.fit()
     with pytest.raises(RuntimeError, match=OPEN):
         second.fit()
@@ -208,7 +205,7 @@ def test_a_run_that_was_built_before_another_one_began_is_refused_at_its_start()
 
 
 def test_a_copy_of_the_model_of_an_open_run_is_free():
-    first = trained_in_part(APEX(**SETTINGS), model=tiny_llama())
+    first = trained_in_part(APEX(**SETTINGS), model=small_llama())
     second = make_trainer(APEX(**SETTINGS), model=copy.deepcopy(first.state.model.model))
     second.fit()
     for trainer in (second, first):
@@ -219,7 +216,7 @@ def test_operators_of_a_run_that_failed_do_not_train_along():
     """A trainer without apex cannot refuse: the failed run's hooks have to let it pass."""
     ends = []
     for closed in (True, False):
-        first = failed_in_a_batch(tiny_llama(), fused_swiglu=False)
+        first = failed_in_a_batch(small_llama())
         if closed:
             first.close()
         second = on(first)
@@ -227,11 +224,11 @@ def test_operators_of_a_run_that_failed_do_not_train_along():
         ends.append({n: t.clone() for n, t in second.state.model.model.state_dict().items()})
         for trainer in (second, first):
             trainer.close()
-    assert_equal(*ends)
+    assert_same_weights(*ends)
 
 
 def test_base_weights_that_a_failed_step_left_are_not_trained_in_silence():
-    first, effective = failed_in_a_step(tiny_llama())
+    first, effective = failed_in_a_step(small_llama())
     second = on(first)
     with pytest.raises(RuntimeError, match=r"base weights.*trainer.close\(\)"):
         second.fit()
@@ -240,20 +237,20 @@ def test_base_weights_that_a_failed_step_left_are_not_trained_in_silence():
 
 
 def test_closing_adds_nothing_to_weights_that_have_moved_on():
-    first, _ = failed_in_a_step(tiny_llama())
+    first, _ = failed_in_a_step(small_llama())
     second = on(first, optimizer="new")
     second.fit()
     after = {n: t.clone() for n, t in second.state.model.model.state_dict().items()}
     with pytest.warns(UserWarning, match="weights have changed since"):
         first.close()
-    assert_equal(after, second.state.model.model.state_dict())
+    assert_same_weights(after, second.state.model.model.state_dict())
     assert_without_hooks(second.state.model.model, first.state.optimizers[0])
     second.close()
 
 
 @pytest.mark.parametrize("how", ["eval", "predict"])
 def test_effective_weights_are_evaluated_after_a_step_that_failed(how):
-    model = tiny_llama()
+    model = small_llama()
     apex = APEX(**SETTINGS)
     trainer, effective = failed_in_a_step(model, apex)
     seen = []
@@ -266,8 +263,8 @@ def test_effective_weights_are_evaluated_after_a_step_that_failed(how):
 
 def test_an_earlier_trainer_may_still_evaluate():
     apex = APEX(**SETTINGS)
-    first = trained_in_part(apex, model=tiny_llama())
-    second, _ = failed_in_a_step(tiny_llama(seed=1), apex)
+    first = trained_in_part(apex, model=small_llama())
+    second, _ = failed_in_a_step(small_llama(seed=1), apex)
     first.eval(DataLoader(TokenDataset(4), batch_size=4))
     assert not apex._expander.folded
     for trainer in (first, second):
@@ -275,7 +272,7 @@ def test_an_earlier_trainer_may_still_evaluate():
 
 
 def test_a_checkpoint_of_before_this_callback_loads_without_a_warning(tmp_path):
-    first = trained_in_part(APEX(**SETTINGS), model=tiny_llama())
+    first = trained_in_part(APEX(**SETTINGS), model=small_llama())
     first.save_checkpoint(str(tmp_path / "new.pt"))
     first.close()
     saved = torch.load(tmp_path / "new.pt", weights_only=False)
@@ -283,7 +280,9 @@ def test_a_checkpoint_of_before_this_callback_loads_without_a_warning(tmp_path):
     torch.save(saved, tmp_path / "old.pt")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Closing")
-        second = make_trainer(APEX(**SETTINGS), load_path=str(tmp_path / "old.pt"))
+        second = make_trainer(
+            APEX(**SETTINGS), model=small_llama(), load_path=str(tmp_path / "old.pt")
+        )
     second.fit()
     optimizer = second.state.optimizers[0]
     second.close()
@@ -291,9 +290,9 @@ def test_a_checkpoint_of_before_this_callback_loads_without_a_warning(tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_loaded_leaves_an_ordinary_model(tmp_path):
-    model = tiny_llama()
+    model = small_llama()
     with pytest.raises(FileNotFoundError):
-        make_trainer(APEX(**SETTINGS), model=model, load_path=str(tmp_path / "none.pt"))
+        make_trainer(APEX(**FUSED), model=model, load_path=str(tmp_path / "none.pt"))
     gc.collect()
     for name, module in model.named_modules():
         assert not module._forward_pre_hooks and "forward" not in module.__dict__, name

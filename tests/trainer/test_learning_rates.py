@@ -7,7 +7,7 @@ import pytest
 import torch
 from composer import Callback, Trainer
 from composer.optim import ConstantScheduler
-from composer_run import make_trainer
+from composer_run import assert_same_weights, make_trainer, state_of
 from helpers import tiny_llama
 
 from apex_composer import APEX, StagewiseScheduler
@@ -91,6 +91,19 @@ def test_a_scheduler_that_comes_after_the_checkpoint_is_refused(tmp_path):
     assert watch.rates == pytest.approx([LR] * 3 + [0.9 * LR] * 3)
 
 
+def test_the_multiplier_has_no_effects():
+    state = state_of("6ba", batch=3)
+    before = vars(state).copy()
+    assert stagewise(1.0, 0.4).multiplier(state) == 0.4
+    assert vars(state) == before
+
+
+def test_a_run_gets_the_callback_once():
+    trainer = build(Watch(), stagewise(1.0, 0.4))
+    trainer.fit()
+    assert [type(c).__name__ for c in trainer.state.callbacks].count("StageRates") == 1
+
+
 def test_another_kind_of_scheduler_has_the_first_batch_to_itself():
     watch = Watch()
     trainer = build(watch, stagewise(1.0, 0.4))
@@ -98,7 +111,8 @@ def test_another_kind_of_scheduler_has_the_first_batch_to_itself():
     watch.rates.clear()
     with pytest.warns(UserWarning, match="the run's clock stands at 0"):
         trainer.fit(reset_time=True, schedulers=ConstantScheduler(alpha=0.7))
-    assert watch.rates == pytest.approx([0.7 * LR] * 6)
+        trainer.fit(reset_time=True)
+    assert watch.rates == pytest.approx([0.7 * LR] * 12)
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, numpy.float32, numpy.float64])
@@ -116,6 +130,4 @@ def test_a_rate_of_another_kind_of_number_resumes_bit_for_bit(kind, tmp_path):
     run(second, model=models[2], load_path=path).close()
     assert first.rates + second.rates == whole.rates
     assert whole.rates == [float(kind(LR))] * 3 + [float(kind(LR) * 0.4)] * 3  # in its precision
-    weights = models[2].state_dict()
-    for name, weight in models[0].state_dict().items():
-        assert torch.equal(weight, weights[name]), name
+    assert_same_weights(models[0].state_dict(), models[2].state_dict())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from composer import Callback
 from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
-from composer_run import make_trainer
+from composer_run import assert_same_weights, make_trainer
 from helpers import tiny_llama
 from llmfoundry.optim import DecoupledLionW
 
@@ -77,9 +77,8 @@ def test_a_resumed_run_is_what_its_settings_say(optimizer, scheduler, apex, tmp_
     with pytest.warns(UserWarning, match="betas: .*; weight_decay: .* 0.0001, .* 0.3"):
         found = train(*kind, apex=apex, settings=changed, load_path=path)
     same = train(*kind, apex=apex, load_path=path)
-    for name, weight in expected.items():
-        assert torch.equal(found[name], weight), name
-        assert torch.equal(same[name], unchanged[name]), name
+    assert_same_weights(expected, found)
+    assert_same_weights(unchanged, same)
     assert any(not torch.equal(expected[name], unchanged[name]) for name in expected)
 
 
@@ -98,7 +97,7 @@ def split_the_other_way(parameters, **settings) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups[::-1], **settings)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", ["none", "stagewise"])
 def test_param_groups_in_another_order_are_refused_when_the_trainer_is_built(scheduler, tmp_path):
     options = {"settings": {"lr": 1e-2}, "schedulers": SCHEDULERS[scheduler]()}
     trainer = make_trainer(APEX(stages=2), optimizer=split_by_size, **options)
@@ -118,8 +117,7 @@ def test_another_rate_counts_at_once_without_stagewise(tmp_path):
     path = checkpoint(tmp_path, *kind)
     with pytest.warns(UserWarning, match="lr: .* 0.01, this run says 0.005"):
         found = train(*kind, settings={"lr": 5e-3}, load_path=path)
-    for name, weight in expected.items():
-        assert torch.equal(found[name], weight), name
+    assert_same_weights(expected, found)
 
 
 def test_a_change_holds_for_the_next_resume_too(tmp_path):
@@ -138,7 +136,6 @@ def test_a_change_holds_for_the_next_resume_too(tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="weight_decay")
         found = train(*kind, settings={"weight_decay": 0.3}, **again)
-    for name, weight in expected.items():
-        assert torch.equal(found[name], weight), name
+    assert_same_weights(expected, found)
     with pytest.warns(UserWarning, match="weight_decay: .* with 0.3, this run says 0.0001"):
         train(*kind, **again)

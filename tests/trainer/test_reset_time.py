@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from composer import Callback, Trainer
-from composer_run import make_trainer
+from composer_run import StopAt, assert_same_weights, make_trainer
 
 from apex_composer import APEX, StagewiseScheduler
 
@@ -23,18 +23,6 @@ class Watch(Callback):
     def batch_start(self, state, logger):
         self.operators.append(len(self.apex._expander.operators))
         self.rates.append(state.optimizers[0].param_groups[0]["lr"])
-
-
-class StopOnce(Callback):
-    """Ends the first fit at a batch."""
-
-    def __init__(self, batch: int):
-        self.batch = batch
-
-    def batch_end(self, state, logger):
-        if state.timestamp.batch.value == self.batch:
-            self.batch = None
-            state.stop_training()
 
 
 class FailOnce(Callback):
@@ -71,9 +59,8 @@ def assert_same_run(trainer: Trainer, apex: APEX, watch: Watch, other: tuple) ->
     batches = len(seen.rates)
     assert watch.rates[-batches:] == seen.rates and watch.operators[-batches:] == seen.operators
     assert apex.history == expected.history and apex.lineage == []
-    weights = reference.state.model.model.state_dict()
-    for name, weight in trainer.state.model.model.state_dict().items():
-        assert torch.equal(weight, weights[name]), name
+    ends = [one.state.model.model.state_dict() for one in (trainer, reference)]
+    assert_same_weights(*ends)
 
 
 def fresh(checkpoint: str, duration: str = "6ba", stages=STAGES) -> tuple[Trainer, APEX, Watch]:
@@ -92,9 +79,9 @@ def fresh(checkpoint: str, duration: str = "6ba", stages=STAGES) -> tuple[Traine
 
 @pytest.mark.parametrize("stop", [None, 2, 4], ids=["finished", "in stage 0", "in stage 1"])
 def test_a_second_fit_with_reset_time_begins_anew(stop, tmp_path):
-    stops = [StopOnce(stop)] if stop else []
+    stops = [StopAt(stop)] if stop else []
     other = fresh(saved(tmp_path, *stops))
-    trainer, apex, watch = build(*([StopOnce(stop)] if stop else []))
+    trainer, apex, watch = build(*([StopAt(stop)] if stop else []))
     trainer.fit()
     trainer.state.max_duration = "6ba"
     with pytest.warns(UserWarning, match=AGAIN):
@@ -105,7 +92,7 @@ def test_a_second_fit_with_reset_time_begins_anew(stop, tmp_path):
 @pytest.mark.parametrize("stop", [None, 4], ids=["finished", "in stage 1"])
 @pytest.mark.parametrize("how", ["reset_time", "load_ignore_keys"])
 def test_a_checkpoint_with_its_clock_at_zero_begins_anew(how, stop, tmp_path):
-    checkpoint = saved(tmp_path, *([StopOnce(stop)] if stop else []))
+    checkpoint = saved(tmp_path, *([StopAt(stop)] if stop else []))
     other = fresh(checkpoint)
     ignored = ["state/timestamp"] if how == "load_ignore_keys" else None
     trainer, apex, watch = build(load_path=checkpoint, load_ignore_keys=ignored)
@@ -143,7 +130,7 @@ def test_a_new_beginning_may_have_other_settings(tmp_path):
 
 
 def test_a_clock_between_the_stages_is_refused():
-    trainer, _, _ = build(StopOnce(4))
+    trainer, _, _ = build(StopAt(4))
     trainer.fit()
     trainer.state.timestamp = trainer.state.timestamp.copy(batch=2)
     trainer.state.max_duration = "6ba"
@@ -153,7 +140,7 @@ def test_a_clock_between_the_stages_is_refused():
 
 
 def test_a_refused_start_is_refused_again(tmp_path):
-    checkpoint = saved(tmp_path, StopOnce(4))
+    checkpoint = saved(tmp_path, StopAt(4))
     trainer, apex, _ = build(load_path=checkpoint, stages=["4ba", "2ba"])
     with pytest.raises(ValueError, match="stages: "):
         trainer.fit()
@@ -205,7 +192,7 @@ def test_an_assessment_that_was_interrupted_begins_again_without_a_warning(tmp_p
 
 
 def test_an_interrupted_assessment_in_mid_run_begins_again(tmp_path):
-    checkpoint = saved(tmp_path, StopOnce(3))
+    checkpoint = saved(tmp_path, StopAt(3))
     with pytest.warns(UserWarning, match="loaded without the state of apex"):
         checkpoint = interrupted_assessment(
             tmp_path, load_path=checkpoint, load_ignore_keys=["state/algorithms"]

@@ -1,11 +1,11 @@
 """A run killed at any batch and resumed gives the same weights."""
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,25 +21,35 @@ WORKER = Path(__file__).with_name("resume_worker.py")
 # Stages end at 4 and 7. The kill comes at a batch's end, before its checkpoint: inside a stage,
 # on the boundary (resumes before it), and one after (resumes from the boundary's checkpoint,
 # which holds the next stage's fresh operators).
-KILLS = {"inside": 3, "boundary": 4, "one after": 5}
+KILLS = {"inside": 3, "boundary": 4, "one_after": 5}
 
 
-def start(data: Path, folder: Path, die: str = "none") -> int:
-    """Run the worker to its end or death; returns its exit status."""
-    command = [sys.executable, str(WORKER), str(data), str(folder), die]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
-    return done.returncode
+KILLED = -signal.SIGKILL
 
 
-def kill_and_resume(data: Path, folder: Path, die: int) -> dict:
-    assert start(data, folder, f"kill-{die}") == -signal.SIGKILL
-    assert not (folder / "end.pt").exists()
-    assert (folder / f"ep0-ba{die - 1}-rank0.pt").exists()
-    assert not (folder / f"ep0-ba{die}-rank0.pt").exists()
-    assert start(data, folder) == 0
+def train(data: Path, *runs: tuple[Path, str]) -> list[int]:
+    """Let the worker run to its ends or deaths, in these folders; returns exit statuses."""
+    arguments = [str(part) for run in runs for part in run]
+    done = subprocess.run(
+        [sys.executable, str(WORKER), str(data), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def end_of(folder: Path) -> dict:
     return torch.load(folder / "end.pt", weights_only=True)
+
+
+def assert_same_end(folder: Path, whole: Path) -> None:
+    end, expected = end_of(folder), end_of(whole)
+    assert end["history"] == expected["history"], folder.name
+    for key, weight in expected["weights"].items():
+        assert torch.equal(end["weights"][key], weight), (folder.name, key)
 
 
 @pytest.fixture(scope="module")
@@ -51,27 +61,20 @@ def data(tmp_path_factory) -> Path:
 
 
 def test_killed_and_resumed_equals_uninterrupted(data, tmp_path):
-    with ThreadPoolExecutor() as at_once:
-        whole = at_once.submit(start, data, tmp_path / "whole")
-        runs = {
-            name: at_once.submit(kill_and_resume, data, tmp_path / name.replace(" ", "_"), die)
-            for name, die in KILLS.items()
-        }
-    assert whole.result() == 0
-    ends = {name: run.result() for name, run in runs.items()}
-    expected = torch.load(tmp_path / "whole" / "end.pt", weights_only=True)
-    assert [record["start_batch"] for record in expected["history"]] == [0, 4, 7]
-    for name, end in ends.items():
-        assert end["history"] == expected["history"], name
-        for key, weight in expected["weights"].items():
-            assert torch.equal(end["weights"][key], weight), (name, key)
+    whole, runs = tmp_path / "whole", [(tmp_path / "whole", "none")]
+    for name, batch in KILLS.items():
+        runs += [(tmp_path / name, f"kill-{batch}"), (tmp_path / name, "none")]
+    assert train(data, *runs) == [0] + [KILLED, 0] * len(KILLS)
+    assert [record["start_batch"] for record in end_of(whole)["history"]] == [0, 4, 7]
+    for name, batch in KILLS.items():
+        assert end_of(tmp_path / name)["began"] == batch - 1
+        assert_same_end(tmp_path / name, whole)
 
 
 @pytest.mark.long
 def test_killed_anywhere_any_number_of_times(data, tmp_path):
     """Fourteen SIGKILLs over four runs: after batches, in saves, in the first assessment."""
-    assert start(data, tmp_path / "whole") == 0
-    expected = torch.load(tmp_path / "whole" / "end.pt", weights_only=True)
+    assert train(data, (tmp_path / "whole", "none"), (tmp_path / "again", "none")) == [0, 0]
     draw = random.Random(0)
     for run in range(4):
         folder = tmp_path / str(run)
@@ -79,13 +82,9 @@ def test_killed_anywhere_any_number_of_times(data, tmp_path):
         for batch in sorted(draw.sample(range(1, 10), 3)):
             kills.append(f"{draw.choice(['kill', 'save'])}-{batch}")
         print(f"run {run}: {', '.join(kills)}")
-        for kill in kills:
-            assert start(data, folder, kill) == -signal.SIGKILL, kill
-        assert start(data, folder) == 0
-        end = torch.load(folder / "end.pt", weights_only=True)
-        assert end["history"] == expected["history"], kills
-        for key, weight in expected["weights"].items():
-            assert torch.equal(end["weights"][key], weight), (kills, key)
+        statuses = train(data, *((folder, kill) for kill in [*kills, "none"]))
+        assert statuses == [KILLED] * len(kills) + [0], kills
+        assert_same_end(folder, tmp_path / "whole")
 
 
 def save_at_batch_three(folder: Path, *algorithms) -> Path:
@@ -127,7 +126,7 @@ def test_a_checkpoint_is_an_ordinary_one(tmp_path):
     own = dict(apex["algorithms"])["APEX"]
     assert own["apex"]["factors"]
     torch.save(own, tmp_path / "own.pt")
-    assert torch.load(tmp_path / "own.pt", weights_only=True)["apex"]["stages"] == ["4ba", "6ba"]
+    assert torch.load(tmp_path / "own.pt", weights_only=True)["apex"]["stages"]["ends"] == [4, 6]
     # It evaluates without this package: plain Composer loads the weights.
     plain = HuggingFaceModel(tiny_llama(seed=1), tokenizer=None, use_logits=True)
     plain.load_state_dict(apex["model"])

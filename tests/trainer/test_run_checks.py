@@ -4,11 +4,14 @@ import pytest
 import torch
 from composer import Callback
 from composer.algorithms import LayerFreezing
-from composer_run import make_trainer, run
+from composer.utils import FSDPConfig, TPConfig
+from composer_run import StopAt, make_trainer, run
 from helpers import tiny_llama
 from llmfoundry.callbacks import LayerFreezing as FreezingCallback
 
 from apex_composer import APEX, StagewiseScheduler
+from apex_composer.ops import dispatch as ops
+from apex_composer.trainer.run_checks import check_expansion, check_run
 
 QUERIES = "model.model.layers.0.self_attn.q_proj.weight"
 
@@ -18,13 +21,6 @@ class Refusing(Callback):
 
     def check_fit(self, state):
         raise ValueError("not with this data")
-
-
-class Stop(Callback):
-    """Ends a fit after its first batch."""
-
-    def batch_end(self, state, logger):
-        state.stop_training()
 
 
 class Batches(torch.utils.data.Dataset):
@@ -133,7 +129,7 @@ def test_a_second_apex_in_a_run_is_refused(same):
 @pytest.mark.parametrize("fits", [0, 1])
 def test_a_precision_that_comes_with_fit_is_checked_there(fits, loader, monkeypatch):
     monkeypatch.setattr("composer.trainer.trainer._validate_precision", lambda *_: None)
-    trainer = make_trainer(APEX(stages=1), loader=loader, callbacks=(Stop(),))
+    trainer = make_trainer(APEX(stages=1), loader=loader, callbacks=(StopAt(1),))
     for _ in range(fits):
         trainer.fit()
     read, trainer.state.max_duration = loader.dataset.read, "6ba"
@@ -145,3 +141,68 @@ def test_a_precision_that_comes_with_fit_is_checked_there(fits, loader, monkeypa
 def test_freezing_what_is_not_expanded_is_allowed():
     run(APEX(targets=["channel"]), callbacks=(FreezingCallback([QUERIES]),), max_duration="3ba")
     run(APEX(expansion=False), LayerFreezing(), max_duration="3ba")
+
+
+def test_other_stages_than_the_schedulers_are_refused():
+    ends = r"stagewise ends them at \['3ba', '6ba'\], the algorithm apex at \['2ba', '4ba', '6ba'\]"
+    with pytest.raises(ValueError, match=f"^stages: the scheduler {ends}: give both the same"):
+        make_trainer(APEX(stages=3), schedulers=StagewiseScheduler(2, lr_multipliers=[1, 1]))
+    same = StagewiseScheduler(["3ba", "0.5dur"], lr_multipliers=[1, 1])
+    make_trainer(APEX(stages=2), schedulers=same)
+
+
+def test_other_stages_of_a_scheduler_that_comes_with_fit_are_refused(loader):
+    trainer = make_trainer(APEX(stages=3), loader=loader)
+    with pytest.raises(ValueError, match="^stages: the scheduler stagewise ends them at"):
+        trainer.fit(schedulers=StagewiseScheduler(2, lr_multipliers=[1, 1]))
+    assert loader.dataset.read == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"heads": 1, "kv_heads": 1}, "rounds to a selection of nothing"),
+        ({"dtype": torch.bfloat16}, "bfloat16.*master_weights_dtype"),
+    ],
+)
+def test_a_model_that_cannot_be_expanded_is_refused_when_the_run_is_built(changed, told):
+    with pytest.raises(ValueError, match=told):
+        make_trainer(APEX(), model=tiny_llama(**changed))
+
+
+def test_a_model_without_the_targets_is_refused_when_the_run_is_built():
+    headless = tiny_llama()
+    for layer in headless.model.layers:
+        layer.mlp = torch.nn.Identity()
+    with pytest.raises(ValueError, match="targets: .*no sites of channel"):
+        make_trainer(APEX(), model=headless)
+
+
+def test_ways_of_sharding_that_apex_does_not_know_are_refused():
+    trainer = make_trainer()
+    trainer.state.fsdp_config = FSDPConfig(use_orig_params=False)
+    with pytest.raises(ValueError, match="use_orig_params: got false.*allowed"):
+        check_run(trainer.state)
+    trainer.state.fsdp_config, trainer.state.tp_config = FSDPConfig(), TPConfig()
+    with pytest.raises(ValueError, match="tp_config: .*allowed with apex: FSDP"):
+        check_run(trainer.state)
+
+
+def test_kernels_that_cannot_run_are_refused_at_init(monkeypatch):
+    monkeypatch.setattr("apex_composer.triton_kernels.tiles.LARGEST_BLOCK", 3)
+    ops.resolve_monarch.cache_clear()
+    with pytest.raises(ValueError, match="got triton, but the kernels take blocks of up to 3, not"):
+        make_trainer(APEX(implementation="triton"))
+    ops.resolve_monarch.cache_clear()
+
+
+def test_kernels_for_weights_that_will_be_sharded_are_refused_at_init(monkeypatch):
+    trainer = make_trainer()
+    trainer.state.fsdp_config = FSDPConfig()
+    check_expansion(trainer.state, [], "triton")  # a single rank
+    monkeypatch.setattr("apex_composer.trainer.run_checks.dist.get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="got triton, but .*sharded weights"):
+        check_expansion(trainer.state, [], "triton")
+    check_expansion(trainer.state, [], "auto")
+    trainer.state.fsdp_config = FSDPConfig(sharding_strategy="NO_SHARD")
+    check_expansion(trainer.state, [], "triton")
