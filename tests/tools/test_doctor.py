@@ -51,10 +51,13 @@ def test_the_backend_is_started(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("program", "told"),
-    [("raise OSError('no interface')", "OSError: no interface"), ("while True: pass", "no answer")],
+    ("program", "seconds", "told"),
+    [
+        ("raise OSError('no interface')", 60.0, "OSError: no interface"),
+        ("while True: pass", 0.1, "no answer within 0 s"),
+    ],
 )
-def test_a_backend_that_fails_or_hangs_is_reported(monkeypatch, program, told):
+def test_a_backend_that_fails_or_hangs_is_reported(monkeypatch, program, seconds, told):
     run = subprocess.run
 
     def instead(command, **options):
@@ -62,7 +65,7 @@ def test_a_backend_that_fails_or_hangs_is_reported(monkeypatch, program, told):
 
     monkeypatch.setattr(doctor.subprocess, "run", instead)
     monkeypatch.setenv("WORLD_SIZE", "8")
-    finding, stray = doctor.check_distributed(seconds=2.0)
+    finding, stray = doctor.check_distributed(seconds)
     assert finding.status == "failure" and told in finding.text and "SOCKET_IFNAME" in finding.text
     assert "WORLD_SIZE are set in this shell" in stray.text
 
