@@ -72,11 +72,10 @@ def run(*algorithms: Algorithm, **options) -> tuple[APEX | None, dict, InMemoryL
     return apex, weights, log
 
 
-def state_of(max_duration: str, dataloader_len: int | None = None, algorithms=(), **time):
+def state_of(max_duration: str, dataloader_len: int | None = None, **time):
     """As much of Composer's State as stages look at."""
     return SimpleNamespace(
         max_duration=Time.from_timestring(max_duration),
         dataloader_len=None if dataloader_len is None else Time(dataloader_len, TimeUnit.BATCH),
-        algorithms=list(algorithms),
         timestamp=Timestamp(**time),
     )

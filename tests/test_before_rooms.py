@@ -16,8 +16,8 @@ from prepared import file_hashes, stored_sequences
 from apex_composer import APEX, StagewiseScheduler
 from apex_composer.callbacks.heartbeat import Heartbeat
 from apex_composer.callbacks.preemption import Preemption
+from apex_composer.callbacks.prepared_data import PreparedData
 from apex_composer.data_prep import Options, check_manifest, merge, prepare, read_manifest, verify
-from apex_composer.trainer.config_transform import PreparedData
 
 BEFORE = Path(__file__).with_name("before_rooms")
 CHECKPOINT = BEFORE / "ep0-ba5-rank0.pt"

@@ -119,12 +119,12 @@ def _keeps_the_stage(parent: CheckpointFile, config: Any) -> bool:
     layout = lay_out_stages(algorithm.stages, str(config.max_duration))
     if layout is None:  # in epochs: only the run itself knows
         return False
-    if layout.ends[-1] <= parent.now(layout.unit.value):
+    if layout.ends[-1] <= parent.now(layout.unit):
         raise ValueError(
             f"max_duration: got {config.max_duration}, but {parent.path} is at batch "
             f"{parent.clock['batch']} already: --set max_duration (and stages) to train longer"
         )
-    return keeps_the_stage(parent.apex, settings, list(algorithm.targets), layout.describe())
+    return keeps_the_stage(parent.apex, settings, list(algorithm.targets), layout)
 
 
 def _check_folder(parent: CheckpointFile, config: Any) -> None:

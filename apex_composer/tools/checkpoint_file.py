@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apex_composer.trainer.stage_plan import StagePlan
+
 _BLOCK = 1 << 24
 
 
@@ -23,14 +25,14 @@ class CheckpointFile:
     clock: dict[str, int]
 
     @property
-    def ends(self) -> list[tuple[int, str]]:
-        """Where the run's stages end, as value and unit."""
-        return [_split(text.split()[0]) for text in self.apex["stages"]]
+    def layout(self) -> StagePlan:
+        """Where the run's stages end."""
+        return StagePlan.from_state(self.apex["stages"])
 
     @property
     def ended(self) -> int:
         """How many stages are over."""
-        return sum(self.now(unit) >= end for end, unit in self.ends)
+        return sum(self.now(self.layout.unit) >= end for end in self.layout.ends)
 
     def now(self, unit: str) -> int:
         """Where the run stands, in `ba`, `tok` or `sp`."""
@@ -85,8 +87,3 @@ def hash_file(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _split(time: str) -> tuple[int, str]:
-    digits = time.rstrip("abcdefghijklmnopqrstuvwxyz")
-    return int(digits), time[len(digits) :]

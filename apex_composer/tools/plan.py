@@ -109,7 +109,7 @@ def _lay_out(config: Settings, algorithm: Any) -> list[StageRow]:
                 f"{other.describe() if other else scheduler.stages}, the algorithm apex at "
                 f"{layout.describe()}: give both the same stages"
             )
-    unit, rows = layout.unit.value, []
+    unit, rows = layout.unit, []
     for number, (start, end) in enumerate(zip(layout.starts(), layout.ends, strict=True)):
         rate = None
         if scheduler is not None:

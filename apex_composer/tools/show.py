@@ -17,10 +17,11 @@ def make_tables(checkpoint: CheckpointFile) -> list[Table]:
 
 def describe_position(checkpoint: CheckpointFile) -> str:
     """In words: the running stage and how much of it is done, or that all are over."""
-    apex, ended, count = checkpoint.apex, checkpoint.ended, len(checkpoint.ends)
-    if ended == count:
+    apex, layout = checkpoint.apex, checkpoint.layout
+    count = len(layout.ends)
+    if checkpoint.ended == count:
         return f"all {count} stages are over"
-    end, unit = checkpoint.ends[apex["stage"]]
+    end, unit = layout.ends[apex["stage"]], layout.unit
     operators = f"{len(apex['factors'])} operators" if apex["factors"] else "no operators"
     return f"stage {apex['stage']} (of 0 to {count - 1}), up to {end:,}{unit}, {operators}"
 
@@ -40,7 +41,8 @@ def _summary(checkpoint: CheckpointFile) -> Table:
 def _settings(checkpoint: CheckpointFile) -> Table:
     table = Table(title="settings", show_header=False, title_justify="left")
     settings = checkpoint.apex["settings"] | {
-        name: ", ".join(checkpoint.apex[name]) for name in ("targets", "stages")
+        "targets": ", ".join(checkpoint.apex["targets"]),
+        "stages": ", ".join(checkpoint.layout.describe()),
     }
     for name, value in settings.items():
         table.add_row(name, str(value))

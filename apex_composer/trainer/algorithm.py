@@ -14,20 +14,22 @@ from apex_composer.expander import Expander
 from apex_composer.model.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
 from apex_composer.model.sites import find_sites
 from apex_composer.operators.step_hooks import Attachment
+from apex_composer.trainer.batches import Layout, look_at, open_assessment
 from apex_composer.trainer.closing import Closing, check_owner
-from apex_composer.trainer.first_assessment import attention_mask, first_goal, sequence_ids
-from apex_composer.trainer.forward_passes import assess_first_stage
-from apex_composer.trainer.learning_rates import StageRates
+from apex_composer.trainer.first_assessment import assess_first_stage, first_goal
+from apex_composer.trainer.learning_rates import StageRates, find_stagewise
 from apex_composer.trainer.metrics import final_metrics, stage_metrics, step_metrics
 from apex_composer.trainer.optimizer_settings import put_back, read_settings
 from apex_composer.trainer.resuming import check_branch, check_further, restore, trace, warn_anew
 from apex_composer.trainer.run_checks import (
+    check_agreement,
     check_fit,
     check_implementation,
     check_run,
     check_trained,
 )
-from apex_composer.trainer.stages import StagePlan, parse_stages, plan_stages
+from apex_composer.trainer.stage_plan import StagePlan
+from apex_composer.trainer.stages import parse_stages, plan_stages
 
 
 class APEX(Algorithm):
@@ -119,18 +121,7 @@ class APEX(Algorithm):
         self._plan: StagePlan | None = None
         self._loaded: dict[str, Any] | None = None
         self._optimizer: list[dict[str, Any]] = []  # the settings' hyper-parameters
-        self._padded, self._packed = True, False
-        self._events = {
-            Event.INIT: self._check_run,
-            Event.BEFORE_LOAD: self._check_stages,
-            Event.AFTER_LOAD: self._after_load,
-            Event.FIT_START: self._start,
-            Event.BATCH_START: self._time_batch,
-            Event.BEFORE_TRAIN_BATCH: self._begin_batch,
-            Event.BEFORE_FORWARD: self._open,
-            Event.AFTER_FORWARD: self._close,
-            Event.BATCH_END: self._end_batch,
-        }
+        self._layout: Layout | None = None  # of the batch
 
     def __repr__(self) -> str:
         names = ("threshold", "stages", "targets", "kv_heads", "method", "expansion")
@@ -141,19 +132,15 @@ class APEX(Algorithm):
         """The stages so far, see `history.stage_record`."""
         return self._expander.history if self._expander is not None else []
 
-    def stage_plan(self, state: State) -> StagePlan:
-        """Where this run's stages end; the scheduler `stagewise` compares its own with it."""
-        return plan_stages(self.stages, state)
-
     def match(self, event: Event, state: State) -> bool:
-        """Run on the events that APEX is made of."""
-        return event in self._events
+        """Run on the events that have a method here: `_on_batch_end` for BATCH_END."""
+        return hasattr(self, f"_on_{event.value}")
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Do the event's part."""
-        if event not in (Event.INIT, Event.AFTER_LOAD):
+        if event not in (Event.INIT, Event.BEFORE_LOAD, Event.AFTER_LOAD):
             check_owner(self._closing, state)
-        self._events[event](state, logger)
+        getattr(self, f"_on_{event.value}")(state, logger)
 
     def state_dict(self) -> dict[str, Any]:
         """The Expander's state, the stages and the optimizer's settings, plain data only."""
@@ -162,7 +149,7 @@ class APEX(Algorithm):
         if apex is None and self._expander is not None:
             apex = {
                 **self._expander.state_dict(),
-                "stages": self._plan.describe(),
+                "stages": self._plan.state_dict(),
                 "targets": list(self.targets),
                 "lineage": self.lineage,
             }
@@ -172,8 +159,8 @@ class APEX(Algorithm):
         """Keep a checkpoint's state until FIT_START, when the run's clock is restored too."""
         self._loaded = state.get("apex")
 
-    def _check_run(self, state: State, logger: Logger) -> None:
-        """Refuse at INIT, before data and weights are loaded, what could only fail later."""
+    def _on_init(self, state: State, logger: Logger) -> None:
+        """Refuse, before data and weights are loaded, what could only fail later."""
         check_run(state, self._expander)
         if self.expansion:
             check_implementation(state, self.implementation)
@@ -188,16 +175,14 @@ class APEX(Algorithm):
             state.model, self.fused_swiglu, device=_device(state), collector=self._place_ahead
         )
         self._optimizer = read_settings(state.optimizers[0], state.model)
-        self._closing = Closing(self._swiglu)
-        state.callbacks.append(self._closing)
+        self._closing = Closing(self._swiglu, state)
 
-    def _check_stages(self, state: State, logger: Logger) -> None:
+    def _on_before_load(self, state: State, logger: Logger) -> None:
         """Refuse stages that do not fill the run as soon as its length can be known."""
         if state.max_duration is not None and state.train_dataloader is not None:
-            self.stage_plan(state)
-        self._closing.step_aside(state)
+            self._lay_out_stages(state)
 
-    def _after_load(self, state: State, logger: Logger) -> None:
+    def _on_after_load(self, state: State, logger: Logger) -> None:
         """See where the run comes from, and put changed settings of the optimizer back."""
         state.callbacks.append(self._closing)
         batch = state.timestamp.batch.value
@@ -205,6 +190,84 @@ class APEX(Algorithm):
         if not any(isinstance(callback, StageRates) for callback in state.callbacks):
             trained = (self._loaded or {}).get("optimizer")
             put_back(state.optimizers[0], self._optimizer, trained, state.schedulers)
+
+    def _on_fit_start(self, state: State, logger: Logger) -> None:
+        """A fresh, a resumed or a further fit; with the clock at 0, the start of a run."""
+        check_run(state, self._expander)
+        self._swiglu.log_compiled(state.model)
+        plan, batch = self._lay_out_stages(state), state.timestamp.batch.value
+        running = self._expander is not None and self._expander.stage >= 0
+        if running and batch > 0:
+            check_further(self._plan, plan, self.history, batch)
+            return
+        if batch == 0 and (running or (self._loaded or {"stage": -1})["stage"] >= 0):
+            warn_anew()
+            self._loaded, self.branching = None, False
+        self._closing.end_stages()
+        self._plan = plan
+        self._expander = self._build(state)
+        self._closing.hold(self._expander)
+        self._attachment = self._expander.attach(state.optimizers[0])
+        self._attachment.by_closure = True
+        self._closing.hold(self._attachment)
+        if not restore(self._expander, self._loaded, plan, self.targets, batch, self.branching):
+            check_fit(state)
+            if self.method != "random":
+                goal = first_goal(self.tokens, plan.unit, plan.ends[0])
+                assess_first_stage(state, self._expander.assessment, goal)
+            self._begin_stage(plan.ended(state.timestamp), state, logger)
+        # The checkpoint of a finished run: its last stage is over, this run's next one begins.
+        self._pass_boundary(state, logger)
+        self._loaded = None
+
+    def _on_batch_start(self, state: State, logger: Logger) -> None:
+        batch = state.timestamp.batch.value
+        self._expander.stopwatch.running = (batch + 1) % self.log_interval == 0
+
+    def _on_before_train_batch(self, state: State, logger: Logger) -> None:
+        """Within the step's closure; again when a batch is tried anew after an OOM."""
+        self._expander.ensure_folded()
+        self._attachment.armed = True
+        self._expander.assessment.discard()
+        self._layout = look_at(state.batch)
+
+    def _on_before_forward(self, state: State, logger: Logger) -> None:
+        # Counted from the stage's start, so that every stage has scores whatever the interval.
+        start = self.history[-1]["start_batch"]
+        if (state.timestamp.batch.value - start) % self.interval == 0:
+            open_assessment(self._expander.assessment, state.batch, self._layout)
+
+    def _on_after_forward(self, state: State, logger: Logger) -> None:
+        self._expander.assessment.close()
+
+    def _on_batch_end(self, state: State, logger: Logger) -> None:
+        """The clock has advanced: commit scores, log, and pass a stage's boundary."""
+        self._expander.assessment.commit()
+        if self._expander.stopwatch.running:
+            logger.log_metrics(step_metrics(self._expander))
+        ended, stages = self._plan.ended(state.timestamp), len(self._plan.ends)
+        if ended == stages > self._plan.ended(state.previous_timestamp):
+            logger.log_metrics(final_metrics(self._expander))
+            self._expander.fuse()
+        self._pass_boundary(state, logger)
+
+    def _pass_boundary(self, state: State, logger: Logger) -> None:
+        ended = self._plan.ended(state.timestamp)
+        if self._expander.stage < ended < len(self._plan.ends):
+            self._begin_stage(ended, state, logger)
+
+    def _begin_stage(self, stage: int, state: State, logger: Logger) -> None:
+        self._expander.stage = stage - 1
+        self._expander.begin_stage(self._plan.expansion[stage] and self.expansion)
+        self._expander.history[-1]["start_batch"] = state.timestamp.batch.value
+        logger.log_metrics(stage_metrics(self._expander))
+
+    def _lay_out_stages(self, state: State) -> StagePlan:
+        """Where this run's stages end; the scheduler `stagewise` must have the same."""
+        plan, scheduler = plan_stages(self.stages, state), find_stagewise(state)
+        if scheduler is not None:
+            check_agreement(scheduler.stage_plan(state), plan)
+        return plan
 
     def _build(self, state: State) -> Expander:
         names = ("threshold", "kv_heads", "method", "expansion", "operator_lr_scale")
@@ -218,82 +281,6 @@ class APEX(Algorithm):
 
     def _place_ahead(self, mlp: str, gate: Tensor) -> tuple[Tensor, Tensor | None] | None:
         return None if self._expander is None else self._expander.place_ahead(mlp, gate)
-
-    def _start(self, state: State, logger: Logger) -> None:
-        """FIT_START of a fresh, a resumed or a further fit; with the clock at 0, a run's start."""
-        check_run(state, self._expander)
-        self._swiglu.log_compiled(state.model)
-        plan, batch = self.stage_plan(state), state.timestamp.batch.value
-        running, stages = self._expander is not None and self._expander.stage >= 0, plan.describe()
-        if running and batch > 0:
-            check_further(self._plan.describe(), stages, self.history, batch)
-            return
-        if batch == 0 and (running or (self._loaded or {"stage": -1})["stage"] >= 0):
-            warn_anew()
-            self._loaded, self.branching = None, False
-        self._closing.end_stages()
-        self._plan = plan
-        self._expander = self._build(state)
-        self._closing.hold(self._expander)
-        self._attachment = self._expander.attach(state.optimizers[0])
-        self._attachment.by_closure = True
-        self._closing.hold(self._attachment)
-        if not restore(self._expander, self._loaded, stages, self.targets, batch, self.branching):
-            check_fit(state)
-            if self.method != "random":
-                goal = first_goal(self.tokens, plan.unit.value, plan.ends[0])
-                assess_first_stage(state, self._expander.assessment, goal)
-            self._begin_stage(plan.ended(state.timestamp), state, logger)
-        # The checkpoint of a finished run: its last stage is over, this run's next one begins.
-        self._pass_boundary(state, logger)
-        self._loaded = None
-
-    def _pass_boundary(self, state: State, logger: Logger) -> None:
-        ended = self._plan.ended(state.timestamp)
-        if self._expander.stage < ended < len(self._plan.ends):
-            self._begin_stage(ended, state, logger)
-
-    def _begin_stage(self, stage: int, state: State, logger: Logger) -> None:
-        self._expander.stage = stage - 1
-        self._expander.begin_stage(self._plan.expansion[stage] and self.expansion)
-        self._expander.history[-1]["start_batch"] = state.timestamp.batch.value
-        logger.log_metrics(stage_metrics(self._expander))
-
-    def _time_batch(self, state: State, logger: Logger) -> None:
-        batch = state.timestamp.batch.value
-        self._expander.stopwatch.running = (batch + 1) % self.log_interval == 0
-
-    def _begin_batch(self, state: State, logger: Logger) -> None:
-        """Within the step's closure; again when a batch is tried anew after an OOM."""
-        self._expander.ensure_folded()
-        self._attachment.armed = True
-        self._expander.assessment.discard()
-        mask = attention_mask(state.batch)
-        # A mask on the GPU cannot be looked at without waiting for it, so it counts as padded.
-        self._padded = mask is not None and (mask.is_cuda or not bool(mask.all()))
-        self._packed = sequence_ids(state.batch) is not None
-
-    def _open(self, state: State, logger: Logger) -> None:
-        # Counted from the stage's start, so that every stage has scores whatever the interval.
-        start = self._expander.history[-1]["start_batch"]
-        if (state.timestamp.batch.value - start) % self.interval == 0:
-            mask = attention_mask(state.batch)
-            ids = state.batch["sequence_id"] if self._packed else None
-            self._expander.assessment.open(mask, ids, full=not self._padded)
-
-    def _close(self, state: State, logger: Logger) -> None:
-        self._expander.assessment.close()
-
-    def _end_batch(self, state: State, logger: Logger) -> None:
-        """The clock has advanced: commit scores, log, and pass a stage's boundary."""
-        self._expander.assessment.commit()
-        if self._expander.stopwatch.running:
-            logger.log_metrics(step_metrics(self._expander))
-        ended, stages = self._plan.ended(state.timestamp), len(self._plan.ends)
-        if ended == stages > self._plan.ended(state.previous_timestamp):
-            logger.log_metrics(final_metrics(self._expander))
-            self._expander.fuse()
-        self._pass_boundary(state, logger)
 
 
 def _device(state: State) -> torch.device:

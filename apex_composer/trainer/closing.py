@@ -22,30 +22,27 @@ class Closing(Callback):
     Every run has its own, which knows that run's objects only: Python may collect a Trainer, and
     so close it, while the next one trains with the same algorithm.
 
+    It joins the callbacks after loading: there is nothing to load, but Composer would miss it in
+    older checkpoints. Should building the trainer fail before, the model is closed when the state
+    is collected, as Composer's own callbacks are.
+
     Args:
         swiglu: the run's.
+        state: the run's.
 
     Attributes:
         handed_over: whether the algorithm belongs to a later trainer.
     """
 
-    def __init__(self, swiglu: FusedSwiGLU):
+    def __init__(self, swiglu: FusedSwiGLU, state: State):
         self.handed_over = False
         self._swiglu = swiglu
         self._held: list[Expander | Attachment] = []
+        weakref.finalize(state, self.close).atexit = False
 
     def hold(self, held: Expander | Attachment) -> None:
         """Take note of what has hooks on the model or on the optimizer."""
         self._held.append(held)
-
-    def step_aside(self, state: State) -> None:
-        """Leave the callbacks while a checkpoint is loaded; to be appended again after it.
-
-        There is nothing to load, but Composer would miss the callback in older checkpoints. Should
-        loading fail, the model is closed when that trainer is collected, as Composer's own are.
-        """
-        state.callbacks.remove(self)
-        weakref.finalize(state, self.close).atexit = False
 
     def end_stages(self) -> None:
         """Fold, and remove the stages' hooks."""
@@ -85,8 +82,8 @@ def check_owner(closing: Closing | None, state: State) -> None:
     """Refuse to act in a run whose algorithm was given to another trainer.
 
     Args:
-        closing: of the algorithm's latest run.
-        state: of the run that calls it.
+        closing: that of the algorithm's latest run.
+        state: that of the run which calls the algorithm.
 
     Raises:
         RuntimeError: it is another run.

@@ -1,16 +1,13 @@
-"""What llm-foundry loads from this package by entry point, besides the algorithm and the scheduler.
+"""Every way of writing `algorithms` in a YAML, for llm-foundry, which takes one.
 
-The transform below runs in every llm-foundry training of an environment that has this package
-installed, also in those without APEX: it imports nothing that llm-foundry has not imported
-already, and leaves alone what it does not know.
+The transform runs in every llm-foundry training of an environment that has this package installed,
+also in those without APEX: it imports nothing but Python's own, and leaves alone what it does not
+know.
 """
 
 from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
-
-from composer.core import Callback, State
-from composer.loggers import Logger
 
 Settings = dict[str, Any]
 
@@ -72,96 +69,3 @@ def _refuse_settings_beside_the_name(entry: Mapping[str, Any]) -> None:
             f"value of an algorithm's name is a mapping of its settings or nothing. Indent the "
             f"settings below the name: `- {first}: {{{loose[0]}: {entry[loose[0]]!r}}}`."
         )
-
-
-class PreparedData(Callback):
-    """Refuses data that was prepared for another tokenizer, vocabulary or sequence length.
-
-    llm-foundry's callback `prepared_data`. It compares the manifest that `apex-composer prep`
-    leaves beside its shards, here or in the remote store, with the run: training and evaluation
-    data. Shards without a manifest pass. What the trainer is built with is compared before a
-    checkpoint is loaded, what comes with `fit()` before the first batch.
-
-    Raises:
-        ValueError: something does not fit; the message names all of it.
-    """
-
-    def __init__(self) -> None:
-        self._checked: list[Any] = []
-
-    def before_load(self, state: State, logger: Logger) -> None:
-        """Compare what the trainer was built with."""
-        self.check_fit(state)
-
-    def fit_start(self, state: State, logger: Logger) -> None:
-        """Compare what came with `fit()`."""
-        self.check_fit(state)
-
-    def check_fit(self, state: State) -> None:
-        """Compare every stream's manifest that was not yet with the run's tokenizer and model."""
-        from apex_composer.data_prep.tokens.tokenizer import hash_backend
-        from apex_composer.data_prep.write.manifest import check_manifest
-
-        evaluated = [evaluator.dataloader.dataloader for evaluator in state.evaluators]
-        datasets = [getattr(d, "dataset", None) for d in (state.train_dataloader, *evaluated)]
-        model = getattr(state.model, "module", state.model)
-        tokenizer = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
-        if tokenizer is None:
-            return
-        known_hash = hash_backend(tokenizer.to_str())
-        for dataset in datasets:
-            if any(dataset is checked for checked in self._checked):
-                continue
-            for stream in getattr(dataset, "streams", ()):
-                check_manifest(
-                    stream.local,
-                    known_hash,
-                    model.model.config.vocab_size,
-                    dataset.max_seq_len,
-                    remote=stream.remote,
-                )
-            self._checked.append(dataset)
-
-
-class FusedSwiGLUCallback(Callback):
-    """The Llama family's SwiGLU in one kernel, for runs without APEX.
-
-    llm-foundry's callback `fused_swiglu`. A comparison of APEX with an ordinary run is fair when
-    both have the same SwiGLU: APEX turns it on by itself where the kernel runs.
-
-    Args:
-        setting: True, False, or `auto` for only where the kernel runs. Default True.
-
-    Raises:
-        ValueError: for another setting.
-        TypeError: for unknown settings.
-    """
-
-    def __init__(self, setting: bool | str = True, **unknown: Any):
-        from apex_composer.model.fused_swiglu import FUSED_SWIGLU
-        from apex_composer.settings import check_choice, check_keys
-
-        check_keys("fused_swiglu", unknown, ("setting",))
-        check_choice("fused_swiglu: setting", setting, FUSED_SWIGLU)
-        self.setting = setting
-        self._fused: Any = None
-
-    def init(self, state: State, logger: Logger) -> None:
-        """Replace the forward of the model's MLPs.
-
-        Raises:
-            ValueError: with True, where the kernel cannot run or the model has no SwiGLU.
-        """
-        from apex_composer.model.fused_swiglu import FusedSwiGLU
-
-        device = "cuda" if state.device.name == "gpu" else state.device.name
-        self._fused = FusedSwiGLU(state.model, self.setting, device=device)
-
-    def fit_start(self, state: State, logger: Logger) -> None:
-        """Say where a compiled model keeps its own."""
-        self._fused.log_compiled(state.model)
-
-    def close(self, state: State, logger: Logger) -> None:
-        """Give the MLPs their own forward back."""
-        if self._fused is not None:
-            self._fused.remove()

@@ -27,7 +27,7 @@ def undisturbed(dataloader: Any) -> Iterator[None]:
         dataloader: what training iterates.
     """
     dataset, sampler = getattr(dataloader, "dataset", None), getattr(dataloader, "sampler", None)
-    random_states = _random_states()
+    numpy_state, python_state = np.random.get_state(), random.getstate()
     generators = [(g, g.get_state()) for g in _generators(dataloader)]
     collate_state = _collate_state(dataloader)
     sampler_epoch = getattr(sampler, "epoch", None)
@@ -38,7 +38,8 @@ def undisturbed(dataloader: Any) -> Iterator[None]:
     if streaming_epoch is not None:
         barrier()  # nobody iterates before all have read the counter
     try:
-        yield
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
     finally:
         _stop_workers(dataloader, had_workers)
         if streaming_epoch is not None:
@@ -53,7 +54,8 @@ def undisturbed(dataloader: Any) -> Iterator[None]:
             vars(dataloader.collate_fn).update(collate_state)
         for generator, state in generators:
             generator.set_state(state)
-        _restore_random_states(random_states)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
 
 
 def _generators(dataloader: Any) -> list[torch.Generator]:
@@ -85,17 +87,3 @@ def _stop_workers(dataloader: Any, had_workers: bool) -> None:
     if iterator is not None and not had_workers:
         iterator._shutdown_workers()
         dataloader._iterator = None
-
-
-def _random_states() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
-
-
-def _restore_random_states(states: tuple[Any, ...]) -> None:
-    torch_state, cuda_states, numpy_state, python_state = states
-    torch.set_rng_state(torch_state)
-    if cuda_states is not None:
-        torch.cuda.set_rng_state_all(cuda_states)
-    np.random.set_state(numpy_state)
-    random.setstate(python_state)

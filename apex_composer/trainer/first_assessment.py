@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from composer.core import State, ensure_data_spec
+from composer.core.precision import get_precision_context
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
+from apex_composer.assessment.collector import Assessment
 from apex_composer.distributed import global_rank, sum_over_ranks
-from apex_composer.ops.packed_samples import is_packed
+from apex_composer.trainer.batches import count_tokens, look_at, open_assessment
 from apex_composer.trainer.dataloader_state import undisturbed
+from apex_composer.trainer.out_of_memory import in_fitting_microbatches
 
 # The paper assesses on 30 M tokens before stages of about 3 B.
 DEFAULT_ASSESSED_SHARE = 0.01
@@ -63,25 +68,34 @@ def first_goal(tokens: int | None, unit: str, first_stage: int) -> AssessmentGoa
     return AssessmentGoal(unit, math.ceil(DEFAULT_ASSESSED_SHARE * first_stage))
 
 
-def attention_mask(batch: Any) -> Tensor | None:
-    """A batch's mask of real tokens, [samples, tokens] bool, or None where it has none."""
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    return mask.bool() if mask is not None else None
+def assess_first_stage(state: State, assessment: Assessment, goal: AssessmentGoal) -> None:
+    """Scores for the first stage from forward passes over training data, as the trainer's are.
 
-
-def sequence_ids(batch: Any) -> Tensor | None:
-    """Which sequence each token of a packed batch belongs to, or None where no row is packed.
-
-    Ids on a GPU cannot be looked at without waiting for it, so they count as packed.
+    Args:
+        state: that of the trainer, at FIT_START.
+        assessment: collects the scores.
+        goal: how much to read.
     """
-    ids = batch.get("sequence_id") if isinstance(batch, Mapping) else None
-    return ids if ids is not None and (ids.is_cuda or is_packed(ids)) else None
+    model, spec = state.model, ensure_data_spec(state.train_dataloader)
+    if isinstance(model, DistributedDataParallel):
+        model = model.module  # without gradients there is nothing to synchronise
 
+    def attempt(batch: Any) -> None:
+        for microbatch in spec.split_batch(batch, state.device_train_microbatch_size):
+            layout = look_at(microbatch)
+            microbatch = state.device.batch_to_device(microbatch)
+            with get_precision_context(state.precision, state.precision_config):
+                open_assessment(assessment, microbatch, layout)
+                model(microbatch)
+                assessment.close()
 
-def count_tokens(batch: Mapping[str, Any]) -> int:
-    """Tokens of a batch, padding not counted."""
-    mask = attention_mask(batch)
-    return batch["input_ids"].numel() if mask is None else int(mask.sum())
+    def forward(batch: Any) -> None:
+        # A batch counts when all of its microbatches have fitted into memory.
+        in_fitting_microbatches(state, lambda: attempt(batch), assessment.discard)
+        assessment.commit()
+
+    device = next(model.parameters()).device
+    assess_training_data(model, state.train_dataloader, forward, goal, device)
 
 
 def assess_training_data(

@@ -7,6 +7,21 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 
 from apex_composer.trainer.optimizer_settings import alike, put_back, read_settings, set_base_rates
+from apex_composer.trainer.resuming import check_stages
+from apex_composer.trainer.stage_plan import StagePlan
+
+
+def find_stagewise(state: State) -> Any:
+    """The scheduler `stagewise` that a run has now, or None.
+
+    Composer turns its schedulers into torch's, and keeps them in the closures of these only.
+    """
+    functions = [f for s in state.schedulers for f in getattr(s, "lr_lambdas", ())]
+    cells = [
+        cell for function in functions for cell in getattr(function, "__closure__", None) or ()
+    ]
+    found = [cell.cell_contents for cell in cells]
+    return next((one for one in found if hasattr(one, "lr_multipliers")), None)
 
 
 class StageRates(Callback):
@@ -25,29 +40,16 @@ class StageRates(Callback):
 
     def __init__(self, settings: list[dict[str, Any]], batch: int):
         self._optimizer, self._late = settings, batch > 0
-        self._scheduler: Any = None
-        self._called = batch  # when `fit` has called it first
         self._lrs = [group["lr"] for group in settings]
         self._trained: list[dict[str, Any]] | None = None  # the checkpoint's `optimizer`
-        self._saved: dict[str, Any] | None = None
-        self._now: dict[str, Any] | None = None
+        self._rates: dict[str, Any] = {}  # of the checkpoint, then of this run's last fit
 
     @classmethod
-    def follow(cls, scheduler: Any, state: State) -> None:
-        """Follow the scheduler, in a callback that is added to a run which has none.
-
-        To be called whenever the scheduler is. Composer does so first when it builds the trainer,
-        before a checkpoint is loaded over the settings' rates, or in `fit(schedulers=...)`.
-        """
-        callbacks = getattr(state, "callbacks", None)
-        if callbacks is None:
-            return
-        batch = state.timestamp.batch.value
-        found = next((callback for callback in callbacks if isinstance(callback, cls)), None)
-        if found is None:
-            found = cls(read_settings(state.optimizers[0], state.model), batch)
-            callbacks.append(found)
-        found._scheduler, found._called = scheduler, batch
+    def join(cls, state: State) -> None:
+        """Add one to a run that has none."""
+        if not any(isinstance(callback, cls) for callback in state.callbacks):
+            settings = read_settings(state.optimizers[0], state.model)
+            state.callbacks.append(cls(settings, state.timestamp.batch.value))
 
     def after_load(self, state: State, logger: Logger) -> None:
         """Put the settings' base rates and hyper-parameters back over those of a checkpoint."""
@@ -57,20 +59,16 @@ class StageRates(Callback):
         set_base_rates(state.optimizers[0], state.schedulers)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Check; where the clock was set back to 0, the first batch gets the first stage's rate.
+        """Check; where the clock stands at 0, the first batch gets the first stage's rate.
 
         Composer's schedulers act after a batch, or before the clock is set back, so it would have
         one of the run before.
         """
         self.check_fit(state)
-        stepped = self._called > 0 or any(s.last_epoch > 0 for s in state.schedulers)
-        if state.timestamp.batch == 0 and stepped:
+        scheduler = find_stagewise(state)
+        if state.timestamp.batch == 0 and scheduler is not None:
             for group in state.optimizers[0].param_groups:
-                group["lr"] = group["initial_lr"] * self._scheduler(state)
-
-    def batch_end(self, state: State, logger: Logger) -> None:
-        """Forget the batch's own call of the scheduler."""
-        self._called = 0
+                group["lr"] = group["initial_lr"] * scheduler.multiplier(state)
 
     def check_fit(self, state: State) -> None:
         """Compare the stages that have begun with those of the checkpoint, or of the fit before.
@@ -79,58 +77,57 @@ class StageRates(Callback):
             ValueError: a stage that has begun would get another end, rate or warm-up, or nothing
                 tells what it had.
         """
-        batch = state.timestamp.batch.value
+        scheduler, batch = find_stagewise(state), state.timestamp.batch.value
+        if scheduler is None:
+            return
         if self._late and batch > 0:
             raise ValueError(
                 f"stagewise: it came with fit() at batch {batch}, and does not know the rates that "
                 "the run has had so far. Allowed: to give it when the Trainer is built, before a "
                 "checkpoint is loaded, or to begin anew with fit(reset_time=True)"
             )
-        plan = self._scheduler.stage_plan(state)
+        plan = scheduler.stage_plan(state)
         now = {
-            "unit": plan.unit.value,
+            "unit": plan.unit,
             "ends": list(plan.ends),
-            "rates": [
-                [lr * multiplier for lr in self._lrs]
-                for multiplier in self._scheduler.lr_multipliers
-            ],
-            "t_warmup": [str(warmup) for warmup in self._scheduler.t_warmup],
+            "rates": [[lr * factor for lr in self._lrs] for factor in scheduler.lr_multipliers],
+            "t_warmup": [str(warmup) for warmup in scheduler.t_warmup],
         }
         branching = any(getattr(algorithm, "branching", False) for algorithm in state.algorithms)
-        before = self._saved or self._now
-        if before is not None and not branching:
-            _check_begun(before, now, state)
-        self._now, self._saved, self._late = now, None, False
+        if self._rates and not branching:
+            _check_begun(self._rates, now, state)
+        self._rates, self._late = now, False
 
     def state_dict(self) -> dict[str, Any]:
         """The stages' ends, rates and warm-ups, and the optimizer's settings, plain data."""
-        return {**(self._now or self._saved or {}), "optimizer": self._optimizer}
+        return {**self._rates, "optimizer": self._optimizer}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep a checkpoint's until the run's own are known."""
         self._trained = state.get("optimizer")
-        self._saved = {name: value for name, value in state.items() if name != "optimizer"} or None
+        self._rates = {name: value for name, value in state.items() if name != "optimizer"}
 
 
 def _check_begun(saved: dict[str, Any], now: dict[str, Any], state: State) -> None:
     time = state.timestamp.get(saved["unit"]).value
-    starts = [0, *saved["ends"][:-1]]
-    for stage in range(sum(start < time for start in starts)):
-        for name, setting in (
-            ("ends", "stages"),
-            ("rates", "lr x lr_multipliers"),
-            ("t_warmup", "t_warmup"),
-        ):
-            # Fewer stages than have begun: only the run's own check of its stages knows better.
-            given = now[name][stage] if stage < len(now[name]) else "no such stage"
-            if saved["unit"] != now["unit"] or not _same(saved[name][stage], given):
+    begun = sum(start < time for start in [0, *saved["ends"][:-1]])
+    check_stages(_plan(saved), _plan(now), begun)
+    for stage in range(begun):
+        for name, setting in (("rates", "lr x lr_multipliers"), ("t_warmup", "t_warmup")):
+            before, given = saved[name][stage], now[name][stage]
+            if not _same(before, given):
                 raise ValueError(
-                    f"{setting}: stage {stage} has begun with {_shown(saved, name, stage)}, this "
-                    f"run says {_shown(now, name, stage)}. Stages that have begun cannot be "
-                    "changed: set it back and change only later stages (their lr_multipliers). "
-                    "To go on from here with other rates, use `apex-composer branch` or start a "
-                    "new run from the weights (load_weights_only: true)"
+                    f"{setting}: stage {stage} has begun with {_shown(before)}, this run says "
+                    f"{_shown(given)}. Stages that have begun cannot be changed: set it back and "
+                    "change only later stages (their lr_multipliers). To go on from here with "
+                    "other rates, use `apex-composer branch` or start a new run from the weights "
+                    "(load_weights_only: true)"
                 )
+
+
+def _plan(rates: dict[str, Any]) -> StagePlan:
+    """The stages, whose operators are no matter of rates."""
+    return StagePlan(rates["unit"], tuple(rates["ends"]), (True,) * len(rates["ends"]))
 
 
 def _same(saved: Any, given: Any) -> bool:
@@ -139,10 +136,5 @@ def _same(saved: Any, given: Any) -> bool:
     return saved == given
 
 
-def _shown(rates: dict[str, Any], name: str, stage: int) -> str:
-    if stage >= len(rates[name]):
-        return "no such stage"
-    value = rates[name][stage]
-    if name == "ends":
-        return f"its end at {value}{rates['unit']}"
-    return ", ".join(f"{rate:g}" for rate in value) if name == "rates" else str(value)
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else ", ".join(f"{rate:g}" for rate in value)

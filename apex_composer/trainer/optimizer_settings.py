@@ -39,7 +39,8 @@ def read_settings(optimizer: Optimizer, model: nn.Module | None = None) -> Setti
     names = {id(parameter): clean_name(name) for name, parameter in named}
     groups = []
     for group in optimizer.param_groups:
-        plain = {name: _plain(group[name]) for name in group if _is_setting(name, group[name])}
+        settings = {name: value for name, value in group.items() if name != "params"}
+        plain = {name: _plain(value) for name, value in settings.items() if _is_plain(value)}
         if "lr" in plain:
             plain["lr"] = plain.pop("initial_lr", plain["lr"])
         if all(id(parameter) in names for parameter in group["params"]):
@@ -100,15 +101,15 @@ def set_base_rates(optimizer: Optimizer, schedulers: Iterable[Any]) -> str | Non
     Returns:
         What a warning has to say of other ones that they had, or None.
     """
-    groups, line = optimizer.param_groups, None
+    rates, line = [_base(group) for group in optimizer.param_groups], None
     for scheduler in _leaves(schedulers):
-        old, now = _plain(getattr(scheduler, "base_lrs", None)), [_base(group) for group in groups]
-        if old is not None and old != _plain(now):
+        old = getattr(scheduler, "base_lrs", None)
+        if old is not None and _plain(old) != _plain(rates):
             line = (
-                f"lr: the checkpoint's scheduler has the base rates {old}, the param groups "
-                f"{_plain(now)}, which hold from here on"
+                f"lr: the checkpoint's scheduler has the base rates {_plain(old)}, the param "
+                f"groups {_plain(rates)}, which hold from here on"
             )
-            scheduler.base_lrs = [alike(rate, float(rate)) for rate in now]
+            scheduler.base_lrs = [alike(rate, float(rate)) for rate in rates]
     return line
 
 
@@ -179,12 +180,9 @@ def _line(name: str, before: Any, value: Any, fits: bool, recorded: bool) -> str
     )
 
 
-def _is_setting(name: str, value: Any) -> bool:
-    values = value if isinstance(value, list | tuple) else [value]
-    return name != "params" and all(_is_plain(item) for item in values)
-
-
 def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
     if isinstance(value, Tensor):
         return value.numel() == 1 and not value.is_complex()
     return value is None or isinstance(value, str | Real)
@@ -194,8 +192,4 @@ def _plain(value: Any) -> Any:
     """As checkpoints keep it: lists, and Python's own numbers."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, Tensor):
-        return value.item()
-    if isinstance(value, Real) and not isinstance(value, bool):
-        return int(value) if isinstance(value, Integral) else float(value)
-    return value
+    return value.item() if hasattr(value, "item") else value  # of a tensor, or numpy's

@@ -19,7 +19,7 @@ def in_fitting_microbatches(
     with gradients it needs more memory, not less.
 
     Args:
-        state: of the trainer; its device_train_microbatch_size is what is halved.
+        state: that of the trainer; its device_train_microbatch_size is what is halved.
         attempt: runs the batch in microbatches of the state's size.
         forget: drops what a failed attempt has left.
 
@@ -27,6 +27,7 @@ def in_fitting_microbatches(
         RuntimeError: out of memory without `auto`, or with a single sample.
     """
     while _runs_out_of_memory(state, attempt, forget):
+        forget()
         _adjust_device_train_microbatch_size(state)
 
 
@@ -38,14 +39,10 @@ def _runs_out_of_memory(
         attempt()
     except Exception as error:
         forget()
-        oom = isinstance(error, RuntimeError) and _is_cuda_oom(error)
-        if not (oom and state.auto_microbatching):
+        found = isinstance(error, RuntimeError) and _is_cuda_oom(error)
+        if not (found and state.auto_microbatching):
             raise
-        found = True
-    if state.auto_microbatching and _on_any_rank(found, state):
-        forget()
-        return True
-    return False
+    return state.auto_microbatching and _on_any_rank(found, state)
 
 
 def _on_any_rank(found: bool, state: State) -> bool:

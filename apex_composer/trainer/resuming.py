@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from apex_composer.settings import check_keys, check_not_negative, check_same
+from apex_composer.trainer.stage_plan import StagePlan
 
 if TYPE_CHECKING:
     from apex_composer.expander import Expander
@@ -17,23 +18,24 @@ _SHAPING = ("threshold", "kv_heads", "expansion")
 State = dict[str, Any]
 
 
-def check_stages(saved: list[str], given: list[str], begun: int) -> None:
+def check_stages(saved: StagePlan, given: StagePlan, begun: int) -> None:
     """Refuse another plan for stages that were trained; later ones are free.
 
     Args:
-        saved: `StagePlan.describe()` of the checkpoint's run.
-        given: of this run.
+        saved: the plan of the checkpoint's run, or of the fit before.
+        given: the plan of this run.
         begun: how many stages have begun, finished ones included.
 
     Raises:
         ValueError: naming both plans.
     """
-    if saved[:begun] != given[:begun]:
+    if begun and saved.first(begun) != given.first(begun):
         raise ValueError(
-            f"stages: the checkpoint has trained stages that end at {saved[:begun]} (the last one "
-            f"perhaps in part), this run says {given}. Stages that have begun cannot be changed: "
-            "list their durations as they were, then append, change or leave out later ones. To "
-            "end the running stage here instead, use `apex-composer branch`"
+            f"stages: the checkpoint has trained stages that end at {saved.describe()[:begun]} "
+            f"(the last one perhaps in part), this run says {given.describe()}. Stages that have "
+            "begun cannot be changed: list their durations as they were, then append, change or "
+            "leave out later ones. To end the running stage here instead, use `apex-composer "
+            "branch`"
         )
 
 
@@ -56,13 +58,13 @@ def check_clock(history: list[State], batch: int) -> None:
         )
 
 
-def check_further(begun: list[str], given: list[str], history: list[State], batch: int) -> None:
+def check_further(begun: StagePlan, given: StagePlan, history: list[State], batch: int) -> None:
     """Refuse a further fit of the same trainer that cannot go on with the running stage.
 
     Args:
-        begun: `StagePlan.describe()` of the fit before.
-        given: of this fit.
-        history: of the stages so far.
+        begun: the plan of the fit before.
+        given: the plan of this fit.
+        history: records of the stages so far.
         batch: where the run stands.
 
     Raises:
@@ -70,8 +72,9 @@ def check_further(begun: list[str], given: list[str], history: list[State], batc
     """
     if begun != given:
         raise ValueError(
-            f"stages: this run was laid out as {begun}, the further fit() makes it {given}: keep "
-            "max_duration, start a new Trainer, or begin anew with fit(reset_time=True)"
+            f"stages: this run was laid out as {begun.describe()}, the further fit() makes it "
+            f"{given.describe()}: keep max_duration, start a new Trainer, or begin anew with "
+            "fit(reset_time=True)"
         )
     check_clock(history, batch)
 
@@ -135,32 +138,27 @@ def trace(
     return [*lineage, branch], True
 
 
-def keeps_the_stage(loaded: State, settings: State, targets: list[str], plan: list[str]) -> bool:
+def keeps_the_stage(loaded: State, settings: State, targets: list[str], plan: StagePlan) -> bool:
     """Whether the operators and scores of a checkpoint's running stage fit a branch's settings.
 
     Args:
         loaded: the algorithm's state in the checkpoint.
         settings: the Expander's, as the branch has them.
-        targets: of the branch.
-        plan: `StagePlan.describe()` of the branch.
+        targets: the branch's.
+        plan: the branch's.
     """
     begun = loaded["stage"] + 1
     return (
         all(loaded["settings"][name] == settings[name] for name in _SHAPING)
         and loaded["targets"] == targets
-        and loaded["stages"][:begun] == plan[:begun]
+        and StagePlan.from_state(loaded["stages"]).first(begun) == plan.first(begun)
     )
-
-
-def trained_records(history: list[State], batch: int) -> list[State]:
-    """The stages that were trained for at least a batch before the given one."""
-    return [record for record in history if record["start_batch"] < batch]
 
 
 def restore(
     expander: "Expander",
     loaded: State | None,
-    plan: list[str],
+    plan: StagePlan,
     targets: Sequence[str],
     batch: int,
     branching: bool,
@@ -168,10 +166,10 @@ def restore(
     """Go on from a checkpoint, where there is one with a stage to go on with.
 
     Args:
-        expander: of the run, new.
+        expander: the run's, new.
         loaded: the algorithm's state in the checkpoint, or None.
-        plan: `StagePlan.describe()` of the run.
-        targets: of the run.
+        plan: the run's.
+        targets: the run's.
         batch: where the run stands.
         branching: whether the run leaves its checkpoint's settings just now.
 
@@ -193,11 +191,13 @@ def restore(
     settings, targets = expander.settings(), list(targets)
     assessing = loaded["stage"] < 0  # saved before the run's stage had begun
     if assessing or (branching and not keeps_the_stage(loaded, settings, targets, plan)):
-        expander.history = trained_records(loaded["history"], batch)
+        # Without the stages that were set up, but not trained for a batch.
+        trained = [record for record in loaded["history"] if record["start_batch"] < batch]
+        expander.history = trained
         return False
     if branching:
         loaded = {**loaded, "settings": settings}
-    check_stages(loaded["stages"], plan, loaded["stage"] + 1)
+    check_stages(StagePlan.from_state(loaded["stages"]), plan, loaded["stage"] + 1)
     check_clock(loaded["history"], batch)
     check_same("targets", loaded["targets"], targets)
     expander.load_state_dict(loaded)

@@ -12,6 +12,7 @@ from apex_composer.model.sites import Site, clean_name
 from apex_composer.operators.backends import check_sharded
 from apex_composer.operators.optimizer import param_group_places
 from apex_composer.operators.step_hooks import attachments
+from apex_composer.trainer.stage_plan import StagePlan
 
 if TYPE_CHECKING:
     from apex_composer.expander import Expander
@@ -87,6 +88,15 @@ def check_fit(state: State) -> None:
         check = getattr(callback, "check_fit", None)
         if check is not None:
             check(state)
+
+
+def check_agreement(scheduler: StagePlan, algorithm: StagePlan) -> None:
+    """Refuse a scheduler whose stages end elsewhere than the algorithm's."""
+    if scheduler.ends != algorithm.ends:
+        raise ValueError(
+            f"stages: the scheduler stagewise ends them at {scheduler.describe()}, the algorithm "
+            f"apex at {algorithm.describe()}: give both the same stages"
+        )
 
 
 def check_implementation(state: State, implementation: str) -> None:

@@ -1,4 +1,4 @@
-"""The learning rate that goes with the stages."""
+"""The scheduler `stagewise`: a learning rate for each stage."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,13 +8,8 @@ from composer.optim import ComposerScheduler
 
 from apex_composer.settings import check_finite, check_keys
 from apex_composer.trainer.learning_rates import StageRates
-from apex_composer.trainer.stages import (
-    StagePlan,
-    convert,
-    parse_duration,
-    parse_stages,
-    plan_stages,
-)
+from apex_composer.trainer.stage_plan import StagePlan
+from apex_composer.trainer.stages import convert, parse_duration, parse_stages, plan_stages
 
 # The paper's learning rates 1e-4, 4e-5, 1e-5 over the first.
 PAPER_MULTIPLIERS = (1.0, 0.4, 0.1)
@@ -48,21 +43,35 @@ class StagewiseScheduler(ComposerScheduler):
         check_keys("stagewise", unknown, ("stages", "lr_multipliers", "t_warmup"))
         self.stages = parse_stages(stages)
         count = self.stages if isinstance(self.stages, int) else len(self.stages)
-        self.lr_multipliers = [_multiplier(m) for m in _one_each("lr_multipliers", lr_multipliers)]
-        warmups = _one_each("t_warmup", t_warmup) if _is_list(t_warmup) else [t_warmup] * count
-        self.t_warmup = [parse_duration("t_warmup", warmup, zero=True) for warmup in warmups]
-        for setting, values in (("lr_multipliers", self.lr_multipliers), ("t_warmup", warmups)):
+        warmups = t_warmup if _is_list(t_warmup) else [t_warmup] * count
+        for setting, values in (("lr_multipliers", lr_multipliers), ("t_warmup", warmups)):
+            if not _is_list(values):
+                raise ValueError(
+                    f"{setting}: got {values!r}, allowed: a list with one value per stage"
+                )
             if len(values) != count:
                 raise ValueError(
                     f"{setting}: got {len(values)} values for {count} stages, allowed: one each"
                 )
-        self._planned: tuple[Any, StagePlan] | None = None
+        self.lr_multipliers = [
+            check_finite("lr_multipliers", value, "numbers of 0 or more", lowest=0.0)
+            for value in lr_multipliers
+        ]
+        self.t_warmup = [parse_duration("t_warmup", warmup, zero=True) for warmup in warmups]
 
     def __call__(self, state: State, ssr: float = 1.0) -> float:
-        """The multiplier of the learning rate at the state's time."""
+        """What Composer calls: `multiplier`, in a run that keeps what its stages are trained at.
+
+        A run hears of its scheduler by this call only, the first time as the trainer is built
+        and before a checkpoint is loaded: that is when a run without `StageRates` gets it.
+        """
         if ssr != 1.0:
             raise ValueError(f"scale_schedule_ratio: got {ssr}, allowed with stagewise: 1.0")
-        StageRates.follow(self, state)
+        StageRates.join(state)
+        return self.multiplier(state)
+
+    def multiplier(self, state: State) -> float:
+        """What the base learning rate is multiplied by at the state's time."""
         plan = self.stage_plan(state)
         stage = min(plan.ended(state.timestamp), len(plan.ends) - 1)
         warmup = convert(self.t_warmup[stage], state)
@@ -73,47 +82,28 @@ class StagewiseScheduler(ComposerScheduler):
         return multiplier * min(1.0, elapsed / warmup.value)
 
     def stage_plan(self, state: State) -> StagePlan:
-        """The stages of this run, compared with those of the algorithm when first laid out."""
-        key = (state.max_duration, state.dataloader_len)
-        if self._planned is None or self._planned[0] != key:
-            plan = plan_stages(self.stages, state)
-            for algorithm in state.algorithms:
-                other = getattr(algorithm, "stage_plan", None)
-                if other is not None and other(state).ends != plan.ends:
-                    raise ValueError(
-                        f"stages: the scheduler stagewise ends them at {plan.describe()}, the "
-                        f"algorithm apex at {other(state).describe()}: give both the same stages"
-                    )
-            self._check_warmups(plan, state)
-            self._planned = (key, plan)
-        return self._planned[1]
+        """Where this run's stages end.
 
-    def _check_warmups(self, plan: StagePlan, state: State) -> None:
+        Raises:
+            ValueError: stages or warm-ups do not fit the run.
+        """
+        plan = plan_stages(self.stages, state)
         for given, start, end in zip(self.t_warmup, plan.starts(), plan.ends, strict=True):
             warmup = convert(given, state)
             if warmup.value == 0:
                 continue
-            if warmup.unit != plan.unit:
+            if warmup.unit.value != plan.unit:
                 raise ValueError(
-                    f"t_warmup: got {given}, but the stages are in {plan.unit.value}: give both "
-                    "in the same unit"
+                    f"t_warmup: got {given}, but the stages are in {plan.unit}: give both in the "
+                    "same unit"
                 )
             if warmup.value > end - start:
                 raise ValueError(
                     f"t_warmup: got {given}, allowed: no longer than its stage "
-                    f"({end - start}{plan.unit.value})"
+                    f"({end - start}{plan.unit})"
                 )
+        return plan
 
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _one_each(setting: str, values: Any) -> list[Any]:
-    if not _is_list(values):
-        raise ValueError(f"{setting}: got {values!r}, allowed: a list with one value per stage")
-    return list(values)
-
-
-def _multiplier(value: Any) -> float:
-    return check_finite("lr_multipliers", value, "numbers of 0 or more", lowest=0.0)

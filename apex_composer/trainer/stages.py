@@ -1,4 +1,4 @@
-"""Stages as spans of Composer time, laid over a run."""
+"""The setting `stages`: spans of Composer time, laid over a run."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,9 +7,10 @@ from itertools import accumulate
 from numbers import Integral
 from typing import Any
 
-from composer.core import State, Time, Timestamp, TimeUnit
+from composer.core import State, Time, TimeUnit
 
 from apex_composer.settings import check_flag, check_keys, check_positive
+from apex_composer.trainer.stage_plan import StagePlan
 
 _UNITS = (TimeUnit.BATCH, TimeUnit.TOKEN, TimeUnit.SAMPLE, TimeUnit.EPOCH, TimeUnit.DURATION)
 # Thirds are written as 0.33dur.
@@ -23,38 +24,6 @@ class Stage:
 
     duration: Time
     expansion: bool = True
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """Where the stages of a run end, in one unit of time.
-
-    Attributes:
-        unit: batches, tokens or samples.
-        ends: of every stage, counted from the start of training, ascending.
-        expansion: whether the stage trains operators.
-    """
-
-    unit: TimeUnit
-    ends: tuple[int, ...]
-    expansion: tuple[bool, ...]
-
-    def ended(self, timestamp: Timestamp) -> int:
-        """How many stages are over; the index of the current one unless all are."""
-        now = timestamp.get(self.unit).value
-        return sum(now >= end for end in self.ends)
-
-    def starts(self) -> tuple[int, ...]:
-        """Where the stages begin."""
-        return (0, *self.ends[:-1])
-
-    def describe(self) -> list[str]:
-        """The stages' ends as Composer time strings, plain ones marked."""
-        plain = ("", " (plain)")
-        return [
-            f"{end}{self.unit.value}{plain[not expansion]}"
-            for end, expansion in zip(self.ends, self.expansion, strict=True)
-        ]
 
 
 def parse_stages(stages: Any) -> int | tuple[Stage, ...]:
@@ -149,30 +118,25 @@ def plan_stages(stages: int | tuple[Stage, ...], state: State) -> StagePlan:
         )
     if isinstance(stages, int):
         ends = [total.value * (i + 1) // stages for i in range(stages)]
-        plan = StagePlan(total.unit, tuple(ends), (True,) * stages)
+        expansion = (True,) * stages
     else:
-        lengths = [convert(stage.duration, state, exact=True) for stage in stages]
-        for stage, length in zip(stages, lengths, strict=True):
-            _check_unit(stage.duration, length, total, state)
-        sums = accumulate(length.value for length in lengths)
+        sums = accumulate(_length(stage.duration, total, state) for stage in stages)
         ends = [math.floor(end + 0.5) for end in sums]
-        plan = StagePlan(total.unit, tuple(ends), tuple(stage.expansion for stage in stages))
+        expansion = tuple(stage.expansion for stage in stages)
+    plan = StagePlan(total.unit.value, tuple(ends), expansion)
     _check_plan(plan, total, state)
     return plan
 
 
-def convert(time: Time, state: State, *, exact: bool = False) -> Time:
+def convert(time: Time, state: State) -> Time:
     """Epochs to batches, a share of training (dur) to the unit of max_duration.
 
-    Args:
-        time: to convert.
-        state: Composer's.
-        exact: keep fractions, for sums that are rounded only once.
+    Raises:
+        ValueError: for epochs of a dataloader without a length.
     """
     if time.unit == TimeUnit.DURATION:
         total = convert(state.max_duration, state)
-        value = float(time.value) * total.value
-        return _Length(value, total.unit) if exact else Time(round(value), total.unit)
+        return Time(round(float(time.value) * total.value), total.unit)
     if time.unit == TimeUnit.EPOCH:
         if state.dataloader_len is None:
             raise ValueError(
@@ -183,20 +147,17 @@ def convert(time: Time, state: State, *, exact: bool = False) -> Time:
     return time
 
 
-@dataclass(frozen=True)
-class _Length:
-    """A duration that may have a fraction, which Composer's Time does not allow for batches."""
-
-    value: float
-    unit: TimeUnit
-
-
-def _check_unit(given: Time, length: Time | _Length, total: Time, state: State) -> None:
+def _length(duration: Time, total: Time, state: State) -> float:
+    """In the run's unit; shares keep their fractions, so that only their sums are rounded."""
+    if duration.unit == TimeUnit.DURATION:
+        return float(duration.value) * total.value
+    length = convert(duration, state)
     if length.unit != total.unit:
         raise ValueError(
-            f"stages: got {given}, but max_duration is {state.max_duration}: give both in the "
+            f"stages: got {duration}, but max_duration is {state.max_duration}: give both in the "
             "same unit, or the stages as shares of training (dur)"
         )
+    return length.value
 
 
 def _check_plan(plan: StagePlan, total: Time, state: State) -> None:

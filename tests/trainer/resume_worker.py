@@ -27,7 +27,7 @@ from streaming import StreamingDataLoader
 
 from apex_composer import APEX, StagewiseScheduler
 from apex_composer.callbacks import preemption
-from apex_composer.trainer import forward_passes
+from apex_composer.trainer import first_assessment
 
 torch.set_num_threads(1)
 
@@ -82,14 +82,14 @@ def die_while_saving(batch: int) -> None:
 
 def die_while_assessing() -> None:
     """Die in the second forward pass of the first assessment."""
-    masks = []
+    opened = []
 
-    def attention_mask(batch):
-        masks.append(batch)
-        if len(masks) == 2:
+    def open_assessment(*arguments):
+        opened.append(arguments)
+        if len(opened) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    forward_passes.attention_mask = attention_mask
+    first_assessment.open_assessment = open_assessment
 
 
 def deaths(die: str) -> list[Callback]:

@@ -309,10 +309,10 @@ def test_runs_that_cannot_work_are_refused_at_the_start():
     trainer = make_trainer()
     trainer.state.fsdp_config = FSDPConfig(use_orig_params=False)
     with pytest.raises(ValueError, match="use_orig_params: got false.*allowed"):
-        APEX()._check_run(trainer.state, trainer.logger)
+        APEX()._on_init(trainer.state, trainer.logger)
     trainer.state.fsdp_config, trainer.state.tp_config = FSDPConfig(), TPConfig()
     with pytest.raises(ValueError, match="tp_config: .*allowed with apex: FSDP"):
-        APEX()._check_run(trainer.state, trainer.logger)
+        APEX()._on_init(trainer.state, trainer.logger)
 
 
 def test_targets_limit_what_is_expanded():
@@ -351,13 +351,13 @@ def test_kernels_that_cannot_run_are_refused_at_init(monkeypatch):
 def test_kernels_for_weights_that_will_be_sharded_are_refused_at_init(monkeypatch):
     trainer = make_trainer()
     trainer.state.fsdp_config = FSDPConfig()
-    APEX(implementation="triton")._check_run(trainer.state, trainer.logger)  # a single rank
+    APEX(implementation="triton")._on_init(trainer.state, trainer.logger)  # a single rank
     monkeypatch.setattr("apex_composer.trainer.run_checks.dist.get_world_size", lambda: 2)
     with pytest.raises(ValueError, match="got triton, but .*sharded weights"):
-        APEX(implementation="triton")._check_run(trainer.state, trainer.logger)
-    APEX(implementation="auto")._check_run(trainer.state, trainer.logger)
+        APEX(implementation="triton")._on_init(trainer.state, trainer.logger)
+    APEX(implementation="auto")._on_init(trainer.state, trainer.logger)
     trainer.state.fsdp_config = FSDPConfig(sharding_strategy="NO_SHARD")
-    APEX(implementation="triton")._check_run(trainer.state, trainer.logger)
+    APEX(implementation="triton")._on_init(trainer.state, trainer.logger)
 
 
 class HostReads(TorchDispatchMode):

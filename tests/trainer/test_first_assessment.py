@@ -5,54 +5,23 @@ import warnings
 
 import pytest
 import torch
+from composer_run import BATCH_SIZE, run
 from helpers import TokenDataset, tiny_llama
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from apex_composer import APEX
 from apex_composer.trainer import first_assessment
 from apex_composer.trainer.first_assessment import (
     AssessmentGoal,
     assess_training_data,
-    attention_mask,
-    count_tokens,
     first_goal,
-    sequence_ids,
 )
 
 CPU = torch.device("cpu")
 IDS = torch.zeros(3, 4, dtype=torch.int64)
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
-
-
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
-def test_a_batchs_mask_is_boolean(dtype):
-    found = attention_mask({"input_ids": IDS, "attention_mask": MASK.to(dtype)})
-    assert found.dtype == torch.bool and torch.equal(found, MASK.bool())
-
-
-@pytest.mark.parametrize("batch", [{"input_ids": IDS}, {"attention_mask": None}, IDS, [IDS, MASK]])
-def test_a_batch_may_have_no_mask(batch):
-    assert attention_mask(batch) is None
-
-
-@pytest.mark.parametrize(
-    ("batch", "packed"),
-    [
-        ({"input_ids": IDS, "sequence_id": torch.tensor([[0, 0, 1, -1]] * 3)}, True),
-        ({"input_ids": IDS, "sequence_id": MASK - 1}, False),  # every finetuning batch has that
-        ({"input_ids": IDS}, False),
-        ([IDS, MASK], False),
-    ],
-)
-def test_ids_of_sequences_are_of_use_where_a_row_has_several(batch, packed):
-    found = sequence_ids(batch)
-    assert found is (batch["sequence_id"] if packed else None)
-
-
-def test_padding_is_not_counted_as_tokens():
-    assert count_tokens({"input_ids": IDS, "attention_mask": MASK}) == 6
-    assert count_tokens({"input_ids": IDS}) == 12
 
 
 @pytest.mark.parametrize(("unit", "size"), [("ba", 1), ("sp", 3), ("tok", 6)])
@@ -212,3 +181,49 @@ def test_the_bar_leaves_few_states_in_a_log(monkeypatch, capsys):
     goal, batches = AssessmentGoal("ba", 200), DataLoader(TokenDataset(200), batch_size=1)
     assess_training_data(nn.Identity(), batches, lambda batch: time.sleep(0.005), goal, CPU)
     assert 1 <= capsys.readouterr().err.count("\r") <= 3
+
+
+# Sequences of 3, 4 and 1 tokens, and of 2 and 3 before padding, in turns.
+ROWS = ([0, 0, 0, 1, 1, 1, 1, 2], [0, 0, 1, 1, 1, -1, -1, -1])
+
+
+class PackedDataset(TokenDataset):
+    """Rows with `sequence_id`, as llm-foundry's packing collator makes them."""
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        item = super().__getitem__(index)
+        ids = torch.tensor(ROWS[index % 2])
+        return {**item, "sequence_id": ids, "attention_mask": (ids >= 0).long()}
+
+
+def norms_by_hand(dataset, layer: int) -> torch.Tensor:
+    """Sum over a batch's sequences of the channels' norms, [channels], in float64."""
+    model, found = tiny_llama(dtype=torch.float64), []
+    probe = model.model.layers[layer].mlp.down_proj
+    probe.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+    batch = [dataset[i] for i in range(BATCH_SIZE)]
+    ids, mask = (torch.stack([b[k] for b in batch]) for k in ("input_ids", "attention_mask"))
+    with torch.no_grad():
+        model(input_ids=ids, attention_mask=mask)
+    return sum(
+        found[0][row][item["sequence_id"] == sequence].square().sum(0).sqrt()
+        for row, item in enumerate(batch)
+        for sequence in range(int(item["sequence_id"].max()) + 1)
+    )
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("microbatch", [BATCH_SIZE, 1])
+def test_packed_sequences_count_before_training_and_in_it(microbatch):
+    dataset = PackedDataset(24)
+    loader = DataLoader(dataset, batch_size=BATCH_SIZE)
+    options = {"loader": loader, "max_duration": "1ba", "microbatch": microbatch}
+    model = tiny_llama(dtype=torch.float64)
+    apex, _, _ = run(APEX(stages=1, expansion=False), model=model, **options)
+    sequences = 5 * BATCH_SIZE // 2
+    assert apex.history[0]["samples"] == sequences
+    state = apex._expander.state_dict()["scores"]
+    for layer in range(2):
+        _, sums, samples = state[f"model.model.layers.{layer}.mlp.channels"]
+        assert samples == sequences
+        torch.testing.assert_close(sums, norms_by_hand(dataset, layer), rtol=1e-11, atol=0)

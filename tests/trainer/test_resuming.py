@@ -10,6 +10,7 @@ from helpers import tiny_llama
 
 from apex_composer import APEX, StagewiseScheduler
 from apex_composer.trainer.resuming import check_branch, check_stages, trace
+from apex_composer.trainer.stage_plan import StagePlan
 
 MULTIPLIERS = [1.0, 0.4, 0.1]
 STAGES = ["2ba", "3ba", "2ba"]
@@ -183,13 +184,20 @@ def test_a_branch_from_elsewhere_is_refused(two_stages):
         train(3, apex=APEX(stages=STAGES, branch=branch(3)))
 
 
+def plan_of(*ends: int) -> StagePlan:
+    return StagePlan("ba", ends, (True,) * len(ends))
+
+
 def test_what_may_change():
-    check_stages(["2ba", "5ba"], ["2ba", "4ba", "9ba"], begun=1)
-    check_stages(["2ba", "5ba"], ["2ba", "5ba", "9ba"], begun=2)
-    check_stages(["2ba", "5ba"], ["2ba"], begun=1)
-    for given in (["3ba"], ["2ba", "4ba"], ["2ba"], ["2ba", "5ba (plain)"]):
+    saved = plan_of(2, 5)
+    check_stages(saved, plan_of(2, 4, 9), begun=1)
+    check_stages(saved, plan_of(2, 5, 9), begun=2)
+    check_stages(saved, plan_of(2), begun=1)
+    check_stages(saved, StagePlan("tok", (7,), (True,)), begun=0)
+    others = [StagePlan("ba", (2, 5), (True, False)), StagePlan("tok", (2, 5), (True, True))]
+    for given in (plan_of(3), plan_of(2, 4), plan_of(2), *others):
         with pytest.raises(ValueError, match="apex-composer branch"):
-            check_stages(["2ba", "5ba"], given, begun=2)
+            check_stages(saved, given, begun=2)
 
 
 def test_a_branch_is_complete():

@@ -8,13 +8,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from apex_composer.trainer.scheduler import StagewiseScheduler
-from apex_composer.trainer.stages import parse_stages, plan_stages
 
 
 def rates(scheduler, max_duration, times, unit="batch", **options) -> list[float]:
     return [
-        scheduler(state_of(max_duration, algorithms=(), **options, **{unit: time}))
-        for time in times
+        scheduler.multiplier(state_of(max_duration, **options, **{unit: time})) for time in times
     ]
 
 
@@ -55,7 +53,7 @@ def test_a_warmup_in_epochs():
 def test_a_warmup_in_another_unit_is_refused():
     scheduler = StagewiseScheduler(3, t_warmup="10tok")
     with pytest.raises(ValueError, match="^t_warmup: got 10tok, but the stages are in ba"):
-        scheduler(state_of("9ba"))
+        scheduler.multiplier(state_of("9ba"))
 
 
 @pytest.mark.parametrize(
@@ -100,27 +98,6 @@ def test_a_longer_second_fit_is_laid_out_anew():
     scheduler = StagewiseScheduler(2, lr_multipliers=[1.0, 0.5])
     assert rates(scheduler, "4ba", [1, 2]) == [1.0, 0.5]
     assert rates(scheduler, "8ba", [2, 4]) == [1.0, 0.5]
-
-
-class Planned:
-    """An algorithm with stages, as the scheduler sees it."""
-
-    def __init__(self, stages):
-        self.stages = parse_stages(stages)
-
-    def stage_plan(self, state):
-        return plan_stages(self.stages, state)
-
-
-def test_the_algorithms_stages_must_be_the_same():
-    scheduler = StagewiseScheduler(2, lr_multipliers=[1.0, 0.5])
-    same = state_of("8ba", algorithms=[object(), Planned(["4ba", "0.5dur"])])
-    assert scheduler(same) == 1.0
-    scheduler = StagewiseScheduler(2, lr_multipliers=[1.0, 0.5])
-    other = state_of("8ba", algorithms=[Planned(["3ba", "5ba"])])
-    told = r"stagewise ends them at \['4ba', '8ba'\], the algorithm apex at \['3ba', '8ba'\]"
-    with pytest.raises(ValueError, match=f"^stages: .*{told}: give both the same stages"):
-        scheduler(other)
 
 
 class Line(ComposerModel):
@@ -183,4 +160,4 @@ def test_stages_that_do_not_fit_are_refused_before_the_first_batch():
 def test_a_warmup_that_does_not_fit_its_stage_is_refused(warmup, told):
     scheduler = StagewiseScheduler(stages=["6ba", "4ba"], lr_multipliers=[1, 1], t_warmup=warmup)
     with pytest.raises(ValueError, match=told):
-        scheduler(state_of("10ba"))
+        scheduler.multiplier(state_of("10ba"))

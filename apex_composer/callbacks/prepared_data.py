@@ -1,0 +1,55 @@
+"""The callback `prepared_data`: data that was prepared for another run is refused."""
+
+from typing import Any
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+
+from apex_composer.data_prep.tokens.tokenizer import hash_backend
+from apex_composer.data_prep.write.manifest import check_manifest
+
+
+class PreparedData(Callback):
+    """Refuses data that was prepared for another tokenizer, vocabulary or sequence length.
+
+    llm-foundry's callback `prepared_data`. It compares the manifest that `apex-composer prep`
+    leaves beside its shards, here or in the remote store, with the run: training and evaluation
+    data. Shards without a manifest pass. What the trainer is built with is compared before a
+    checkpoint is loaded, what comes with `fit()` before the first batch.
+
+    Raises:
+        ValueError: something does not fit; the message names all of it.
+    """
+
+    def __init__(self) -> None:
+        self._checked: list[Any] = []
+
+    def before_load(self, state: State, logger: Logger) -> None:
+        """Compare what the trainer was built with."""
+        self.check_fit(state)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Compare what came with `fit()`."""
+        self.check_fit(state)
+
+    def check_fit(self, state: State) -> None:
+        """Compare every stream's manifest that was not yet with the run's tokenizer and model."""
+        model = getattr(state.model, "module", state.model)
+        tokenizer = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
+        if tokenizer is None:
+            return
+        known_hash = hash_backend(tokenizer.to_str())
+        evaluated = [evaluator.dataloader.dataloader for evaluator in state.evaluators]
+        for loader in (state.train_dataloader, *evaluated):
+            dataset = getattr(loader, "dataset", None)
+            if any(dataset is checked for checked in self._checked):
+                continue
+            for stream in getattr(dataset, "streams", ()):
+                check_manifest(
+                    stream.local,
+                    known_hash,
+                    model.model.config.vocab_size,
+                    dataset.max_seq_len,
+                    remote=stream.remote,
+                )
+            self._checked.append(dataset)
