@@ -37,10 +37,11 @@ def test_a_cpu_needs_fp32(monkeypatch):
 
 
 def test_flash_attention_is_needed_only_where_it_is_asked_for(monkeypatch):
-    monkeypatch.setattr(doctor, "_installed", lambda package: None)
-    assert found(doctor.check_gpu({}))["flash-attn"][0] == "ok"
     config = {"model": {"attn_implementation": "flash_attention_2"}}
-    assert found(doctor.check_gpu(config))["flash-attn"][0] == "failure"
+    for installed, status in ((None, "failure"), ("2.7.4", "ok")):
+        monkeypatch.setattr(doctor, "_installed", lambda package, found=installed: found)
+        assert "flash-attn" not in found(doctor.check_gpu({}))
+        assert found(doctor.check_gpu(config))["flash-attn"][0] == status
 
 
 def test_the_backend_is_started(monkeypatch):
