@@ -35,8 +35,8 @@ class StartGuard(Callback):
     What was prepared with `apex-composer prep` is compared with the run by `prepared_data`.
 
     Args:
-        train_config: the run's configuration; llm-foundry passes it.
-        margin: how far, in nats, the first loss has to be below ln(vocabulary); None for no check.
+        train_config: configuration of the run; llm-foundry passes it.
+        margin: least distance, in nats, of the first loss below ln(vocabulary); None for no check.
             Default 1.0.
 
     Raises:

@@ -17,7 +17,7 @@ class CheckpointFile:
     Attributes:
         path: place of the file.
         apex: state of the algorithm.
-        clock: how far the run was: `batch`, `token`, `sample`, `epoch`.
+        clock: progress of the run: `batch`, `token`, `sample`, `epoch`.
     """
 
     path: Path
