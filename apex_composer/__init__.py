@@ -8,24 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from apex_composer.expander import Expander
-    from apex_composer.model.fused_swiglu import FusedSwiGLU
-    from apex_composer.model.sites import Group, Site, find_sites
-    from apex_composer.ops.monarch import MonarchFactors
-    from apex_composer.trainer.algorithm import APEX
-    from apex_composer.trainer.scheduler import StagewiseScheduler
+    from apex_composer.expander import Expander as Expander
+    from apex_composer.model.fused_swiglu import FusedSwiGLU as FusedSwiGLU
+    from apex_composer.model.sites import Group as Group
+    from apex_composer.model.sites import Site as Site
+    from apex_composer.model.sites import find_sites as find_sites
+    from apex_composer.ops.monarch import MonarchFactors as MonarchFactors
+    from apex_composer.trainer.algorithm import APEX as APEX
+    from apex_composer.trainer.scheduler import StagewiseScheduler as StagewiseScheduler
 
 __version__ = "0.1.0"
-__all__ = [
-    "APEX",
-    "Expander",
-    "FusedSwiGLU",
-    "Group",
-    "MonarchFactors",
-    "Site",
-    "StagewiseScheduler",
-    "find_sites",
-]
 
 _MODULES = {
     "APEX": "trainer.algorithm",
@@ -37,6 +29,7 @@ _MODULES = {
     "StagewiseScheduler": "trainer.scheduler",
     "find_sites": "model.sites",
 }
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,16 +10,13 @@ with 1 if that of the product is below --goal.
 
 import argparse
 import ctypes
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from paired import command_line, ratio_text, ratios, timed, turns, write
 
-from apex_composer.data_prep.progress import progress_bar
 from apex_composer.ops import reference
 from apex_composer.ops.monarch import init_factors, multiply, to_dense
 
@@ -66,55 +63,31 @@ def keep_memory() -> None:
             mallopt(parameter, 2**30)
 
 
-def timed(run: Callable[[], None], repeats: int) -> float:
-    """Seconds of one call, from several in a row."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    return (time.perf_counter() - start) / repeats
-
-
 def measure(arguments: argparse.Namespace) -> dict[tuple[str, str], list[float]]:
     """Seconds of every call."""
     calls = build(arguments)
     seconds: dict[tuple[str, str], list[float]] = {name: [] for name in calls}
-    for i in progress_bar(range(arguments.warmup + arguments.pairs), desc="pairs", delay=5):
-        # Whoever comes second finds a warmer machine, so the order alternates.
-        for name in sorted(calls, reverse=i % 2 == 0):
-            elapsed = timed(calls[name], arguments.repeats)
-            if i >= arguments.warmup:
-                seconds[name].append(elapsed)
-    return seconds
+    for order in turns(calls, arguments.warmup + arguments.pairs):
+        for name in order:
+            seconds[name].append(timed(calls[name], arguments.repeats))
+    return {name: own[arguments.warmup :] for name, own in seconds.items()}
 
 
 def summarise(seconds: dict[tuple[str, str], list[float]], work: str) -> dict[str, float]:
     """Of the product or the fold. Ratios pair by pair, so that the machine's drift cancels."""
     monarch, dense = (seconds[work, arm] for arm in ARMS)
-    ratios = [d / m for d, m in zip(dense, monarch, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
     return {
         "monarch_median_seconds": statistics.median(monarch),
         "dense_median_seconds": statistics.median(dense),
-        "ratio_median": middle,
-        "ratio_lower_quartile": low,
-        "ratio_upper_quartile": high,
-        "pairs": len(ratios),
+        **ratios(dense, monarch),
     }
 
 
 def parse() -> argparse.Namespace:
-    """The command line; the defaults are the setting that the goal is given for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in {
-        "size": 704,
-        "channels": 5632,
-        "width": 2048,
-        "pairs": 20,
-        "repeats": 3,
-        "warmup": 2,
-        "threads": 2,
-    }.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    """The command line."""
+    numbers = {"size": 704, "channels": 5632, "width": 2048}
+    numbers |= {"pairs": 20, "repeats": 3, "warmup": 2, "threads": 2}
+    parser = command_line(__doc__.splitlines()[0], numbers)
     parser.add_argument("--goal", type=float, default=5.0, help="exit with 1 below this ratio")
     parser.add_argument(
         "--keep-memory",
@@ -122,7 +95,6 @@ def parse() -> argparse.Namespace:
         default=True,
         help="let malloc keep freed memory (glibc); --no-keep-memory measures its page faults too",
     )
-    parser.add_argument("--json", type=Path, help="write the result here")
     return parser.parse_args()
 
 
@@ -140,12 +112,9 @@ def main() -> int:
             f"{work} of {arguments.size} x {arguments.width}: "
             f"Monarch {1000 * result['monarch_median_seconds']:.2f} ms, "
             f"dense {1000 * result['dense_median_seconds']:.2f} ms, "
-            f"dense / Monarch: median {result['ratio_median']:.2f} (quartiles "
-            f"{result['ratio_lower_quartile']:.2f} to {result['ratio_upper_quartile']:.2f}, "
-            f"{result['pairs']} pairs)"
+            f"dense / Monarch: {ratio_text(result, 2)}"
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    write(arguments.json, results)
     return int(results["product"]["ratio_median"] < arguments.goal)
 
 

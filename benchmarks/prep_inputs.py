@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,12 +27,12 @@ SAMPLE_BYTES = 30_000_000
 def write_texts(data: Path | None, megabytes: float, work: Path) -> list[str]:
     """Write the texts as plain jsonl without `meta`, all that llm-foundry's converter can read.
 
-    `<work>/all` has them all and `<work>/few` the first of every domain; the same files stand
-    flat in `<work>/all-flat` and `<work>/few-flat`, because the converter takes no sub-folders.
+    `<work>/all` has them all and `<work>/few` the first of every domain, each in one file in the
+    folder `text`: the converter takes no sub-folders, and our pipeline takes it for a domain.
 
     Args:
         data: RedPajama folder, or None for the embedded corpus.
-        megabytes: of text used at most, shared equally among the domains.
+        megabytes: text used at most, shared equally among the domains.
         work: folder to write.
 
     Returns:
@@ -42,27 +41,22 @@ def write_texts(data: Path | None, megabytes: float, work: Path) -> list[str]:
     data = data or write_embedded_corpus(work / "embedded", domain_limit=EMBEDDED_BYTES)
     sources = find_sources(data)
     limit = megabytes * 1e6 / len({source.domain for source in sources})
-    texts, taken = [], Counter()
+    texts, taken = {"all": [], "few": []}, Counter()
     for source in progress_bar(sources, desc="reading", unit="file"):
         for document in read_documents(source, 0, None, lambda *reject: None):
             size = len(document.text.encode())
             if taken[document.domain] + size > limit:
                 continue
-            kinds = ("all", "few") if taken[document.domain] < FEW_BYTES else ("all",)
+            texts["all"].append(document.text)
+            if taken[document.domain] < FEW_BYTES:
+                texts["few"].append(document.text)
             taken[document.domain] += size
-            texts.append(document.text)
-            for kind in kinds:
-                path = work / kind / document.domain / f"{document.domain}.jsonl"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("a") as file:
-                    file.write(json.dumps({"text": document.text}) + "\n")
-    for kind in ("all", "few"):
-        flat = work / f"{kind}-flat"
-        flat.mkdir()
-        for path in sorted((work / kind).rglob("*.jsonl")):
-            os.link(path, flat / path.name)
+    for kind, chosen in texts.items():
+        (work / kind / "text").mkdir(parents=True)
+        lines = (json.dumps({"text": text}) + "\n" for text in chosen)
+        (work / kind / "text" / "text.jsonl").write_text("".join(lines))
     print(f"{sum(taken.values()) / 1e6:.0f} MB of text: {dict(taken)}")
-    return texts
+    return texts["all"]
 
 
 def write_tokenizer(family: str, texts: list[str], vocabulary: int, folder: Path) -> None:

@@ -13,78 +13,69 @@ from typing import Any
 BATCH_CHARACTERS = 1 << 19
 
 
-def run_ours(arguments: argparse.Namespace, work: Path, kind: str) -> dict[str, float]:
-    """Our pipeline: seconds, tokens in its shards, and their bytes."""
-    from apex_composer.data_prep.options import Options
-    from apex_composer.data_prep.preparation import prepare
-
+def run_pipeline(
+    arguments: argparse.Namespace,
+    work: Path,
+    kind: str,
+    convert: Callable[[argparse.Namespace, Path, Path], Any],
+) -> dict[str, float]:
+    """A whole preparation: seconds, tokens in its shards, and their bytes."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        out = Path(folder) / "out"
-        # Pieces small enough that both cores have work to the end, as they do in a large job.
-        options = Options(sequence_length=arguments.sequence, val_tokens=None, piece_bytes=1 << 20)
         start = time.perf_counter()
-        prepare(
-            work / kind,
-            out,
-            tokenizer=arguments.tokenizer,
-            options=options,
-            workers=arguments.cores,
-        )
-        return {"seconds": time.perf_counter() - start, **measure_shards(out, arguments.sequence)}
+        convert(arguments, work / kind, Path(folder) / "out")
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, **measure_shards(Path(folder), arguments.sequence)}
 
 
-def run_llmfoundry(arguments: argparse.Namespace, work: Path, kind: str) -> dict[str, float]:
-    """llm-foundry's converter: seconds, tokens in its shards, and their bytes."""
+def convert_ours(arguments: argparse.Namespace, texts: Path, out: Path) -> None:
+    """Our pipeline."""
+    from apex_composer.data_prep import Options, prepare
+
+    # Pieces small enough that both cores have work to the end, as they do in a large job.
+    options = Options(sequence_length=arguments.sequence, val_tokens=None, piece_bytes=1 << 20)
+    given = {"tokenizer": arguments.tokenizer, "options": options, "workers": arguments.cores}
+    prepare(texts, out, **given)
+
+
+def convert_with_llmfoundry(arguments: argparse.Namespace, texts: Path, out: Path) -> None:
+    """llm-foundry's converter."""
+    os.environ["HF_DATASETS_CACHE"] = str(out.parent)  # else the second run finds the first one's
+    import datasets
     from llmfoundry.command_utils.data_prep.convert_dataset_json import convert_dataset_json
+    from transformers import AutoTokenizer
 
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        os.environ["HF_DATASETS_CACHE"] = folder  # else the second run finds the first one's
-        import datasets
-        from transformers import AutoTokenizer
-
-        datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"
-        out = Path(folder) / "out"
-        start = time.perf_counter()
-        convert_dataset_json(
-            path=str(work / f"{kind}-flat"),
-            out_root=str(out),
-            compression=None,
-            concat_tokens=arguments.sequence,
-            split="train",
-            tokenizer=arguments.tokenizer,
-            eos_text=AutoTokenizer.from_pretrained(arguments.tokenizer).eos_token,
-        )
-        return {"seconds": time.perf_counter() - start, **measure_shards(out, arguments.sequence)}
+    datasets.config.HF_DATASETS_CACHE = out.parent / "cache"
+    convert_dataset_json(
+        path=str(texts / "text"),
+        out_root=str(out),
+        compression=None,
+        concat_tokens=arguments.sequence,
+        split="train",
+        tokenizer=arguments.tokenizer,
+        eos_text=AutoTokenizer.from_pretrained(arguments.tokenizer).eos_token,
+    )
 
 
 def run_in_memory(
     arguments: argparse.Namespace, work: Path, kind: str, encode: Callable[[list[str]], list[Any]]
 ) -> dict[str, float]:
     """A tokenizer alone on texts in memory: seconds and tokens."""
-    batches, batch, characters = [], [], 0
-    for path in sorted((work / kind).rglob("*.jsonl")):
-        for line in path.read_text().splitlines():
-            text = json.loads(line)["text"]
-            batch.append(text)
-            characters += len(text)
-            if characters >= BATCH_CHARACTERS:
-                batches.append(batch)
-                batch, characters = [], 0
-    batches.append(batch)
+    batches, characters = [[]], 0
+    for line in (work / kind / "text" / "text.jsonl").open():
+        text = json.loads(line)["text"]
+        batches[-1].append(text)
+        characters += len(text)
+        if characters >= BATCH_CHARACTERS:
+            batches.append([])
+            characters = 0
     start, core = time.perf_counter(), core_seconds()
     tokens = sum(len(tokens) for batch in batches for tokens in encode(batch))
     spent = {"seconds": time.perf_counter() - start, "core_seconds": core_seconds() - core}
     return spent | {"tokens": tokens}
 
 
-def run_encode_batch(arguments: argparse.Namespace, work: Path, kind: str) -> dict[str, float]:
-    """The library's tokenizer with the offsets of every token."""
-    encode = partial(backend_of(arguments).encode_batch, add_special_tokens=False)
-    return run_in_memory(arguments, work, kind, encode)
-
-
 def run_encode_batch_fast(arguments: argparse.Namespace, work: Path, kind: str) -> dict[str, float]:
-    """The library's tokenizer without them, as our pipeline needs it."""
+    """The library's tokenizer without the offsets of tokens, as our pipeline needs it."""
     encode = partial(backend_of(arguments).encode_batch_fast, add_special_tokens=False)
     return run_in_memory(arguments, work, kind, encode)
 
@@ -124,9 +115,8 @@ def core_seconds() -> float:
 
 
 SIDES = {
-    "ours": run_ours,
-    "llm-foundry": run_llmfoundry,
-    "encode_batch": run_encode_batch,
+    "ours": partial(run_pipeline, convert=convert_ours),
+    "llm-foundry": partial(run_pipeline, convert=convert_with_llmfoundry),
     "encode_batch_fast": run_encode_batch_fast,
     "word-encoder": run_word_encoder,
 }

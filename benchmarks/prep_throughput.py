@@ -2,10 +2,9 @@
 
 They take turns on the same texts, tokenizer and cores, for each family of tokenizers that LLMs
 use: our pipeline with as many workers as cores; `convert_dataset_json` of llm-foundry 0.22 as it is
-(one process); the tokenizer's `encode_batch` and `encode_batch_fast` with as many threads as cores,
-which read and write nothing; and our word encoder in their place, on one core. Start-up is not
-counted on any side: each is run on a few documents per domain too, and their time and tokens are
-subtracted. Exits with 1 when a bound is missed.
+(one process); the tokenizer's `encode_batch_fast` with as many threads as cores, which reads and
+writes nothing; and our word encoder in its place, on one core. Start-up is not counted on any side:
+each is run on a few documents per domain too, and their time and tokens are subtracted.
 
     python benchmarks/prep_throughput.py --repeats 3
     python benchmarks/prep_throughput.py --cores 1 --sides word-encoder encode_batch_fast
@@ -42,9 +41,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cores", type=int, default=2, help="cores, workers and threads")
     parser.add_argument("--megabytes", type=float, default=200.0, help="text used at most")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each side")
-    parser.add_argument("--least-speedup", type=float, default=4.0, help="over llm-foundry")
-    parser.add_argument("--most-overhead", type=float, default=1.3, help="over encode_batch")
-    parser.add_argument("--least-gain", type=float, default=1.5, help="of the word encoder")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     # How the benchmark starts itself for one measurement, so that no side warms another.
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -55,7 +51,6 @@ def parse_arguments() -> argparse.Namespace:
 # Ratio of two sides: its name, what is compared, the better one and the other.
 RATIOS = {
     "speedup over llm-foundry": ("rate", "ours", "llm-foundry"),
-    "overhead over encode_batch": ("rate", "encode_batch", "ours"),
     "overhead over encode_batch_fast": ("rate", "encode_batch_fast", "ours"),
     "gain of the word encoder": ("core_rate", "word-encoder", "encode_batch_fast"),
 }
@@ -149,30 +144,15 @@ def measure_family(arguments: argparse.Namespace, work: Path, tokenizer: Path) -
     return measured
 
 
-def misses(arguments: argparse.Namespace, found: dict[str, dict[str, float]]) -> list[str]:
-    """Bounds that are missed, of those that were measured."""
-    least = {
-        "speedup over llm-foundry": arguments.least_speedup,
-        "gain of the word encoder": arguments.least_gain,
-    }
-    most = {"overhead over encode_batch": arguments.most_overhead}
-    return [
-        f"{name} is {found[name]['ratio']:.2f}, the bound is {bound}"
-        for bounds, sign in ((least, 1), (most, -1))
-        for name, bound in bounds.items()
-        if name in found and sign * found[name]["ratio"] < sign * bound
-    ]
-
-
-def main() -> int:
-    """Measure, print, and compare with the bounds."""
+def main() -> None:
+    """Measure and print."""
     arguments = parse_arguments()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
     if arguments.side:
         print(json.dumps(measure_here(arguments)))
-        return 0
-    results, missed = {}, []
+        return
+    results = {}
     with tempfile.TemporaryDirectory(prefix="prep-throughput-") as folder:
         texts = write_texts(arguments.data, arguments.megabytes, Path(folder))
         for family in [arguments.tokenizer] if arguments.tokenizer else arguments.families:
@@ -186,12 +166,9 @@ def main() -> int:
             results[family] = {"summary": found, "runs": measured}
             print(f"\n{family}")
             show(found)
-            missed += [f"{family}: {miss}" for miss in misses(arguments, found)]
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
-    print(*missed, sep="\n")
-    return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,18 +8,15 @@ step times with its spread and the time that APEX's own parts take; exits with 1
 """
 
 import argparse
-import json
 import statistics
 import sys
-import time
-from pathlib import Path
 
 import torch
+from paired import command_line, ratio_text, ratios, timed, turns, write
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from apex_composer import Expander, find_sites
-from apex_composer.data_prep.progress import progress_bar
 
 
 def build(arguments: argparse.Namespace) -> LlamaForCausalLM:
@@ -46,17 +43,6 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, ids: torch.Tensor) 
     optimizer.step()
 
 
-def timed(run, device: str) -> float:
-    """Seconds of a call, the device's work included."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of every step of both arms, and of APEX's own parts inside its steps."""
     models = {name: build(arguments) for name in ("vanilla", "apex")}
@@ -80,61 +66,40 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     expander.begin_stage()
     expander.stopwatch.running = True
     seconds: dict[str, list[float]] = {"vanilla": [], "apex": [], "parts": []}
-    for i in progress_bar(
-        range(arguments.warmup + arguments.steps), desc="pairs of steps", delay=5
-    ):
+    for order in turns(models, arguments.warmup + arguments.steps):
         ids = batch().to(arguments.device)
         arms = {
             "vanilla": lambda ids=ids: step(models["vanilla"], optimizers["vanilla"], ids),
             "apex": lambda ids=ids: apex_step(ids),
         }
-        # Whoever comes second finds a warmer machine, so the order alternates too.
-        for name in sorted(arms, reverse=i % 2 == 0):
+        for name in order:
             expander.stopwatch.read()
-            elapsed = timed(arms[name], arguments.device)
-            if i >= arguments.warmup:
-                seconds[name].append(elapsed)
-                if name == "apex":
-                    seconds["parts"].append(expander.stopwatch.read() / 1000)
-    return seconds
+            seconds[name].append(timed(arms[name]))
+            if name == "apex":
+                seconds["parts"].append(expander.stopwatch.read() / 1000)
+    return {name: own[arguments.warmup :] for name, own in seconds.items()}
 
 
 def summarise(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """Ratios pair by pair, so that the machine's drift cancels."""
-    ratios = [a / v for a, v in zip(seconds["apex"], seconds["vanilla"], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    vanilla = statistics.median(seconds["vanilla"])
+    """Medians, their ratio, and the ratios pair by pair."""
+    medians = {name: statistics.median(own) for name, own in seconds.items()}
+    vanilla, apex = medians["vanilla"], medians["apex"]
     return {
         "vanilla_median_seconds": vanilla,
-        "apex_median_seconds": statistics.median(seconds["apex"]),
-        "ratio_median": middle,
-        "ratio_lower_quartile": low,
-        "ratio_upper_quartile": high,
-        "ratio_of_medians": statistics.median(seconds["apex"]) / vanilla,
-        "parts_share": statistics.median(seconds["parts"]) / vanilla,
-        "pairs": len(ratios),
+        "apex_median_seconds": apex,
+        **ratios(seconds["apex"], seconds["vanilla"]),
+        "ratio_of_medians": apex / vanilla,
+        "parts_share": medians["parts"] / vanilla,
     }
 
 
 def parse() -> argparse.Namespace:
-    """The command line; the defaults are the setting that the bound is given for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in {
-        "layers": 4,
-        "width": 512,
-        "heads": 8,
-        "channels": 1376,
-        "vocabulary": 8192,
-        "batch": 8,
-        "length": 512,
-        "steps": 20,
-        "warmup": 2,
-        "threads": 2,
-    }.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    """The command line."""
+    numbers = {"layers": 4, "width": 512, "heads": 8, "channels": 1376, "vocabulary": 8192}
+    numbers |= {"batch": 8, "length": 512, "steps": 20, "warmup": 2, "threads": 2}
+    parser = command_line(__doc__.splitlines()[0], numbers)
     parser.add_argument("--bound", type=float, default=1.02, help="exit with 1 above this ratio")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="write the result here")
     return parser.parse_args()
 
 
@@ -146,13 +111,11 @@ def main() -> int:
     vanilla, apex = result["vanilla_median_seconds"], result["apex_median_seconds"]
     print(f"vanilla {vanilla:.4f} s, apex {apex:.4f} s")
     print(
-        f"apex / vanilla: median {result['ratio_median']:.4f} (quartiles "
-        f"{result['ratio_lower_quartile']:.4f} to {result['ratio_upper_quartile']:.4f}, "
-        f"{result['pairs']} pairs), ratio of medians {result['ratio_of_medians']:.4f}"
+        f"apex / vanilla: {ratio_text(result, 4)}, "
+        f"ratio of medians {result['ratio_of_medians']:.4f}"
     )
     print(f"time inside APEX's own parts: {100 * result['parts_share']:.2f} % of a vanilla step")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    write(arguments.json, result)
     return int(result["ratio_median"] > arguments.bound)
 
 

@@ -10,24 +10,27 @@ from typing import Annotated, Any
 
 import typer
 
+from apex_composer.data_prep import Options, merge, prepare, upload, verify
+from apex_composer.data_prep.choose.proportions import read_proportions
+from apex_composer.data_prep.dry_run import check_needs, describe_needs, estimate_preparation
+from apex_composer.data_prep.errors import SettingsError, WorkerDiedError
+from apex_composer.data_prep.options import parse_amount
+from apex_composer.data_prep.write.upload import check_address
+
 OutArgument = Annotated[Path, typer.Argument(help="Folder that `apex-composer prep` wrote.")]
 Workers = Annotated[int | None, typer.Option(help="Processes; default: one for each core.")]
 Upload = Annotated[
-    str | None, typer.Option(help="Address to copy the result to, such as s3://bucket/folder.")
+    str | None,
+    typer.Option("--upload", help="Address to copy the result to, such as s3://bucket/folder."),
 ]
 KeepWork = Annotated[bool, typer.Option(help="Keep <out>/.work when all is done.")]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
-prep_app = typer.Typer(add_completion=False)
-merge_app = typer.Typer(add_completion=False)
-verify_app = typer.Typer(add_completion=False)
 
 
 @contextmanager
 def status_of_errors() -> Iterator[None]:
     """One line for an error; status 2 when the command line is at fault, 1 for data or disk."""
-    from apex_composer.data_prep.errors import SettingsError, WorkerDiedError
-
     try:
         yield
     except KeyboardInterrupt:
@@ -44,7 +47,6 @@ def status_of_errors() -> Iterator[None]:
 
 
 @app.command("prep")
-@prep_app.command()
 def prep_command(
     input: Annotated[
         str, typer.Argument(help="Folder of RedPajama, or of <domain>/**.jsonl[.zst|.gz].")
@@ -85,7 +87,7 @@ def prep_command(
     streams_folder: Annotated[
         str | None, typer.Option(help="Folder of the shards in streams.yaml; default: OUT.")
     ] = None,
-    upload: Upload = None,
+    upload_to: Upload = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
     keep_work: KeepWork = False,
     dry_run: Annotated[
@@ -97,9 +99,6 @@ def prep_command(
     Exit status: 0 done, 1 the data or the disk is at fault, 2 the command line is.
     """
     with status_of_errors():
-        from apex_composer.data_prep import Options, prepare
-        from apex_composer.data_prep.errors import SettingsError
-
         if train_tokens is not None and _amount(train_tokens) is None and not _amount(cpt_tokens):
             raise SettingsError(
                 f"train_tokens={train_tokens!r} without --cpt-tokens leaves no training data. Give "
@@ -112,7 +111,7 @@ def prep_command(
             val_per_domain=val_per_domain,
             train_tokens=_amount(train_tokens),
             cpt_tokens=_amount(cpt_tokens),
-            proportions=_proportions(proportions),
+            proportions=read_proportions(proportions),
             max_reject_rate=max_reject_rate,
             compression=compression,
             shard_bytes=_amount(shard_size) or 0,
@@ -122,48 +121,44 @@ def prep_command(
         )
         given: dict[str, Any] = {"tokenizer": tokenizer, "options": options, "workers": workers}
         if dry_run:
-            _show_estimate(input, out, given)
+            needs = estimate_preparation(input, out, **given)
+            typer.echo("\n".join(describe_needs(needs)))
+            check_needs(needs, out)
             return
         part = _parse_shard(shard)
-        _check_upload(upload)
+        if upload_to is not None:
+            check_address(upload_to)
         manifest = prepare(
             input, out, shard=part, overwrite=overwrite, keep_work=keep_work, **given
         )
         if manifest is None:
             typer.echo(f"part {shard} is done. When all are: apex-composer prep-merge {out}")
         else:
-            _show(manifest, out)
-            _upload(out, upload)
+            _show(manifest, out, upload_to)
 
 
 @app.command("prep-merge")
-@merge_app.command()
 def merge_command(
     out: OutArgument,
     workers: Workers = None,
     max_reject_rate: Annotated[
         float | None, typer.Option(help="Allowed share of bad lines; default: the array job's.")
     ] = None,
-    upload: Upload = None,
+    upload_to: Upload = None,
     keep_work: KeepWork = False,
 ) -> None:
     """Finish an array job of `prep --shard I/N`: choose the splits and write the shards."""
     with status_of_errors():
-        from apex_composer.data_prep import merge
-
-        _check_upload(upload)
+        if upload_to is not None:
+            check_address(upload_to)
         manifest = merge(out, workers=workers, max_reject_rate=max_reject_rate, keep_work=keep_work)
-        _show(manifest, out)
-        _upload(out, upload)
+        _show(manifest, out, upload_to)
 
 
 @app.command("prep-verify")
-@verify_app.command()
 def verify_command(out: OutArgument, workers: Workers = None) -> None:
     """Read everything again and compare it with the manifest."""
     with status_of_errors():
-        from apex_composer.data_prep import verify
-
         faults = verify(out, workers=workers)
     for fault in faults:
         typer.echo(f"error: {fault}", err=True)
@@ -173,20 +168,10 @@ def verify_command(out: OutArgument, workers: Workers = None) -> None:
 
 
 def _amount(text: str | None) -> int | None:
-    from apex_composer.data_prep.options import parse_amount
-
     return None if text is None else parse_amount(text) or None
 
 
-def _proportions(name: str) -> dict[str, float] | None:
-    from apex_composer.data_prep.choose.proportions import read_proportions
-
-    return None if name == "equal" else read_proportions(name)
-
-
 def _parse_shard(text: str | None) -> tuple[int, int] | None:
-    from apex_composer.data_prep.errors import SettingsError
-
     if text is None:
         return None
     match = re.fullmatch(r"(\d+)/(\d+)", text)
@@ -195,35 +180,7 @@ def _parse_shard(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def _check_upload(address: str | None) -> None:
-    from apex_composer.data_prep.write.upload import check_address
-
-    if address is not None:
-        check_address(address)
-
-
-def _upload(out: Path, address: str | None) -> None:
-    from apex_composer.data_prep import upload
-
-    if address is not None:
-        upload(out, address)
-        typer.echo(f"uploaded: {address}")
-
-
-def _show_estimate(input: str, out: Path, given: dict[str, Any]) -> None:
-    from apex_composer.data_prep.dry_run import (
-        check_needs,
-        describe_needs,
-        estimate_preparation,
-    )
-
-    needs = estimate_preparation(input, out, **given)
-    for line in describe_needs(needs):
-        typer.echo(line)
-    check_needs(needs, out)
-
-
-def _show(manifest: dict[str, Any], out: Path) -> None:
+def _show(manifest: dict[str, Any], out: Path, address: str | None) -> None:
     for split, domains in manifest["splits"].items():
         for domain, numbers in domains.items():
             counts = ", ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in numbers.items())
@@ -234,6 +191,9 @@ def _show(manifest: dict[str, Any], out: Path) -> None:
     rejected = sum(manifest["rejects"]["lines"].values())
     typer.echo(f"{rejected:,} unusable lines, listed in {out}/rejects.jsonl")
     typer.echo(f"written: {out}; for a training YAML: {out}/streams.yaml")
+    if address is not None:
+        upload(out, address)
+        typer.echo(f"uploaded: {address}")
 
 
 if __name__ == "__main__":

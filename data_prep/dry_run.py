@@ -2,23 +2,23 @@
 
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from apex_composer.data_prep.choose.budgets import (
+    DOUBTFUL,
     check_budgets,
+    check_enough,
     parts_for_budgets,
-    shortfalls,
     wanted_tokens,
 )
 from apex_composer.data_prep.choose.estimate import Estimate, estimate_domains, take_samples
 from apex_composer.data_prep.errors import DiskFullError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.read.sources import Source, find_sources
-from apex_composer.data_prep.tokens.tokenizer import load_tokenizer, token_type
+from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts, load_tokenizer, token_type
 from apex_composer.data_prep.workers import check_workers
 
 # Reading and parsing a file whose documents are mostly left out: bytes of text per second and core.
@@ -27,12 +27,10 @@ READING_RATE = 100e6
 DOCUMENT_BYTES = 22
 # What zstd leaves of tokens of natural text.
 COMPRESSED_PART = 0.8
-# Above this many times the estimate, a budget is refused: the estimate is no better.
-SURE = 1.3
 WARNING = "samples are the beginnings of a few files: expect errors of 10 to 30 %"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Needs:
     """What a preparation is expected to need.
 
@@ -44,7 +42,6 @@ class Needs:
         work_bytes: size of `.work`, which is removed at the end.
         free_bytes: room on the disk of the output.
         hours: duration with the workers given.
-        short: domains with too few tokens for the budgets, in words. Default: none.
     """
 
     domains: dict[str, Estimate]
@@ -54,7 +51,6 @@ class Needs:
     work_bytes: int
     free_bytes: int
     hours: float
-    short: list[str] = field(default_factory=list)
 
 
 def estimate_preparation(
@@ -88,7 +84,7 @@ def estimate_preparation(
 def _add_up(
     sources: list[Source],
     estimates: dict[str, Estimate],
-    tokenizer: dict[str, Any],
+    tokenizer: TokenizerFacts,
     out: Path,
     options: Options,
     workers: int,
@@ -98,7 +94,7 @@ def _add_up(
     if not options.takes_all:
         kept |= parts_for_budgets(estimates, options)
     wanted = _wanted(estimates, options)
-    size = np.dtype(token_type(tokenizer["vocabulary_size"])).itemsize
+    size = np.dtype(token_type(tokenizer.vocabulary_size)).itemsize
     tokenised = {domain: kept[domain] * e.tokens for domain, e in estimates.items()}
     documents = sum(kept[domain] * e.documents for domain, e in estimates.items())
     work = sum(tokenised.values()) * size + documents * DOCUMENT_BYTES
@@ -108,11 +104,9 @@ def _add_up(
         kept[domain] * e.seconds + e.text_bytes / READING_RATE for domain, e in estimates.items()
     )
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
-    short = shortfalls(wanted, estimates, SURE)
-    return Needs(
-        estimates, kept, wanted, round(output), round(work), shutil.disk_usage(existing).free,
-        seconds / workers / 3600, short,
-    )  # fmt: skip
+    free = shutil.disk_usage(existing).free
+    hours = seconds / workers / 3600
+    return Needs(estimates, kept, wanted, round(output), round(work), free, hours)
 
 
 def _wanted(estimates: dict[str, Estimate], options: Options) -> dict[str, dict[str, int]]:
@@ -128,10 +122,6 @@ def _wanted(estimates: dict[str, Estimate], options: Options) -> dict[str, dict[
 def check_needs(needs: Needs, out: Path) -> None:
     """Refuse a preparation for which there is no room or no text.
 
-    Args:
-        needs: from `estimate_preparation`.
-        out: output folder, for the message.
-
     Raises:
         DiskFullError: the disk is too small.
         ValueError: a domain has fewer tokens than its budget.
@@ -143,19 +133,11 @@ def check_needs(needs: Needs, out: Path) -> None:
             f"({show_bytes(needs.output_bytes)} stay), {show_bytes(needs.free_bytes)} are free. "
             "Make room, give another --out, or lower the budgets."
         )
-    if needs.short:
-        raise ValueError(
-            f"Too little text: {'; '.join(needs.short)}. Add text, lower the budgets, or change "
-            "--proportions."
-        )
+    check_enough(needs.wanted, needs.domains, DOUBTFUL)
 
 
 def describe_needs(needs: Needs) -> list[str]:
-    """Say in lines of text what a preparation will need.
-
-    Args:
-        needs: from `estimate_preparation`.
-    """
+    """Say in lines of text what a preparation will need."""
     names = ["documents", "text_bytes", "tokens"]
     lines = [f"{'domain':<16}{'documents':>15}{'text':>11}{'tokens':>18}{'tokenised':>11}"]
     lines[0] += "".join(f"{split:>16}" for split in needs.wanted)

@@ -1,7 +1,7 @@
 """The options of a preparation, checked before any file is read."""
 
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from apex_composer.data_prep.errors import SettingsError
@@ -22,14 +22,14 @@ class Options:
 
     Args:
         sequence_length: tokens in a sequence. Default: 4096.
-        format: of the input; "auto" looks at it. Default: "auto".
+        format: layout of the input; "auto" looks at it. Default: "auto".
         val_tokens: tokens of the validation set; None holds nothing out. Default: 2,000,000.
         val_per_domain: `val_tokens` for every domain, not for all together. Default: False.
         train_tokens: tokens of `train`; None takes all that is left when `cpt_tokens` is None
             too, else nothing. Default: None.
         cpt_tokens: tokens of `cpt`, continued pre-training; None makes no such split.
             Default: None.
-        proportions: of the domains, for budgets and streams; None: equal. Default: None.
+        proportions: parts of the domains, for budgets and streams; None: equal. Default: None.
         max_reject_rate: allowed share of unusable lines, in [0, 1). Default: 0.001.
         compression: None or "zstd". Default: None.
         shard_bytes: size of an MDS shard at most, before compression. Default: 64 MB.
@@ -90,21 +90,16 @@ class Options:
         """Whether every document goes into some split."""
         return self.train_tokens is None and self.cpt_tokens is None
 
-    def as_dict(self) -> dict[str, Any]:
-        """The options as JSON holds them."""
-        return asdict(self)
-
     def identity(self) -> dict[str, Any]:
         """The options that decide the output's bytes."""
         return {key: value for key, value in asdict(self).items() if key not in FREE}
 
 
-def read_options(content: dict[str, Any], **changes: Any) -> Options:
-    """Make options from what `as_dict` returned.
+def read_options(content: dict[str, Any]) -> Options:
+    """Make options from what JSON holds of them.
 
     Args:
-        content: of a plan or a manifest.
-        changes: options to replace; None leaves an option as it is.
+        content: `options` of a plan or a manifest.
 
     Raises:
         SettingsError: an earlier version's demo wrote it.
@@ -115,9 +110,7 @@ def read_options(content: dict[str, Any], **changes: Any) -> Options:
                 f"{name}={content[name]!r}: the demo of an earlier version made this preparation. "
                 "Remove it, or use the version that began it."
             )
-    known = {key: value for key, value in content.items() if key not in FORMER}
-    given = {key: value for key, value in changes.items() if value is not None}
-    return replace(Options(**known), **given)
+    return Options(**{key: value for key, value in content.items() if key not in FORMER})
 
 
 def parse_amount(text: str) -> int:

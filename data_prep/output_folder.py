@@ -6,16 +6,18 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from apex_composer.data_prep.atomic_files import read_json, write_json
+from apex_composer.data_prep.atomic_files import read_json, remove_partial, write_json
 from apex_composer.data_prep.choose.job_plan import check_same, read_plan
 from apex_composer.data_prep.errors import OutputTakenError, SettingsError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.paths import DOWNLOADS, LOCK, MANIFEST, PARTS, PLAN, WORK
 from apex_composer.data_prep.read.remote import is_remote
 from apex_composer.data_prep.read.sources import Source
+from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts
 from apex_composer.data_prep.write.manifest import is_of_any_version, read_manifest
 from apex_composer.data_prep.write.verify import missing_shards
 
@@ -25,10 +27,6 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 def check_apart(input: Path | str, out: Path) -> None:
     """Refuse an output inside the input, which a later run would read, and the reverse.
-
-    Args:
-        input: folder or remote address.
-        out: output folder.
 
     Raises:
         SettingsError: one lies in the other, or the output is a file.
@@ -46,15 +44,9 @@ def check_apart(input: Path | str, out: Path) -> None:
 
 
 def open_target(
-    out: Path, options: Options, sources: list[Source], tokenizer: dict[str, Any]
+    out: Path, options: Options, sources: list[Source], tokenizer: TokenizerFacts
 ) -> dict[str, Any] | None:
     """Find out what the output folder holds: nothing, the beginning, or all of this preparation.
-
-    Args:
-        out: output folder.
-        options: of the preparation.
-        sources: its input.
-        tokenizer: its tokenizer.
 
     Returns:
         The manifest when all is done, else None.
@@ -67,7 +59,7 @@ def open_target(
     if not out.exists():
         return None
     finished, plan = read_manifest(out), read_plan(out)
-    for earlier in (finished, plan):
+    for earlier in (finished, plan and asdict(plan)):
         if earlier is not None:
             check_same(earlier, options, sources, tokenizer, out)
     check_ours(out)
@@ -82,9 +74,6 @@ def open_target(
 
 def check_ours(out: Path) -> None:
     """Refuse a folder that holds something else than a preparation, finished or begun.
-
-    Args:
-        out: output folder.
 
     Raises:
         OutputTakenError: it does.
@@ -101,11 +90,7 @@ def check_ours(out: Path) -> None:
 
 
 def clear(out: Path) -> None:
-    """Remove a preparation; a kill in the midst leaves what a next call removes.
-
-    Args:
-        out: output folder, locked.
-    """
+    """Remove a preparation, locked; a kill in the midst leaves what a next call removes."""
     for path in (out / MANIFEST, out / PLAN):  # first: the rest must not look whole
         path.unlink(missing_ok=True)
     kept = {out / WORK, *out.glob(f"{LOCK}*")}
@@ -115,15 +100,15 @@ def clear(out: Path) -> None:
 
 
 @contextmanager
-def locked(out: Path, shard: tuple[int, int] | None) -> Iterator[None]:
+def locked(out: Path, part: tuple[int, int] | None) -> Iterator[None]:
     """Keep a second process off the same work; the lock ends with the process that holds it.
 
     The parts of one array job may run side by side, and nothing else may. Whoever is alone first
     removes what killed runs were writing.
 
     Args:
-        out: output folder.
-        shard: part of the array job, or None.
+        out: output folder, made when missing.
+        part: (i, n) for the i-th of an array job's n parts, or None for a whole preparation.
 
     Raises:
         OutputTakenError: another process is at it.
@@ -133,14 +118,15 @@ def locked(out: Path, shard: tuple[int, int] | None) -> Iterator[None]:
         whole = stack.enter_context((out / LOCK).open("w"))
         got = _lock(whole, fcntl.LOCK_EX)
         if got:
-            _remove_remains(out)
+            remove_partial(out)
+            shutil.rmtree(out / DOWNLOADS, ignore_errors=True)
             if not (out / PLAN).exists() and not (out / MANIFEST).exists():
                 clear(out)  # what a killed --overwrite has left
-        if shard is not None:
+        if part is not None:
             if _lock(whole, fcntl.LOCK_SH) is False:
                 raise _taken(out)
-            _agree_on_parts(out, shard[1], bool(got))
-            name = f"{LOCK}-{shard[0]}-of-{shard[1]}"
+            _agree_on_parts(out, part[1], bool(got))
+            name = f"{LOCK}-{part[0]}-of-{part[1]}"
             got = _lock(stack.enter_context((out / name).open("w")), fcntl.LOCK_EX)
         if got is False:
             raise _taken(out)
@@ -182,12 +168,3 @@ def _agree_on_parts(out: Path, parts: int, alone: bool) -> None:
             f"shard=I/{parts}: this array job runs in {read_json(path)} parts at the moment. Give "
             "the same number of parts, or wait until they have ended."
         )
-
-
-def _remove_remains(out: Path) -> None:
-    for remains in [*out.rglob("*.partial-*")]:
-        if remains.is_dir():
-            shutil.rmtree(remains, ignore_errors=True)
-        else:
-            remains.unlink(missing_ok=True)
-    shutil.rmtree(out / DOWNLOADS, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,13 @@ from apex_composer.data_prep.atomic_files import write_bytes, write_text
 from apex_composer.data_prep.choose.budgets import check_budgets
 from apex_composer.data_prep.choose.job_plan import (
     Plan,
-    describe_source,
     make_plan,
     read_plan,
     source_differences,
     write_plan,
 )
 from apex_composer.data_prep.errors import SettingsError
-from apex_composer.data_prep.options import Options, read_options
+from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.output_folder import (
     check_apart,
     check_ours,
@@ -27,7 +27,7 @@ from apex_composer.data_prep.output_folder import (
 from apex_composer.data_prep.paths import STREAMS, TOKENIZER_FOLDER, WORK
 from apex_composer.data_prep.pieces import missing_pieces, tokenise_pieces
 from apex_composer.data_prep.read.sources import Source, find_sources
-from apex_composer.data_prep.tokens.tokenizer import load_tokenizer
+from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts, load_tokenizer
 from apex_composer.data_prep.workers import check_workers
 from apex_composer.data_prep.write.finish import finish
 from apex_composer.data_prep.write.manifest import read_manifest, write_streams
@@ -114,7 +114,7 @@ def _begin(
     out: Path,
     sources: list[Source],
     options: Options,
-    description: dict[str, Any],
+    description: TokenizerFacts,
     tokenizer_folder: Path,
 ) -> Plan:
     """The plan of the preparation that was begun, or a new one."""
@@ -163,11 +163,13 @@ def merge(
     missing = missing_pieces(out, plan)
     if missing:
         raise SettingsError(
-            f"{len(missing)} of {len(plan['pieces'])} pieces are not done (the first is number "
+            f"{len(missing)} of {len(plan.pieces)} pieces are not done (the first is number "
             f"{missing[0]}). Give every part of the array job again: finished pieces are skipped. "
             f"With --shard I/N, piece P is done by I = P % N + 1."
         )
-    options = read_options(plan["options"], max_reject_rate=max_reject_rate)
+    options = plan.options
+    if max_reject_rate is not None:
+        options = replace(options, max_reject_rate=max_reject_rate)
     with locked(out, None):
         return finish(out, plan, options, workers, keep_work)
 
@@ -175,14 +177,10 @@ def merge(
 def check_unchanged(plan: Plan, sources: list[Source]) -> None:
     """Refuse input that was written to while it was read.
 
-    Args:
-        plan: of the preparation.
-        sources: input files.
-
     Raises:
         ValueError: a file differs from what it was when the run began; the message names it.
     """
-    changes = source_differences(plan["sources"], [describe_source(s) for s in sources])
+    changes = source_differences(plan.sources, sources)
     if changes:
         raise ValueError(
             f"The input changed while it was read: {'; '.join(changes[:5])}. Start over with "

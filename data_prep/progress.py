@@ -1,17 +1,20 @@
-"""Progress bars; of phase 1: files, documents, tokens, tokens per second, and the time left."""
+"""Progress bars: one for everything, and that of phase 1, which does not know how far it is.
+
+`progress_bar` needs nothing but tqdm, so any part of the project may use it.
+"""
 
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-COMPRESSED = (".gz", ".zst", ".parquet")
 # Between two states of a bar that goes to a file or a pipe, where every state stays.
 SECONDS_IN_LOGS = 30.0
-# Text in a stored byte of an archive, until some are read.
+# Characters in a stored byte of an archive, until one is finished.
 TYPICAL_RATIO = 3.0
 
 
@@ -20,7 +23,7 @@ def progress_bar(*iterable: Any, **options: Any) -> tqdm:
 
     Args:
         iterable: what is gone through, if anything.
-        options: of tqdm.
+        options: those of tqdm, such as `total`, `desc`, `unit` and `delay`.
     """
     seconds = 0.1 if sys.stderr.isatty() else SECONDS_IN_LOGS
     return tqdm(*iterable, mininterval=seconds, maxinterval=max(10.0, seconds), **options)
@@ -31,19 +34,17 @@ class ReadingBar:
 
     Args:
         pieces: name of the source and bytes of every piece that is still to be done.
-        done_bytes: of the pieces that an earlier run finished. Default: 0.
+        done_bytes: bytes of the pieces that an earlier run finished. Default: 0.
     """
 
     def __init__(self, pieces: list[tuple[str, int]], done_bytes: int = 0) -> None:
         self.open = Counter(path for path, _ in pieces)
-        self.files = self.left = len(self.open)
+        self.files = len(self.open)
         self.counts: Counter[str] = Counter()
-        self.reading = {
-            True: 0,
-            False: 0,
-        }  # characters of unfinished pieces: of archives, of others
-        self.finished_bytes = done_bytes
-        self.archives = {"bytes": 1.0, "characters": TYPICAL_RATIO}  # of finished ones
+        # Of unfinished and of finished pieces, by the suffix of their file.
+        self.reading: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+        self.characters: Counter[str] = Counter()
         self.started = time.monotonic()
         total = done_bytes + sum(size for _, size in pieces)
         self.bar = progress_bar(
@@ -57,37 +58,39 @@ class ReadingBar:
             news: documents, tokens and characters since its last news, and its source.
         """
         self.counts.update({name: news[name] for name in ("documents", "tokens")})
-        self.reading[news["source"].endswith(COMPRESSED)] += news["characters"]
+        self.reading[Path(news["source"]).suffix] += news["characters"]
         self._show()
 
     def finish_piece(self, report: Mapping[str, Any]) -> None:
         """Count a finished piece.
 
         Args:
-            report: of the piece, with `source`, `bytes` as stored, and `characters`.
+            report: that of the piece, with `source`, `bytes` as stored, and `characters`.
         """
-        source = report["source"]
-        self.open[source] -= 1
-        self.left -= self.open[source] == 0
-        self.finished_bytes += report["bytes"]
-        self.reading[source.endswith(COMPRESSED)] -= report["characters"]
-        if source.endswith(COMPRESSED):
-            for name in self.archives:
-                self.archives[name] += report[name]
+        kind = Path(report["source"]).suffix
+        self.open -= Counter([report["source"]])  # a source without pieces leaves it
+        self.reading[kind] -= report["characters"]
+        self.bytes[kind] += report["bytes"]
+        self.characters[kind] += report["characters"]
         self._show()
 
+    def _stored(self, kind: str) -> float:
+        """Bytes of unfinished pieces that are read: a guess, an archive does not tell."""
+        ratio = 1.0 if kind == ".jsonl" else TYPICAL_RATIO
+        if self.bytes[kind] and self.characters[kind]:
+            ratio = self.characters[kind] / self.bytes[kind]
+        return self.reading[kind] / ratio
+
     def _show(self) -> None:
-        # A guess until a piece is done: an archive does not tell how far it has been read.
-        ratio = self.archives["characters"] / self.archives["bytes"]
-        reading = self.reading[True] / ratio + self.reading[False]
-        position = min(self.finished_bytes + reading, self.bar.total)
+        position = self.bar.initial + self.bytes.total() + sum(map(self._stored, self.reading))
         rate = self.counts["tokens"] / max(1e-9, time.monotonic() - self.started)
         self.bar.set_postfix_str(
-            f"{self.files - self.left}/{self.files} files, {self.counts['documents']:,} documents, "
-            f"{self.counts['tokens']:,} tokens, {rate:,.0f} tokens/s",
+            f"{self.files - len(self.open)}/{self.files} files, "
+            f"{self.counts['documents']:,} documents, {self.counts['tokens']:,} tokens, "
+            f"{rate:,.0f} tokens/s",
             refresh=False,
         )
-        self.bar.update(max(0, position - self.bar.n))
+        self.bar.update(max(0, min(position, self.bar.total) - self.bar.n))
 
     def close(self, whole: bool) -> None:
         """End the bar.

@@ -54,56 +54,48 @@ def _supervise(
     on_progress: Callable[[Any], None],
     on_result: Callable[[Any], None],
 ) -> None:
-    current: dict[Connection, Task] = {}
-    for connection in crew:
-        _hand_out(connection, tasks, current, crew)
-    while current:
+    free, current = list(crew), {}
+    while True:
+        for connection, task in zip(free, tasks, strict=False):
+            current[connection] = task
+            with _explained_death(crew[connection], task):
+                connection.send(task)
+        if not current:
+            return
+        free = []
         for connection in wait(list(current)):
-            try:
+            with _explained_death(crew[connection], current[connection]):
                 kind, content = connection.recv()
-            except (EOFError, OSError):
-                raise _death(crew[connection], current[connection]) from None
             if kind == "error":
                 raise content
             if kind == "progress":
                 on_progress(content)
             else:
+                del current[connection]
+                free.append(connection)
                 on_result(content)
-                _hand_out(connection, tasks, current, crew)
 
 
-def _hand_out(
-    connection: Connection, tasks: Iterator[Task], current: dict[Connection, Task], crew: Any
-) -> None:
-    task = next(tasks, None)
-    current.pop(connection, None)
-    if task is None:
-        return
-    current[connection] = task
+@contextmanager
+def _explained_death(process: Any, task: Task) -> Iterator[None]:
+    """Say how a worker ended whose connection is closed, and at which task."""
     try:
-        connection.send(task)
-    except OSError:
-        raise _death(crew[connection], task) from None
-
-
-def _death(process: Any, task: Task) -> WorkerDiedError:
-    process.join(timeout=5)
-    code = process.exitcode
-    cause = f"ended with status {code}"
-    if code is not None and code < 0:
-        cause = f"was killed by signal {-code} ({signal.Signals(-code).name})"
-    hint = " Signal 9 mostly means that memory ran out: use fewer --workers." if code == -9 else ""
-    return WorkerDiedError(
-        f"A worker process {cause} at {task['name']}.{hint} Give the same command again: finished "
-        "pieces and shards are kept."
-    )
+        yield
+    except (EOFError, OSError):
+        process.join(timeout=5)
+        code = process.exitcode
+        cause = f"ended with status {code}"
+        if code is not None and code < 0:
+            cause = f"was killed by signal {-code} ({signal.Signals(-code).name})"
+        memory = " Signal 9 mostly means that memory ran out: use fewer --workers."
+        raise WorkerDiedError(
+            f"A worker process {cause} at {task['name']}.{memory if code == -9 else ''} Give the "
+            "same command again: finished pieces and shards are kept."
+        ) from None
 
 
 def check_workers(workers: int | None) -> int:
     """Number of processes, by default one for each core that a container may use.
-
-    Args:
-        workers: as given, or None.
 
     Raises:
         SettingsError: it is below 1.

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-from streaming.base.shared import prefix
-
 
 def numbers() -> Iterator[int]:
     """What this run may number its datasets with; the same on all of its ranks."""
@@ -25,7 +23,11 @@ def numbers() -> Iterator[int]:
 
 
 def install() -> None:
-    """Let streaming count by `numbers` in this process and its forks."""
+    """Let streaming count by `numbers` in this process and its forks, where it is installed."""
+    try:
+        from streaming.base.shared import prefix
+    except ModuleNotFoundError:  # a GPU machine for the kernels alone
+        return
     prefix._each_prefix_int = numbers
 
 

@@ -44,10 +44,6 @@ DATA_ORDER = [
     ["__init__"],
     ["__main__"],
 ]
-# Not yet in order.
-EXCEPTIONS = {
-    ("tokens", "choose"),
-}
 KNOW_COMPOSER = {"trainer", "callbacks", "methods"}
 TRAINERS = {"composer", "llmfoundry"}
 HEAVY = TRAINERS | {"torch", "transformers", "streaming"}
@@ -120,22 +116,20 @@ def crossings(modules: list[str], order: list[list[str]], depth: int) -> set[tup
 
 
 def test_rooms_import_only_those_before_them():
-    assert crossings(list(of_core()), ORDER, 1) <= EXCEPTIONS
+    assert crossings(list(of_core()), ORDER, 1) == set()
 
 
 def test_rooms_of_data_preparation_import_only_those_before_them():
     modules = [module for module in sources() if room(module) == "data_prep"]
     assert len(modules) > 30
     assert all(own_room == "data_prep" for m in modules for own_room in map(room, own(m)))
-    assert crossings(modules, DATA_ORDER, 2) <= EXCEPTIONS
+    assert crossings(modules, DATA_ORDER, 2) == set()
 
 
 def test_there_are_no_import_cycles():
-    graph = {
-        module: {o for o in own(module) if (room(module), room(o)) not in EXCEPTIONS}
-        for module in sources()
-    }
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+    TopologicalSorter(
+        {module: own(module) for module in sources()}
+    ).prepare()  # raises CycleError, which names the cycle
 
 
 def test_only_three_rooms_know_composer():

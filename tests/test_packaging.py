@@ -1,5 +1,4 @@
 import re
-import subprocess
 import sys
 from importlib.metadata import distribution, entry_points
 from importlib.util import find_spec
@@ -96,16 +95,3 @@ def test_entry_points_load():
         for point in entry_points(group=group):
             if point.value.startswith("apex_composer."):
                 assert callable(point.load())
-
-
-def test_command_line_help_does_not_wait_for_torch():
-    program = (
-        "import sys; from apex_composer.cli import app; app(['--help'], standalone_mode=False); "
-        "heavy = {'torch', 'composer', 'llmfoundry', 'transformers', 'streaming'}; "
-        "print('imported:', sorted(heavy & set(sys.modules)))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert "demo" in result.stdout and "prep" in result.stdout
-    assert "imported: []" in result.stdout

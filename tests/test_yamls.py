@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from apex_composer.data_prep import Options, read_manifest
-from apex_composer.data_prep.__main__ import prep_app
+from apex_composer.data_prep.__main__ import app
 from apex_composer.data_prep.choose.budgets import wanted_tokens
 from apex_composer.data_prep.options import parse_amount
 from apex_composer.data_prep.read.domains import LLAMA1
@@ -147,7 +147,7 @@ def inputs(tmp_path_factory) -> Path:
     small |= {name: value // IN_SMALL[name] for name, value in small.items()}
     small |= {"--seq-len": SEQUENCE, "--tokenizer": folder / "model", "--out": folder / "data"}
     arguments = [str(part) for pair in (options | small).items() for part in pair]
-    result = CliRunner().invoke(prep_app, [str(folder / "text"), *arguments, "--workers", "1"])
+    result = CliRunner().invoke(app, ["prep", str(folder / "text"), *arguments, "--workers", "1"])
     assert result.exit_code == 0, result.output
     return folder
 

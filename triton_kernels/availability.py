@@ -17,11 +17,6 @@ _NEW_CAPABILITY = (11, 0)
 _TRITON_FOR_NEW = (3, 3, 1)
 
 
-def is_available(device: torch.device | str) -> bool:
-    """Whether the kernels can run on tensors of `device`; see `unavailable_reason`."""
-    return unavailable_reason(device) is None
-
-
 def unavailable_reason(device: torch.device | str) -> str | None:
     """Why the kernels cannot run on tensors of `device`; None when they can.
 
@@ -102,25 +97,13 @@ def interpreted() -> bool:
     return not isinstance(triton.language.zeros, triton.runtime.JITFunction)
 
 
-def require(device: torch.device) -> None:
-    """Raise where the kernels cannot run.
+def require(device: torch.device, *block: int) -> None:
+    """Raise where the kernels cannot run; given p and q, where those of such factors cannot.
 
     Raises:
         RuntimeError: with the reason.
     """
-    _refuse(unavailable_reason(device))
-
-
-def require_monarch(device: torch.device, p: int, q: int) -> None:
-    """Raise where the Monarch kernels cannot run for blocks of p x p and q x q.
-
-    Raises:
-        RuntimeError: with the reason.
-    """
-    _refuse(monarch_unavailable_reason(device, p, q))
-
-
-def _refuse(reason: str | None) -> None:
+    reason = monarch_unavailable_reason(device, *block) if block else unavailable_reason(device)
     if reason is not None:
         raise RuntimeError(reason)
 

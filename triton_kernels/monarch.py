@@ -11,15 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from apex_composer.triton_kernels.addresses import AddressTable
-from apex_composer.triton_kernels.availability import mark_written, on_device, require_monarch
+from apex_composer.triton_kernels.availability import mark_written, on_device, require
 from apex_composer.triton_kernels.monarch_checks import (
     Form,
     check_batch,
     check_gradients,
     check_moved,
 )
-from apex_composer.triton_kernels.monarch_launch import Launcher, Layout, Tables
+from apex_composer.triton_kernels.monarch_launch import AddressTable, Launcher, Layout, Tables
 
 # Enough for all 44 gate and up projections of TinyLLaMA-1.1B at once, in a training that holds more
 # than 17 GB and has freed its activations by then. More would save no launches there, less would
@@ -75,7 +74,7 @@ class MonarchBatch:
         }
         self.device = weights[0].device
         p, q = rights[0].shape[:2]
-        require_monarch(self.device, p, q)
+        require(self.device, p, q)
         tables = Tables(*(AddressTable(self.device) for _ in Tables._fields))
         self._launch = Launcher(tables, Layout.of(weights[0], axis), p, q, input_precision)
         self._results: Tensor | None = None

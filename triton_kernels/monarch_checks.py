@@ -29,9 +29,9 @@ def check_batch(*tensors: Sequence[Tensor], axis: int, input_precision: str) -> 
         raise ValueError(f"one of each per matrix, and at least one matrix: {counts}")
     for name, own in zip(_NAMES, tensors, strict=True):
         _check_alike(name, own, tensors[0][0].device)
-    _check_factors(tensors[1][0], tensors[2][0])
-    _check_weight(tensors[0][0], axis, tensors[2][0].shape[0] * tensors[2][0].shape[1])
-    _check_indices(tensors[1][0].shape[0] * tensors[1][0].shape[1], *tensors[3:])
+    size = _check_factors(tensors[1][0], tensors[2][0])
+    _check_weight(tensors[0][0], axis, size)
+    _check_indices(size, *tensors[3:])
 
 
 class Form(NamedTuple):
@@ -104,8 +104,6 @@ def _differences(tensor: Tensor, form: Form) -> list[tuple[str, Any, Any]]:
 
 def _check_alike(name: str, tensors: Sequence[Tensor], device: torch.device) -> None:
     dtype = torch.int64 if name.endswith("advantageous") else torch.float32
-    if name == "weights":
-        dtype = torch.float32
     for place, tensor in enumerate(tensors):
         if tensor.dtype != dtype:
             raise ValueError(f"{name}[{place}] is {tensor.dtype}, the kernels take {dtype}")
@@ -122,13 +120,13 @@ def _check_alike(name: str, tensors: Sequence[Tensor], device: torch.device) -> 
             )
 
 
-def _check_factors(left: Tensor, right: Tensor) -> None:
+def _check_factors(left: Tensor, right: Tensor) -> int:
+    """Their n."""
     shapes = tuple(left.shape), tuple(right.shape)
-    if left.dim() != 3 or right.dim() != 3 or left.numel() == 0 or right.numel() == 0:
+    p, q = right.shape[:2] if right.dim() == 3 else (0, 0)
+    if p * q == 0 or shapes != ((q, p, p), (p, q, q)):
         raise ValueError(f"factors of shape {shapes}, allowed: L [q, p, p] and R [p, q, q]")
-    p, q = right.shape[:2]
-    if shapes != ((q, p, p), (p, q, q)):
-        raise ValueError(f"factors of shape {shapes}, allowed: L [q, p, p] and R [p, q, q]")
+    return p * q
 
 
 def _check_weight(weight: Tensor, axis: int, size: int) -> None:

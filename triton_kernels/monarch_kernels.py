@@ -28,14 +28,14 @@ from apex_composer.triton_kernels.monarch_access import (
 
 
 @triton.jit(do_not_specialize=["first"])
-def right_product(
+def right_product_kernel(
     weights, rights, advantageous, scratch, first,
     width, row_stride, column_stride, scratch_stride,
     P: tl.constexpr, Q: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
     COLUMNS: tl.constexpr, TRANSPOSED: tl.constexpr, ALIGNED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Z[i] = R[i] X[i]."""
+    """Z[i] = R[i] X[i]: `ops.monarch.multiply_right`."""
     block, place = tl.program_id(1), tl.program_id(2)
     column = tl.program_id(0) * COLUMNS
     columns = column + tl.arange(0, COLUMNS)
@@ -62,33 +62,34 @@ def right_product(
 
 
 @triton.jit(do_not_specialize=["first"])
-def left_product(
+def left_product_kernel(
     weights, lefts, disadvantageous, scratch, sign, first,
     width, row_stride, column_stride, scratch_stride,
     P: tl.constexpr, Q: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
     COLUMNS: tl.constexpr, TRANSPOSED: tl.constexpr, ALIGNED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Y[:, j] = L[j] Z[:, j]: V[N] += sign * Y, or, TRANSPOSED, Y into the place of Z."""
+    """Y[:, j] = L[j] Z[:, j]: `ops.monarch.multiply_left`.
+
+    V[N] += sign * Y, or, TRANSPOSED, Y into the place of Z.
+    """
     block, place = tl.program_id(1), tl.program_id(2)
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = columns < width
     rows = tl.arange(0, ROWS)
     left = float_pointer(lefts, first + place, ALIGNED)
     middle = scratch + place.to(tl.int64) * (P * Q) * scratch_stride
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in tl.static_range(0, P, STEP):
         inner = start + tl.arange(0, STEP)
-        places = (inner * Q + block).to(tl.int64)[:, None] * scratch_stride + columns[None, :]
-        mask = (inner < P)[:, None] & inside[None, :]
-        values = tl.load(middle + places, mask=mask, other=0.0)
+        lines = (inner * Q + block).to(tl.int64)
+        values = scratch_rows(middle, lines, inner < P, columns, width, scratch_stride)
         factor = block_of(left, block, rows, inner, P, False)
         total = tl.dot(factor, values, total, input_precision=PRECISION)
     if TRANSPOSED:
         # The block is read and written by this program only, but by other threads of it.
         tl.debug_barrier()
         places = (rows * Q + block).to(tl.int64)[:, None] * scratch_stride + columns[None, :]
-        tl.store(middle + places, total, mask=(rows < P)[:, None] & inside[None, :])
+        tl.store(middle + places, total, mask=(rows < P)[:, None] & (columns < width)[None, :])
     else:
         weight = float_pointer(weights, first + place, ALIGNED)
         indices = index_pointer(disadvantageous, first + place, ALIGNED)
@@ -99,32 +100,31 @@ def left_product(
 
 
 @triton.jit(do_not_specialize=["first"])
-def add_transposed(
+def add_transposed_kernel(
     weights, disadvantageous, scratch, sign, first,
     width, row_stride, column_stride, scratch_stride, size,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """V[N] += sign * Y where V's expanded axis is the contiguous one."""
+    """V[N] += sign * Y: `ops.reference.add`, where V's expanded axis is the contiguous one."""
     place = tl.program_id(2)
     row, column = tl.program_id(1) * ROWS, tl.program_id(0) * COLUMNS
     rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
     weight = float_pointer(weights, first + place, ALIGNED)
     indices = index_pointer(disadvantageous, first + place, ALIGNED)
-    places = (place.to(tl.int64) * size + rows)[:, None] * scratch_stride + columns[None, :]
-    mask = (rows < size)[:, None] & (columns < width)[None, :]
-    tile = tl.load(scratch + places, mask=mask, other=0.0) * sign
+    lines = place.to(tl.int64) * size + rows
+    tile = scratch_rows(scratch, lines, rows < size, columns, width, scratch_stride) * sign
     scatter_add_transposed(
         weight, tile, indices, row, size, column, width, row_stride, column_stride, ROWS, COLUMNS
     )
 
 
 @triton.jit(do_not_specialize=["first"])
-def take_transposed(
+def take_transposed_kernel(
     gradients, disadvantageous, received, first,
     width, row_stride, column_stride, scratch_stride, size,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """G[N] as [n, width] where G's expanded axis is the contiguous one."""
+    """G[N] as [n, width]: `ops.reference.take`, where G's expanded axis is the contiguous one."""
     place = tl.program_id(2)
     row, column = tl.program_id(1) * ROWS, tl.program_id(0) * COLUMNS
     rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
@@ -139,14 +139,17 @@ def take_transposed(
 
 
 @triton.jit(do_not_specialize=["first", "tiles", "splits"])
-def left_backward(
+def left_backward_kernel(
     gradients, lefts, disadvantageous, scratch, received, partials, first,
     width, row_stride, column_stride, scratch_stride, partial_stride, tiles, splits,
     P: tl.constexpr, Q: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
     COLUMNS: tl.constexpr, TRANSPOSED: tl.constexpr, ALIGNED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Part of dL[j] = Gy[:, j] Z[:, j]^T over some tiles, and dZ[:, j] = L[j]^T Gy[:, j] over Z."""
+    """dL and dZ of `ops.reference.map_gradient`, by L.
+
+    Part of dL[j] = Gy[:, j] Z[:, j]^T over some tiles, and dZ[:, j] = L[j]^T Gy[:, j] over Z.
+    """
     split, block, place = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows = tl.arange(0, ROWS)
     present = rows < P
@@ -194,14 +197,17 @@ def left_backward(
 
 
 @triton.jit(do_not_specialize=["first", "tiles", "splits"])
-def right_backward(
+def right_backward_kernel(
     weights, gradients, rights, advantageous, scratch, partials, first,
     width, row_stride, column_stride, scratch_stride, partial_stride, tiles, splits,
     P: tl.constexpr, Q: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
     COLUMNS: tl.constexpr, TRANSPOSED: tl.constexpr, ALIGNED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Part of dR[i] = dZ[i] X[i]^T over some tiles, and G[P] += R^T dZ."""
+    """dR and G[P] of `ops.reference.map_gradient`, by R.
+
+    Part of dR[i] = dZ[i] X[i]^T over some tiles, and G[P] += R^T dZ.
+    """
     split, block, place = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows = tl.arange(0, ROWS)
     present = rows < Q
@@ -254,8 +260,8 @@ def right_backward(
 
 
 @triton.jit
-def sum_splits(partials, totals, splits, stride, BLOCK: tl.constexpr):
-    """totals[m] = sum over s of partials[m, s], always in the order of s."""
+def sum_splits_kernel(partials, totals, splits, stride, BLOCK: tl.constexpr):
+    """totals[m] = partials[m].sum(0), always in the order of the splits."""
     place = tl.program_id(1).to(tl.int64)
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < stride

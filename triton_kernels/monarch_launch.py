@@ -1,5 +1,6 @@
 """Launches of the Monarch kernels for a run of matrices of one batch."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -7,7 +8,6 @@ from torch import Tensor
 
 from apex_composer.triton_kernels import monarch_kernels as kernels
 from apex_composer.triton_kernels import tiles
-from apex_composer.triton_kernels.addresses import AddressTable
 
 
 class Layout(NamedTuple):
@@ -42,6 +42,45 @@ class Layout(NamedTuple):
     def sizes(self) -> tuple[int, int, int, int]:
         """The four numbers as every kernel takes them."""
         return self[:4]
+
+
+class AddressTable:
+    """The addresses of a list of tensors, on their device.
+
+    Args:
+        device: of the tensors.
+
+    Attributes:
+        table: [tensors], int64; None before the first `update`.
+        aligned: whether every address is a multiple of 16 bytes.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._addresses: list[int] = []
+        self.table: Tensor | None = None
+        self.aligned = False
+
+    def has_moved(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether any tensor lies elsewhere than at the last `update`."""
+        return [tensor.data_ptr() for tensor in tensors] != self._addresses
+
+    def update(self, tensors: Sequence[Tensor]) -> None:
+        """Look where the tensors lie now, and write the table again if any has moved.
+
+        Args:
+            tensors: in the order of the table. The caller keeps them alive.
+        """
+        if not self.has_moved(tensors):
+            return
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        on_cuda = self._device.type == "cuda"
+        # From pinned memory the copy takes its turn in the stream and the host does not wait. The
+        # pinned memory is new each time: torch reuses it only after the copy has been done.
+        table = torch.tensor(addresses, dtype=torch.int64, pin_memory=on_cuda)
+        self.table = table.to(self._device, non_blocking=True)
+        self.aligned = all(address % 16 == 0 for address in addresses)
+        self._addresses = addresses
 
 
 class Tables(NamedTuple):
@@ -89,7 +128,7 @@ class Launcher(NamedTuple):
     def right_product(self, scratch: Tensor, first: int, count: int) -> None:
         """Z = R W[P] into scratch."""
         tile = tiles.product_tiles(self.q, self.layout.width)
-        kernels.right_product[self._grid(tile.columns, self.p, count)](
+        kernels.right_product_kernel[self._grid(tile.columns, self.p, count)](
             self.tables.weights.table, self.tables.rights.table, self.tables.advantageous.table,
             scratch, first, *self.layout.sizes, self.p, self.q, tile.rows, tile.step, tile.columns,
             self.layout.transposed, self.tables.aligned(gradients=False), self.precision,
@@ -101,13 +140,13 @@ class Launcher(NamedTuple):
         tables, layout = self.tables, self.layout
         aligned = tables.aligned(gradients=False)
         tile = tiles.product_tiles(self.p, layout.width)
-        kernels.left_product[self._grid(tile.columns, self.q, count)](
+        kernels.left_product_kernel[self._grid(tile.columns, self.q, count)](
             tables.weights.table, tables.lefts.table, tables.disadvantageous.table, scratch, sign,
             first, *layout.sizes, self.p, self.q, tile.rows, tile.step, tile.columns,
             layout.transposed, aligned, self.precision, num_warps=tile.warps,
         )  # fmt: skip
         if layout.transposed:
-            kernels.add_transposed[self._transposing_grid(count)](
+            kernels.add_transposed_kernel[self._transposing_grid(count)](
                 tables.weights.table, tables.disadvantageous.table, scratch, sign, first,
                 *layout.sizes, self.p * self.q, tiles.TRANSPOSE_ROWS, tiles.TRANSPOSE_COLUMNS,
                 aligned,
@@ -134,7 +173,9 @@ class Launcher(NamedTuple):
         self._right_backward(scratch, partials, splits, first, count)
         if splits > 1:
             grid = (tiles.divide_up(results.shape[1], tiles.SUM_BLOCK), count)
-            kernels.sum_splits[grid](partials, results, splits, results.shape[1], tiles.SUM_BLOCK)
+            kernels.sum_splits_kernel[grid](
+                partials, results, splits, results.shape[1], tiles.SUM_BLOCK
+            )
 
     @property
     def left_size(self) -> int:
@@ -147,7 +188,7 @@ class Launcher(NamedTuple):
         return self.left_size + tiles.divide_up(self.p * self.q * self.q, 4) * 4
 
     def _take_transposed(self, received: Tensor, first: int, count: int) -> None:
-        kernels.take_transposed[self._transposing_grid(count)](
+        kernels.take_transposed_kernel[self._transposing_grid(count)](
             self.tables.gradients.table, self.tables.disadvantageous.table, received, first,
             *self.layout.sizes, self.p * self.q, tiles.TRANSPOSE_ROWS, tiles.TRANSPOSE_COLUMNS,
             self.tables.aligned(gradients=True),
@@ -158,7 +199,7 @@ class Launcher(NamedTuple):
     ) -> None:
         tables, layout = self.tables, self.layout
         tile = tiles.backward_tiles(self.p, layout.width)
-        kernels.left_backward[(splits, self.q, count)](
+        kernels.left_backward_kernel[(splits, self.q, count)](
             tables.gradients.table, tables.lefts.table, tables.disadvantageous.table, scratch[0],
             scratch[-1], partials, first, *layout.sizes, self.result_size,
             tile.turns(layout.width, splits), splits, self.p, self.q, tile.rows, tile.step,
@@ -171,7 +212,7 @@ class Launcher(NamedTuple):
     ) -> None:
         tables, layout = self.tables, self.layout
         tile = tiles.backward_tiles(self.q, layout.width)
-        kernels.right_backward[(splits, self.p, count)](
+        kernels.right_backward_kernel[(splits, self.p, count)](
             tables.weights.table, tables.gradients.table, tables.rights.table,
             tables.advantageous.table, scratch[0], partials.view(-1)[self.left_size :], first,
             *layout.sizes, self.result_size, tile.turns(layout.width, splits), splits, self.p,

@@ -17,11 +17,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @triton.jit(do_not_specialize=["turns", "splits"])
-def sum_tokens(
+def sum_tokens_kernel(
     activation, mask, partials, tokens, width, sample_stride, token_stride, turns, splits,
     TOKENS: tl.constexpr, COLUMNS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Sums of squares over the tokens of one split, for a tile of columns of one sample."""
+    """The first stage of `ops.reference.unit_square_sums`: over the tokens of one split."""
     split, sample = tl.program_id(1), tl.program_id(2).to(tl.int64)
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < width
@@ -41,11 +41,11 @@ def sum_tokens(
 
 
 @triton.jit
-def sum_splits_and_units(
+def sum_splits_and_units_kernel(
     partials, sums, width, units, sums_stride, splits,
     SPLITS: tl.constexpr, UNITS: tl.constexpr, UNIT: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the splits and over the columns of each unit, for a tile of units of one sample."""
+    """The second stage of `ops.reference.unit_square_sums`: over splits and columns of a unit."""
     sample = tl.program_id(1).to(tl.int64)
     line = tl.arange(0, UNITS * PADDED)
     unit, within = tl.program_id(0) * UNITS + line // PADDED, line % PADDED
@@ -97,10 +97,9 @@ def unit_square_sums(
     mask = mask_bytes(mask, activation)
     if activation.numel() == 0:
         return out.zero_()
-    partials = empty_partials(activation)
-    plan = tiles.token_tiles(tokens, width)
+    plan, partials = first_stage(activation)
     with on_device(activation.device):
-        sum_tokens[(tiles.divide_up(width, plan.columns), plan.splits, samples)](
+        sum_tokens_kernel[(tiles.divide_up(width, plan.columns), plan.splits, samples)](
             activation, mask, partials, tokens, width, *activation.stride()[:2], plan.turns,
             plan.splits, plan.tokens, plan.columns, mask is not None,
         )  # fmt: skip
@@ -108,11 +107,12 @@ def unit_square_sums(
     return out
 
 
-def empty_partials(activation: Tensor) -> Tensor:
-    """Memory for the first stage's results, [B, splits, width]."""
+def first_stage(activation: Tensor) -> tuple[tiles.TokenTiles, Tensor]:
+    """The first stage's tiles, and memory for its results, [B, splits, width]."""
     samples, tokens, width = activation.shape
-    splits = tiles.token_tiles(tokens, width).splits
-    return torch.empty(samples, splits, width, dtype=torch.float32, device=activation.device)
+    plan = tiles.token_tiles(tokens, width)
+    new = {"dtype": torch.float32, "device": activation.device}
+    return plan, torch.empty(samples, plan.splits, width, **new)
 
 
 def finish_sums(partials: Tensor, out: Tensor, unit_size: int) -> None:
@@ -120,7 +120,7 @@ def finish_sums(partials: Tensor, out: Tensor, unit_size: int) -> None:
     samples, splits, width = partials.shape
     units, padded = width // unit_size, tiles.power_of_two(unit_size)
     at_once = max(1, min(tiles.SUM_COLUMNS // padded, tiles.power_of_two(units)))
-    sum_splits_and_units[(tiles.divide_up(units, at_once), samples)](
+    sum_splits_and_units_kernel[(tiles.divide_up(units, at_once), samples)](
         partials, out, width, units, out.stride(0), splits,
         tiles.power_of_two(splits), at_once, unit_size, padded,
     )  # fmt: skip

@@ -17,8 +17,8 @@ from apex_composer.triton_kernels.norms import (
     check_activation,
     check_sums,
     check_values,
-    empty_partials,
     finish_sums,
+    first_stage,
     mask_bytes,
 )
 
@@ -33,13 +33,13 @@ def _one_plus_exp(x, INTERPRETED: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["turns", "splits"])
-def forward_tiles(
+def swiglu_forward_kernel(
     gate, up, product, mask, partials, tokens, width,
     gate_sample, gate_token, up_sample, up_token, turns, splits,
     TOKENS: tl.constexpr, COLUMNS: tl.constexpr, COUNTED: tl.constexpr, MASKED: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """The product for `turns` tiles of tokens and one of columns, and its sums of squares."""
+    """`F.silu(gate) * up` for `turns` tiles of tokens and one of columns; its sums of squares."""
     split, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < width
@@ -70,13 +70,13 @@ def forward_tiles(
 
 
 @triton.jit
-def backward_tiles(
+def swiglu_backward_kernel(
     incoming, gate, up, gate_gradient, up_gradient, tokens, width,
     incoming_token, gate_token, up_token,
     TOKENS: tl.constexpr, COLUMNS: tl.constexpr, FOR_GATE: tl.constexpr, FOR_UP: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of gate and up for one tile; silu(gate) is computed again."""
+    """Autograd's gradients of `F.silu(gate) * up` for one tile; silu(gate) is computed again."""
     rows = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mask = (rows < tokens)[:, None] & (columns < width)[None, :]
@@ -85,7 +85,7 @@ def backward_tiles(
     received = received.to(tl.float32)
     x = tl.load(gate + line * gate_token + column, mask=mask, other=0.0).to(tl.float32)
     divisor = _one_plus_exp(-x, INTERPRETED)
-    # Rounded where autograd's eager formulas round, see forward_tiles.
+    # Rounded where autograd's eager formulas round, see swiglu_forward_kernel.
     if FOR_UP:
         silu = tl.div_rn(x, divisor).to(gate.dtype.element_ty).to(tl.float32)
         result = (received * silu).to(up_gradient.dtype.element_ty)
@@ -164,13 +164,13 @@ def _forward(gate: Tensor, up: Tensor, square_sums: Tensor | None, mask: Tensor 
         return product
     partials = None
     if square_sums is not None:
-        plan, partials = tiles.token_tiles(*gate.shape[1:]), empty_partials(gate)
+        plan, partials = first_stage(gate)
     else:
         gate, up = _one_sample(gate), _one_sample(up)
         plan = tiles.elementwise_tiles(*gate.shape[1:])
     samples, tokens, width = gate.shape
     with on_device(gate.device):
-        forward_tiles[(plan.splits, tiles.divide_up(width, plan.columns), samples)](
+        swiglu_forward_kernel[(plan.splits, tiles.divide_up(width, plan.columns), samples)](
             gate, up, product, mask, partials, tokens, width, *gate.stride()[:2],
             *up.stride()[:2], plan.turns, plan.splits, plan.tokens, plan.columns,
             square_sums is not None, square_sums is not None and mask is not None,
@@ -194,7 +194,7 @@ def _backward(
     incoming, gate, up = (_one_sample(t) for t in (incoming.contiguous(), gate, up))
     plan = tiles.elementwise_tiles(*gate.shape[1:])
     with on_device(gate.device):
-        backward_tiles[(plan.splits, tiles.divide_up(gate.shape[2], plan.columns))](
+        swiglu_backward_kernel[(plan.splits, tiles.divide_up(gate.shape[2], plan.columns))](
             incoming, gate, up, gate_gradient, up_gradient, *gate.shape[1:],
             incoming.stride(1), gate.stride(1), up.stride(1),
             plan.tokens, plan.columns, for_gate, for_up, interpreted(),

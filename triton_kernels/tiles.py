@@ -35,16 +35,23 @@ def padded(size: int) -> int:
     return max(_SMALLEST, power_of_two(size))
 
 
-class ProductTiles(NamedTuple):
-    """Of one block times [block, width]: rows and steps cover the block, columns the width."""
+class BlockTiles(NamedTuple):
+    """Of one block and its rows of a [n, width] matrix.
+
+    `rows` and steps of `step` cover the block, `columns` a part of the width.
+    """
 
     rows: int
     step: int
     columns: int
     warps: int
 
+    def turns(self, width: int, splits: int) -> int:
+        """Tiles that one of `splits` programs goes through."""
+        return divide_up(divide_up(width, self.columns), splits)
 
-def product_tiles(block: int, width: int) -> ProductTiles:
+
+def product_tiles(block: int, width: int) -> BlockTiles:
     """For Z[i] = R[i] X[i] and Y[:, j] = L[j] Z[:, j].
 
     Args:
@@ -54,37 +61,10 @@ def product_tiles(block: int, width: int) -> ProductTiles:
     rows = padded(block)
     step = 16 if divide_up(block, 16) % 2 else 32
     columns = min(64 if rows <= 64 else 32, padded(width))
-    return ProductTiles(rows, step, columns, 4)
+    return BlockTiles(rows, step, columns, 4)
 
 
-class BackwardTiles(NamedTuple):
-    """Of the products with gradients, whose inner dimension is the width.
-
-    `step` rows at a time of the block times [block, width] that is computed beside.
-    """
-
-    rows: int
-    step: int
-    columns: int
-    warps: int
-
-    @property
-    def shared_memory(self) -> int:
-        """Bytes that a program needs at most, but for compute capability 10.
-
-        Both tf32 parts of two operands, or the block's gradient on its way out of the registers,
-        in rows that are 4 numbers apart. Compute capability 10 needs more: 57,352 bytes where this
-        is 40,960 (blocks of 64 x 64 and 32 x 64), far below the 232,448 that it has.
-        """
-        operands = 2 * 4 * self.step * (self.rows + self.columns)
-        return max(operands, 4 * self.rows * (self.rows + 4))
-
-    def turns(self, width: int, splits: int) -> int:
-        """Tiles that one of `splits` programs goes through."""
-        return divide_up(divide_up(width, self.columns), splits)
-
-
-def backward_tiles(block: int, width: int) -> BackwardTiles:
+def backward_tiles(block: int, width: int) -> BlockTiles:
     """For dL[j], dZ[:, j] and dR[i], the addition to G[P].
 
     Args:
@@ -97,20 +77,27 @@ def backward_tiles(block: int, width: int) -> BackwardTiles:
     # A whole block of 128 rows would need 144 KB of shared memory, more than most GPUs have, and
     # spill hundreds of bytes per thread.
     step, warps = (rows, 4) if rows <= 64 else (_SMALLEST, 8)
-    return BackwardTiles(rows, step, min(columns, padded(width)), warps)
+    return BlockTiles(rows, step, min(columns, padded(width)), warps)
 
 
 def shared_memory(p: int, q: int) -> int:
-    """Bytes that one program of the Monarch kernels needs at most, see `BackwardTiles`.
+    """Bytes that one program of the Monarch kernels needs at most, but for compute capability 10.
 
-    The gradient map's products need more than all others.
+    The gradient map's products need more than all others: both tf32 parts of two operands, or the
+    block's gradient on its way out of the registers, in rows that are 4 numbers apart. Compute
+    capability 10 needs more: 57,352 bytes where this is 40,960 (blocks of 64 x 64 and 32 x 64), far
+    below the 232,448 that it has.
 
     Args:
         p: as in the factors.
         q: as in the factors.
     """
-    widest = 1024 // _SMALLEST
-    return max(backward_tiles(block, widest).shared_memory for block in (p, q))
+    needs = []
+    for block in (p, q):
+        tile = backward_tiles(block, width=1024 // _SMALLEST)  # as wide as a tile can be
+        operands = 2 * 4 * tile.step * (tile.rows + tile.columns)
+        needs.append(max(operands, 4 * tile.rows * (tile.rows + 4)))
+    return max(needs)
 
 
 class TokenTiles(NamedTuple):
@@ -120,21 +107,6 @@ class TokenTiles(NamedTuple):
     columns: int
     turns: int
     splits: int
-
-
-def token_tiles(tokens: int, width: int) -> TokenTiles:
-    """For sums over the tokens of a sample. The number of samples plays no part, see norms.py.
-
-    Args:
-        tokens: of a sample.
-        width: of the activation.
-    """
-    columns = min(256, power_of_two(width))
-    rows = min(2048 // columns, power_of_two(tokens), 64)
-    count = divide_up(tokens, rows)
-    splits = split_count(divide_up(width, columns), count, enough=_ENOUGH_PROGRAMS_PER_SAMPLE)
-    turns = divide_up(count, splits)
-    return TokenTiles(rows, columns, turns, divide_up(count, turns))
 
 
 def elementwise_tiles(tokens: int, width: int) -> TokenTiles:
@@ -149,13 +121,26 @@ def elementwise_tiles(tokens: int, width: int) -> TokenTiles:
     return TokenTiles(rows, columns, 1, divide_up(tokens, rows))
 
 
+def token_tiles(tokens: int, width: int) -> TokenTiles:
+    """For sums over the tokens of a sample. The number of samples plays no part, see norms.py.
+
+    Args:
+        tokens: of a sample.
+        width: of the activation.
+    """
+    tile = elementwise_tiles(tokens, width)
+    count = tile.splits
+    sums = divide_up(width, tile.columns)
+    turns = divide_up(count, split_count(sums, count, enough=_ENOUGH_PROGRAMS_PER_SAMPLE))
+    return tile._replace(turns=turns, splits=divide_up(count, turns))
+
+
 # Edges of the square tiles that are written the other way round than they are read.
 TRANSPOSE_ROWS = 32
 TRANSPOSE_COLUMNS = 64
 
 # Entries that one program adds up over the splits.
 SUM_BLOCK = 1024
-
 
 # Columns of a tile of the second stage of sums over tokens, which holds all splits at once.
 SUM_COLUMNS = 64

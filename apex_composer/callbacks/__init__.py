@@ -1,1 +1,1 @@
-"""Callbacks for any llm-foundry run. Imports what trainer imports."""
+"""Callbacks for any llm-foundry run, with or without APEX. Imports what comes before trainer."""

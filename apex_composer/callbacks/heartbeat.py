@@ -28,7 +28,7 @@ class Heartbeat(Callback):
     assessment and evaluation; the first batch of data; the first step (compiling, communication).
 
     Args:
-        seconds: between two lines. Default 30.
+        seconds: time between two lines. Default 30.
 
     Raises:
         ValueError: it is not positive.

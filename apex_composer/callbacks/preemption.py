@@ -41,8 +41,8 @@ class Preemption(Callback):
     (`torn_checkpoints.py`).
 
     Args:
-        exit_status: of a preempted run, 0 to 127. Default 0: Composer's launcher takes anything
-            else for a crash.
+        exit_status: status of a preempted run, 0 to 127. Default 0: Composer's launcher takes
+            anything else for a crash.
 
     Raises:
         ValueError: for another status, or a run that saves no resumable checkpoints.

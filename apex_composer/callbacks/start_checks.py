@@ -24,9 +24,9 @@ def check_loss(loss: float, vocabulary: int, margin: float) -> None:
     that failed to load in silence have cost whole runs.
 
     Args:
-        loss: of the first microbatch, in nats per token.
+        loss: mean of the first microbatch, in nats per token.
         vocabulary: tokens that the model knows.
-        margin: how far below ln(vocabulary) it has to be, in nats.
+        margin: distance below ln(vocabulary) that it has to keep, in nats.
 
     Raises:
         ValueError: it is not, or it is no number.
@@ -58,8 +58,7 @@ def check_context(length: int, model_config: Any) -> None:
             raise ValueError(
                 f"max_seq_len: got {length}, but the model's {setting} is {longest}. Train with "
                 f"sequences of at most {longest} tokens, or extend the model, which then has to "
-                "learn the new positions: "
-                f"model.config_overrides.{setting}: ${{max_seq_len}}"
+                f"learn the new positions: model.config_overrides.{setting}: ${{max_seq_len}}"
             )
 
 
@@ -166,7 +165,7 @@ def check_disk(folder: Path, checkpoints: Checkpoints) -> None:
 
     Args:
         folder: place of the checkpoints. It need not exist yet; those in it count as this run's.
-        checkpoints: what the run writes.
+        checkpoints: number and size of what the run writes.
 
     Raises:
         ValueError: with what is needed, what is free, and what to do.

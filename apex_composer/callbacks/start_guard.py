@@ -35,8 +35,8 @@ class StartGuard(Callback):
     What was prepared with `apex-composer prep` is compared with the run by `prepared_data`.
 
     Args:
-        train_config: the run's configuration; llm-foundry passes it.
-        margin: how far, in nats, the first loss has to be below ln(vocabulary); None for no check.
+        train_config: configuration of the run; llm-foundry passes it.
+        margin: least distance, in nats, of the first loss below ln(vocabulary); None for no check.
             Default 1.0.
 
     Raises:
@@ -64,7 +64,7 @@ class StartGuard(Callback):
             microbatch = self._config.get("device_train_microbatch_size", "auto")
             check_batches(batch, dist.get_world_size(), microbatch)
         model_config = _model_config(state)
-        if "max_seq_len" in self._config:
+        if self._config.get("max_seq_len") is not None:
             check_context(self._config["max_seq_len"], model_config)
         tokenizer = getattr(state.model, "tokenizer", None)
         if tokenizer is not None and hasattr(model_config, "vocab_size"):

@@ -17,7 +17,7 @@ def repair(folder: Path, filename: str, latest: str) -> list[str]:
     """Put torn checkpoints aside and point the link at the newest whole one.
 
     Args:
-        folder: of the checkpoints, local.
+        folder: local folder of the checkpoints.
         filename: Composer's `save_filename`, for example `ep{epoch}-ba{batch}-rank{rank}.pt`.
         latest: Composer's `save_latest_filename`.
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from apex_composer.data_prep.atomic_files import read_json, write_json, write_text
 from apex_composer.demo.configuration import DEFAULT_YAML, build_configurations, load_template
 from apex_composer.demo.embedded import write_embedded_corpus
-from apex_composer.demo.from_scratch import TOKENIZER, Prepared, Settings, prepare_from_scratch
+from apex_composer.demo.from_scratch import TOKENIZER, Prepared, prepare_from_scratch
 from apex_composer.demo.model import write_model_folder
 from apex_composer.demo.plot import plot_losses
 from apex_composer.demo.results import summarise
@@ -59,8 +59,6 @@ def run_job(data: Path | None, out: Path, yaml: Path, overrides: list[str]) -> d
 
     Args:
         data: RedPajama-format folder, or None for the embedded corpus.
-        out: folder of the results.
-        yaml: the job's settings.
         overrides: `key=value` changes to them.
 
     Returns:
@@ -105,18 +103,17 @@ def prepare_data(data: Path | None, out: Path, template: Any) -> Prepared:
 
     Args:
         data: RedPajama-format folder, or None for the embedded corpus in `<out>/corpus`.
-        out: folder of the results.
-        template: the job's settings.
     """
-    settings = Settings(
+    source = data or out / "corpus"
+    if data is None and not source.exists():
+        write_embedded_corpus(source)
+    return prepare_from_scratch(
+        source,
+        out / "data",
         vocabulary_size=template.variables.vocabulary_size,
         sequence_length=template.shared.max_seq_len,
         text_limit=template.variables.text_limit,
     )
-    source = data or out / "corpus"
-    if data is None and not source.exists():
-        write_embedded_corpus(source)
-    return prepare_from_scratch(source, out / "data", settings)
 
 
 def start_run(name: str, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -126,8 +123,6 @@ def start_run(name: str, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     nothing of them (random states, shared memory, hooks) can reach it. Starting costs some seconds.
 
     Args:
-        name: of the run.
-        out: folder of the results.
         settings: the complete llm-foundry configuration.
 
     Returns:

@@ -15,14 +15,8 @@ Splits = Mapping[str, Mapping[str, Mapping[str, int]]]
 
 _PACKAGE = Path(__file__).parents[1]
 # A wheel carries yamls/ inside the package; a checkout has it beside the package.
-DEFAULT_YAML = next(
-    (
-        folder / "yamls" / "demo.yaml"
-        for folder in (_PACKAGE, _PACKAGE.parent)
-        if (folder / "yamls" / "demo.yaml").is_file()
-    ),
-    _PACKAGE.parent / "yamls" / "demo.yaml",
-)
+_FOLDER = _PACKAGE if (_PACKAGE / "yamls").is_dir() else _PACKAGE.parent
+DEFAULT_YAML = _FOLDER / "yamls" / "demo.yaml"
 # Later sections win. Vanilla and APEX share all but the last, so nothing else can differ.
 SECTIONS = {
     "base": ("shared", "base"),

@@ -10,13 +10,14 @@ documents: held-out text of the same documents, for want of any other.
 
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from apex_composer.data_prep.choose.estimate import take_samples
-from apex_composer.data_prep.choose.splits import hash_text
 from apex_composer.data_prep.progress import progress_bar
 from apex_composer.data_prep.read.documents import read_documents
 from apex_composer.data_prep.read.sources import Source
+from apex_composer.data_prep.tokens.document_hash import hash_text
 
 VALIDATION, PRETRAIN, TRAIN = "validation", "pretrain", "train"
 SPLITS = (VALIDATION, PRETRAIN, TRAIN)
@@ -41,12 +42,10 @@ def take_documents(sources: Sequence[Source], limit: int) -> Texts:
     """Read texts of every domain until it has its part of a limit, all parts being equal.
 
     Args:
-        sources: input files.
         limit: bytes of text of all domains together.
 
     Returns:
-        Texts per domain, in the order of the files. A domain that only records name, and none at
-        the beginning of a file, is left out.
+        Texts per domain, sorted by its name, in the order of the files.
 
     Raises:
         SourceError: a file cannot be read.
@@ -54,12 +53,13 @@ def take_documents(sources: Sequence[Source], limit: int) -> Texts:
     """
     domains = {domain for sample in take_samples(sources) for domain in sample.texts}
     domains |= {source.domain for source in sources if source.domain is not None}
-    texts: Texts = {domain: [] for domain in sorted(domains)}
-    room = dict.fromkeys(domains, limit / max(1, len(domains)))
+    texts: Texts = {domain: [] for domain in domains}
+    part = limit / max(1, len(domains))
+    room = defaultdict(lambda: part)  # also for a domain that no sample showed
     rejects: list[str] = []
 
     def is_full(domain: str) -> bool:
-        return room[domain] <= 0 and len(texts[domain]) >= LEAST_DOCUMENTS
+        return room[domain] <= 0 and len(texts.get(domain, ())) >= LEAST_DOCUMENTS
 
     with progress_bar(unit="B", unit_scale=True, desc="reading") as bar:
         for source in sources:
@@ -67,12 +67,12 @@ def take_documents(sources: Sequence[Source], limit: int) -> Texts:
             own = list(texts) if source.domain is None else [source.domain]
             while not all(map(is_full, own)) and (document := next(documents, None)):
                 domain, text = document
-                if domain in texts and not is_full(domain):
-                    texts[domain].append(text)
+                if not is_full(domain):
+                    texts.setdefault(domain, []).append(text)
                     room[domain] -= _size([text])
                     bar.update(_size([text]))
     _check_rejects(rejects, sum(map(len, texts.values())))
-    return texts
+    return dict(sorted(texts.items()))
 
 
 def _read(source: Source, rejects: list[str]) -> Iterator[tuple[str, str]]:
@@ -99,8 +99,7 @@ def divide(
     """Divide the texts of all domains among the splits, so that no text is there twice.
 
     Args:
-        texts: of every domain.
-        sequence_length: tokens in a sequence.
+        texts: those of every domain.
 
     Returns:
         Texts per split and domain, and whether they are sections of the documents.
@@ -124,7 +123,6 @@ def divide_domain(texts: Iterable[str], sequence_length: int) -> Texts:
 
     Args:
         texts: whole documents, or sections of some, each once.
-        sequence_length: tokens in a sequence.
     """
     order = sorted(texts, key=hash_text)
     size, sequence = _size(order), BYTES_PER_TOKEN * sequence_length
@@ -161,7 +159,6 @@ def cut(text: str, sections: int) -> Iterator[str]:
     """Cut a text at the ends of lines, else between words, else anywhere.
 
     Args:
-        text: a document.
         sections: how many; blank ones are left out. 1 leaves the text as it is.
     """
     start = 0

@@ -2,60 +2,33 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
 from apex_composer.data_prep.atomic_files import read_json, write_json
-from apex_composer.data_prep.choose.job_plan import describe_source
-from apex_composer.data_prep.errors import SettingsError
+from apex_composer.data_prep.choose.job_plan import date_source
 from apex_composer.data_prep.options import Options
-from apex_composer.data_prep.output_folder import check_ours
+from apex_composer.data_prep.output_folder import check_apart, check_ours
 from apex_composer.data_prep.preparation import prepare
 from apex_composer.data_prep.read.sources import Source, find_sources
 from apex_composer.data_prep.tokens.word_encoder import Encoder, make_encoder
+from apex_composer.data_prep.write.manifest import read_manifest
 from apex_composer.demo.documents import (
     PRETRAIN,
     SPLITS,
     TRAIN,
-    VALIDATION,
     Texts,
     divide,
     take_documents,
 )
 from apex_composer.demo.embedded import write_documents
-from apex_composer.demo.tokenizer import SMALLEST_VOCABULARY, save_tokenizer, train_tokenizer
+from apex_composer.demo.tokenizer import save_tokenizer, train_tokenizer
 
 TOKENIZER, TEXT, MADE_FROM = "tokenizer", "text", "made_from.json"
 # Bytes of training text that the tokenizer learns from, shared equally among the domains.
 TOKENIZER_SAMPLE = 8_000_000
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the demo's data, beside the text.
-
-    Args:
-        vocabulary_size: tokens in the trained tokenizer at most; fewer where the text yields no
-            more. Default: 4096.
-        sequence_length: tokens in a training sequence. Default: 256.
-        text_limit: bytes of text to take at most, shared equally among the domains; domains of
-            few documents are taken whole (see `documents`). Default: 16,000,000.
-
-    Raises:
-        SettingsError: a setting is out of range; the message names it.
-    """
-
-    vocabulary_size: int = 4096
-    sequence_length: int = 256
-    text_limit: int = 16_000_000
-
-    def __post_init__(self) -> None:
-        least = {"vocabulary_size": SMALLEST_VOCABULARY, "sequence_length": 2, "text_limit": 2}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise SettingsError(f"{name}={getattr(self, name)} must be at least {smallest}.")
 
 
 @dataclass(frozen=True)
@@ -78,7 +51,13 @@ class Prepared:
 
 
 def prepare_from_scratch(
-    data: Path | str, out: Path, settings: Settings, workers: int | None = None
+    data: Path | str,
+    out: Path,
+    *,
+    vocabulary_size: int,
+    sequence_length: int,
+    text_limit: int = 16_000_000,
+    workers: int | None = None,
 ) -> Prepared:
     """Train a tokenizer on the data, then write validation, pretrain and train with it.
 
@@ -87,31 +66,34 @@ def prepare_from_scratch(
     Args:
         data: folder of text, see `find_sources`.
         out: folder to write.
-        settings: sizes of the text, the tokenizer and the sequences.
+        vocabulary_size: tokens in the trained tokenizer at most; fewer where the text yields no
+            more.
+        sequence_length: tokens in a training sequence.
+        text_limit: bytes of text to take at most, shared equally among the domains; domains of
+            few documents are taken whole (see `documents`). Default: 16,000,000.
         workers: processes. Default: one for each core.
 
     Raises:
-        As `prepare`.
+        As `prepare`, and ValueError for a vocabulary that cannot hold all bytes.
     """
+    check_apart(data, out)
+    options = Options(sequence_length=sequence_length, val_tokens=None)
+    sizes = [vocabulary_size, sequence_length, text_limit]
     sources = find_sources(data)
-    wanted = {
-        "out": str(out),
-        "settings": vars(settings),
-        "sources": [describe_source(source) for source in sources],
-    }
+    dated = [asdict(date_source(source)) for source in sources]
+    wanted = {"out": str(out), "sizes": sizes, "sources": dated}
     made = read_json(out / MADE_FROM) or {}
     if made.get("wanted") != wanted:
         clear(out)
-        made = {"wanted": wanted, "text": write_text_and_tokenizer(sources, out, settings)}
+        made = {"wanted": wanted, "text": write_text_and_tokenizer(sources, out, *sizes)}
         write_json(out / MADE_FROM, made)
-    options = Options(sequence_length=settings.sequence_length, val_tokens=None)
-    manifests = {
-        folder.name: prepare(
-            folder, out / folder.name, tokenizer=out / TOKENIZER, options=options, workers=workers
-        )
-        for folder in (out / TEXT / split for split in SPLITS)
-        if folder.is_dir()
-    }
+    manifests = {}
+    for folder in (out / TEXT / split for split in SPLITS):
+        if folder.is_dir():
+            target = out / folder.name
+            manifests[folder.name] = read_manifest(target) or prepare(
+                folder, target, tokenizer=out / TOKENIZER, options=options, workers=workers
+            )
     splits = {split: {} for split in SPLITS}
     splits |= {split: manifest["splits"]["train"] for split, manifest in manifests.items()}
     return Prepared(**made["text"], tokenizer=manifests[PRETRAIN]["tokenizer"], splits=splits)
@@ -123,7 +105,7 @@ def clear(out: Path) -> None:
     Raises:
         OutputTakenError: the folder holds something else.
     """
-    if not (out / MADE_FROM).is_file():
+    if not any(out.glob(f"{MADE_FROM}*")):  # whole, or what a kill has left of it
         check_ours(out)
     write_json(out / MADE_FROM, {})  # first: the rest must not look whole
     for path in out.iterdir():
@@ -132,7 +114,11 @@ def clear(out: Path) -> None:
 
 
 def write_text_and_tokenizer(
-    sources: Sequence[Source], out: Path, settings: Settings
+    sources: Sequence[Source],
+    out: Path,
+    vocabulary_size: int,
+    sequence_length: int,
+    text_limit: int,
 ) -> dict[str, Any]:
     """Write `<out>/text/<split>/<domain>/`, and a tokenizer that has seen no held-out text.
 
@@ -142,26 +128,23 @@ def write_text_and_tokenizer(
     Raises:
         ValueError: there is nothing to hold out, or nothing to train on.
     """
-    length = settings.sequence_length
-    texts = take_documents(sources, settings.text_limit)
-    divided, are_sections = divide(texts, length)
+    texts = take_documents(sources, text_limit)
+    divided, are_sections = divide(texts, sequence_length)
     training = _sample(divided[PRETRAIN], divided[TRAIN])
-    tokenizer = train_tokenizer(training, settings.vocabulary_size)
+    tokenizer = train_tokenizer(training, vocabulary_size)
     encode = make_encoder(tokenizer)
-    documents = 0
     for split, domains in divided.items():
-        documents += sum(map(len, domains.values()))
-        filled = {d: own for d, own in domains.items() if _fills_a_sequence(own, encode, length)}
-        for domain, own in filled.items():
+        filled = [d for d in domains if _fills_a_sequence(domains[d], encode, sequence_length)]
+        for domain in filled:
             path = out / TEXT / split / domain / f"{domain}.jsonl.zst"
-            write_documents(path, ({"text": text} for text in own))
-        if not filled and split in (VALIDATION, PRETRAIN):
-            found = ", ".join(
-                f"{domain}/{split} ({len(own)} documents)" for domain, own in domains.items()
-            )
+            write_documents(path, ({"text": text} for text in domains[domain]))
+        if not filled and split != TRAIN:
+            found = (f"{domain} ({len(own)} documents)" for domain, own in domains.items())
             raise ValueError(
-                f"Too little text for one sequence of {length} tokens in {found}. Add documents."
+                f"Too little text for one sequence of {sequence_length} tokens in {split}: "
+                f"{', '.join(found)}. Add documents."
             )
+    documents = sum(len(own) for domains in divided.values() for own in domains.values())
     save_tokenizer(tokenizer, out / TOKENIZER)
     return {"domains": list(texts), "documents": documents, "are_sections": are_sections}
 

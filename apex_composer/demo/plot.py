@@ -1,10 +1,11 @@
 """The picture of the two runs: losses above, their difference below."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from apex_composer.data_prep.atomic_files import new_file
 
 # Blue and vermillion of Okabe and Ito: apart for every kind of colour vision, and in grey.
 COLOURS = {"vanilla": "#0072B2", "apex": "#D55E00"}
@@ -58,9 +59,8 @@ def plot_losses(path: Path, losses: dict[str, list[float]], summary: dict[str, A
     below.set_xlabel("batch of continued pre-training (dotted: a new stage begins)")
     base = summary["base_ppl"]["total"]
     figure.suptitle(f"Continued pre-training from a base of validation perplexity {base:.3f}")
-    partial = path.with_name("partial-" + path.name)
-    figure.savefig(partial, dpi=150)
-    os.replace(partial, path)
+    with new_file(path) as file:
+        figure.savefig(file, dpi=150, format=path.suffix.removeprefix("."))
 
 
 def _draw_difference(

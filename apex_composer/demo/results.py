@@ -46,7 +46,6 @@ def predicted_tokens(prepared: Prepared, sequence_length: int) -> dict[str, int]
 
     Args:
         prepared: what the runs have read.
-        sequence_length: tokens in a sequence.
     """
     validation = prepared.splits[VALIDATION]
     return {domain: n["sequences"] * (sequence_length - 1) for domain, n in validation.items()}
@@ -68,7 +67,7 @@ def summarise(
     """Put everything that `summary.json` holds together.
 
     Args:
-        metrics: of the runs `base`, `vanilla` and `apex`.
+        metrics: numbers of the runs `base`, `vanilla` and `apex`.
         prepared: what the runs have read.
         configurations: the runs' configurations.
 

@@ -14,11 +14,7 @@ STEPS = {
 
 
 def expected_minutes(template: Any) -> dict[str, float]:
-    """Estimate the duration of every step on two CPU cores.
-
-    Args:
-        template: the job's settings.
-    """
+    """Estimate the duration of every step on two CPU cores."""
     batches, base = template.variables.batches, template.variables.base_batches
     seconds = {"data": DATA} | {
         run: RUN + BATCH * count
@@ -28,11 +24,7 @@ def expected_minutes(template: Any) -> dict[str, float]:
 
 
 def describe_steps(minutes: dict[str, float]) -> str:
-    """Say what will happen and how long it may take.
-
-    Args:
-        minutes: from `expected_minutes`.
-    """
+    """Say what will happen and how long it may take."""
     lines = [
         f"  {number}. {step:8} {STEPS[step]:48} {show_minutes(minutes[step])}"
         for number, step in enumerate(STEPS, start=1)

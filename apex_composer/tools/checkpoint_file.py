@@ -17,7 +17,7 @@ class CheckpointFile:
     Attributes:
         path: place of the file.
         apex: state of the algorithm.
-        clock: how far the run was: `batch`, `token`, `sample`, `epoch`.
+        clock: progress of the run: `batch`, `token`, `sample`, `epoch`.
     """
 
     path: Path
@@ -25,14 +25,14 @@ class CheckpointFile:
     clock: dict[str, int]
 
     @property
-    def plan(self) -> StagePlan:
+    def layout(self) -> StagePlan:
         """Where the run's stages end."""
         return StagePlan.from_state(self.apex["stages"])
 
     @property
     def ended(self) -> int:
         """How many stages are over."""
-        return sum(self.now(self.plan.unit) >= end for end in self.plan.ends)
+        return sum(self.now(self.layout.unit) >= end for end in self.layout.ends)
 
     def now(self, unit: str) -> int:
         """Where the run stands, in `ba`, `tok` or `sp`."""

@@ -108,15 +108,13 @@ def check_gpu(config: Settings) -> Iterator[Finding]:
         told = f", the YAML says {precision}" if bad else ""
         text = f"none: runs need `precision: fp32` here{told}"
         yield Finding("GPU", "failure" if bad else "warning", text)
-    wanted = (config.get("model") or {}).get("attn_implementation") == "flash_attention_2"
-    installed = _installed("flash-attn")
-    text = installed or "not installed; attn_implementation: sdpa does without"
-    if wanted and installed is None:
-        text = (
+    if (config.get("model") or {}).get("attn_implementation") == "flash_attention_2":
+        installed = _installed("flash-attn")
+        advice = (
             "not installed, and the YAML asks for flash_attention_2: pip install "
             "'apex-composer[gpu]', or attn_implementation: sdpa"
         )
-    yield Finding("flash-attn", "failure" if wanted and installed is None else "ok", text)
+        yield Finding("flash-attn", "ok" if installed else "failure", installed or advice)
 
 
 def check_distributed(seconds: float = BACKEND_SECONDS) -> Iterator[Finding]:

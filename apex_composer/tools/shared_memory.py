@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -83,7 +84,8 @@ def _look_into(processes: Path) -> tuple[set[str], set[int]]:
                 if "/dev/shm/" in line or str(SHARED_MEMORY) in line:
                     used.add(line.split(maxsplit=5)[5].removesuffix(" (deleted)"))
             for descriptor in (process / "fd").iterdir():
-                used.add(os.readlink(descriptor))
+                with suppress(FileNotFoundError):  # closed meanwhile; the next may be a segment
+                    used.add(os.readlink(descriptor))
         except PermissionError:
             hidden.add(owner)
         except OSError:

@@ -1,10 +1,10 @@
 """Tables of what a checkpoint knows about its run."""
 
+from collections import Counter
 from statistics import fmean
-from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from apex_composer.tools.checkpoint_file import CheckpointFile
 
@@ -17,11 +17,11 @@ def make_tables(checkpoint: CheckpointFile) -> list[Table]:
 
 def describe_position(checkpoint: CheckpointFile) -> str:
     """In words: the running stage and how much of it is done, or that all are over."""
-    apex, plan = checkpoint.apex, checkpoint.plan
-    count = len(plan.ends)
+    apex, layout = checkpoint.apex, checkpoint.layout
+    count = len(layout.ends)
     if checkpoint.ended == count:
         return f"all {count} stages are over"
-    end, unit = plan.ends[apex["stage"]], plan.unit
+    end, unit = layout.ends[apex["stage"]], layout.unit
     operators = f"{len(apex['factors'])} operators" if apex["factors"] else "no operators"
     return f"stage {apex['stage']} (of 0 to {count - 1}), up to {end:,}{unit}, {operators}"
 
@@ -40,44 +40,37 @@ def _summary(checkpoint: CheckpointFile) -> Table:
 
 def _settings(checkpoint: CheckpointFile) -> Table:
     table = Table(title="settings", show_header=False, title_justify="left")
-    settings = checkpoint.apex["settings"] | {
-        "targets": ", ".join(checkpoint.apex["targets"]),
-        "stages": ", ".join(checkpoint.plan.describe()),
-    }
-    for name, value in settings.items():
+    for name, value in checkpoint.apex["settings"].items():
         table.add_row(name, str(value))
+    table.add_row("targets", ", ".join(checkpoint.apex["targets"]))
+    table.add_row("stages", ", ".join(checkpoint.layout.describe()))
     return table
 
 
 def _stages(checkpoint: CheckpointFile) -> Table:
-    table = Table(title="stages so far", title_justify="left")
-    for column in ("stage", "operators", "from batch", "selected on", "overlap", "expanded units"):
-        table.add_column(column, justify="left" if column == "expanded units" else "right")
+    names = ("stage", "operators", "from batch", "selected on", "overlap")
+    columns = [Column(name, justify="right") for name in names]
+    table = Table(*columns, "expanded units", title="stages so far", title_justify="left")
     for record in checkpoint.apex["history"]:
-        table.add_row(*_stage_row(record))
+        overlaps = [value for pair in record["overlap"].values() for value in pair]
+        kinds: Counter[str] = Counter()
+        for group, units in record["advantageous"].items():
+            kinds[group.rsplit(".", 1)[-1]] += len(units)
+        table.add_row(
+            str(record["stage"]),
+            "yes" if record["expansion"] else "no",
+            f"{record.get('start_batch', 0):,}",
+            f"{record['samples']:,} samples",
+            f"{fmean(overlaps):.2f}" if overlaps else "-",
+            ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()),
+        )
     return table
 
 
-def _stage_row(record: dict[str, Any]) -> list[str]:
-    overlaps = [value for pair in record["overlap"].values() for value in pair]
-    kinds: dict[str, int] = {}
-    for group, units in record["advantageous"].items():
-        kind = group.rsplit(".", 1)[-1]
-        kinds[kind] = kinds.get(kind, 0) + len(units)
-    return [
-        str(record["stage"]),
-        "yes" if record["expansion"] else "no",
-        f"{record.get('start_batch', 0):,}",
-        f"{record['samples']:,} samples",
-        f"{fmean(overlaps):.2f}" if overlaps else "-",
-        ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()),
-    ]
-
-
 def _lineage(checkpoint: CheckpointFile) -> Table:
-    table = Table(title="lineage, oldest first", title_justify="left")
-    for column in ("parent", "sha256", "batch", "stage", "changed"):
-        table.add_column(column, overflow="fold")
+    names = ("parent", "sha256", "batch", "stage", "changed")
+    columns = [Column(name, overflow="fold") for name in names]
+    table = Table(*columns, title="lineage, oldest first", title_justify="left")
     for point in checkpoint.apex["lineage"]:
         changed = "\n".join(f"{k}: {old} -> {new}" for k, (old, new) in point["changed"].items())
         place = (str(point["batch"]), str(point["stage"]))

@@ -61,7 +61,7 @@ def check_names(config: Settings) -> Iterator[str]:
     """What llm-foundry would not know: keys at the top, and names of its registries.
 
     Args:
-        config: of `load_configuration`.
+        config: configuration of `load_configuration`.
 
     Yields:
         A sentence for each of them, with the nearest known name.

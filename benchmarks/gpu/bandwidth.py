@@ -7,7 +7,6 @@ gradient map (K1).
     python benchmarks/gpu/bandwidth.py --json bandwidth.json
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from report import Report, print_table
 checkout.activate()
 
 from bandwidth_cases import Case, all_cases  # noqa: E402
-from machine import choose_device, progress_bar  # noqa: E402
+from machine import choose_device, command_line, progress_bar  # noqa: E402
 
 GOALS = {"K1": 0.70, "K2": 0.85, "K3": 0.85}
 
@@ -113,20 +112,12 @@ def run(
     return report
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", help="default cuda; cpu interprets the kernels")
-    parser.add_argument("--small", action="store_true", help="tiny shapes, to try the script")
-    parser.add_argument("--repeats", type=int, default=20, help="measured calls of each kernel")
-    parser.add_argument("--budget", type=float, help="seconds after which no group begins")
-    parser.add_argument("--json", type=Path, help="write the result here")
-    return parser.parse_args(arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; goals that are missed are shown, and are not an error."""
-    options = parse(arguments)
+    parser = command_line(__doc__)
+    parser.add_argument("--small", action="store_true", help="tiny shapes, to try the script")
+    parser.add_argument("--repeats", type=int, default=20, help="measured calls of each kernel")
+    options = parser.parse_args(arguments)
     report = run(
         choose_device(options.device),
         small=options.small,

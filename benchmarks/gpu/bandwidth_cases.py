@@ -1,31 +1,32 @@
 """The kernels whose bandwidth is measured, at the sizes of real models, and what they replace."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import checkout
 import torch
-from monarch_case import MonarchCase, Shape
-from traffic import Traffic
+import torch.nn.functional as F
+from machine import is_importable
+from monarch_case import LLAMA_2_7B, TINYLLAMA, MonarchCase, Shape
+from torch import Tensor
 
 checkout.activate()
 
-import rivals  # noqa: E402
 import traffic  # noqa: E402
 
 from apex_composer import triton_kernels  # noqa: E402
+from apex_composer.ops import reference  # noqa: E402
 from apex_composer.ops.dispatch import swiglu_kernel  # noqa: E402
+
+Launch = Callable[[], object]
 
 # All the weights of TinyLLaMA-1.1B, as the kernels take them: each kind in one launch. Its 4 KV
 # heads are too few for a threshold of 12.5 %. Of LLaMA-2-7B, some layers.
 SHAPES = [
-    Shape("TinyLLaMA gate and up", 5632, 2048, 22, 32, axis=0, matrices=44),
-    Shape("TinyLLaMA down", 5632, 2048, 22, 32, axis=1, matrices=22),
-    Shape("TinyLLaMA queries", 2048, 2048, 16, 16, axis=0, unit_size=64, matrices=22),
-    Shape("TinyLLaMA attention output", 2048, 2048, 16, 16, axis=1, unit_size=64, matrices=22),
-    Shape("LLaMA-2-7B gate and up", 11008, 4096, 32, 43, axis=0, matrices=8),
-    Shape("LLaMA-2-7B down", 11008, 4096, 32, 43, axis=1, matrices=8),
-]
+    shape._replace(matrices=44 if shape.name.endswith("gate and up") else 22)
+    for shape in TINYLLAMA[:4]
+] + [shape._replace(matrices=8) for shape in LLAMA_2_7B[:2]]
 # samples, tokens, units, unit size; the channels' are also those of SwiGLU
 NORMS = {"heads": (4, 4096, 32, 64), "channels": (4, 4096, 5632, 1)}
 SMALL_SHAPES = [
@@ -48,9 +49,50 @@ class Case(NamedTuple):
 
     kernel: str
     what: str
-    launch: Callable[[], object]
-    traffic: Traffic
-    others: dict[str, Callable[[], object] | None]
+    launch: Launch
+    traffic: traffic.Traffic
+    others: dict[str, Launch | None]
+
+
+def eager_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """As Hugging Face computes it."""
+    return F.silu(gate) * up
+
+
+def liger_swiglu() -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Liger-Kernel's silu(gate) * up; None where it is not installed.
+
+    Its backward pass writes the gradients over gate and up. That changes the numbers of a repeated
+    measurement, not its time.
+    """
+    if not is_importable("liger_kernel.ops.swiglu"):
+        return None
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+    return LigerSiLUMulFunction.apply
+
+
+def forward_of(swiglu: Callable, gate: Tensor, up: Tensor) -> Launch:
+    """A forward pass that keeps what the backward pass needs, as in training."""
+    return lambda: swiglu(gate, up)
+
+
+def backward_of(swiglu: Callable, gate: Tensor, up: Tensor, incoming: Tensor) -> Launch:
+    """A backward pass that can be repeated."""
+    product = swiglu(gate, up)
+    return lambda: torch.autograd.grad(product, (gate, up), incoming, retain_graph=True)
+
+
+def fold_by_bmm(case: MonarchCase) -> None:
+    """The reference, matrix by matrix: gather, two bmm, scatter."""
+    for place, weight in enumerate(case.weights):
+        case.fold(place, weight)
+
+
+def map_gradient_by_bmm(case: MonarchCase) -> None:
+    """The reference, matrix by matrix."""
+    for place, (weight, gradient) in enumerate(zip(case.weights, case.gradients, strict=True)):
+        case.map_gradient(place, weight, gradient)
 
 
 def swiglu_cases(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
@@ -62,23 +104,20 @@ def swiglu_cases(size: tuple[int, ...], dtype: torch.dtype, device: torch.device
     )
     incoming, kernel = torch.randn_like(gate), swiglu_kernel()
     sums = torch.empty(samples, width, device=device)
-    contestants = {"eager": rivals.eager_swiglu, "Liger": rivals.liger_swiglu()}
-    elements, size_of = gate.numel(), gate.element_size()
-    forward = {
-        name: swiglu and rivals.forward_of(swiglu, gate, up) for name, swiglu in contestants.items()
-    }
-    passes = traffic.elementwise(elements, size_of, "gate, up, product", 3)
-    yield Case("K3", "SwiGLU forward", rivals.forward_of(kernel, gate, up), passes, forward)
+    contestants = {"eager": eager_swiglu, "Liger": liger_swiglu()}
+    size_of = gate.numel(), gate.element_size()
+
+    def rivals(launch_of: Callable[..., Launch], *tensors: Tensor) -> dict[str, Launch | None]:
+        return {name: one and launch_of(one, *tensors) for name, one in contestants.items()}
+
+    passes = traffic.elementwise(*size_of, "gate, up, product", 3)
+    forward = rivals(forward_of, gate, up)
+    yield Case("K3", "SwiGLU forward", forward_of(kernel, gate, up), passes, forward)
     yield Case("K3", "SwiGLU forward with sums", lambda: kernel(gate, up, sums), passes, forward)
-    passes = traffic.elementwise(
-        elements, size_of, "incoming, gate, up, gradients of gate and up", 5
-    )
-    launch = rivals.backward_of(kernel, gate, up, incoming)
-    backward = {
-        name: swiglu and rivals.backward_of(swiglu, gate, up, incoming)
-        for name, swiglu in contestants.items()
-    }
-    yield Case("K3", "SwiGLU backward", launch, passes, backward)
+    passes = traffic.elementwise(*size_of, "incoming, gate, up, gradients of gate and up", 5)
+    tensors = gate, up, incoming
+    launch = backward_of(kernel, *tensors)
+    yield Case("K3", "SwiGLU backward", launch, passes, rivals(backward_of, *tensors))
 
 
 def norm_cases(
@@ -89,27 +128,24 @@ def norm_cases(
     activation = torch.randn(samples, tokens, units * unit_size, device=device).to(dtype)
     out = torch.empty(samples, units, device=device)
     passes = traffic.elementwise(activation.numel(), activation.element_size(), "the activation", 1)
-    others = {"torch": rivals.norms_by_torch(activation, unit_size)}
-
-    def launch() -> None:
-        triton_kernels.unit_square_sums(activation, unit_size, out=out)
-
-    yield Case("K2", f"norms of {name}", launch, passes, others)
+    yield Case(
+        "K2",
+        f"norms of {name}",
+        lambda: triton_kernels.unit_square_sums(activation, unit_size, out=out),
+        passes,
+        {"torch": lambda: reference.unit_square_sums(activation, unit_size)},
+    )
 
 
 def monarch_cases(shape: Shape, device: torch.device) -> Iterator[Case]:
     """Fold and gradient map of all matrices of a shape."""
     case = MonarchCase(shape, device)
-    batch = case.batch()
-    others = {"bmm": rivals.fold_by_bmm(case)}
-    yield Case("K1", f"fold {shape} x{shape.matrices}", batch.fold, traffic.fold(case), others)
-    others = {"bmm": rivals.map_gradient_by_bmm(case)}
-
-    def launch() -> None:
-        batch.map_gradient(case.gradients)
-
-    what = f"map gradient {shape} x{shape.matrices}"
-    yield Case("K1", what, launch, traffic.map_gradient(case), others)
+    batch, of = case.batch(), f"{shape} x{shape.matrices}"
+    others = {"bmm": lambda: fold_by_bmm(case)}
+    yield Case("K1", f"fold {of}", batch.fold, traffic.fold(case), others)
+    others = {"bmm": lambda: map_gradient_by_bmm(case)}
+    launch = partial(batch.map_gradient, case.gradients)
+    yield Case("K1", f"map gradient {of}", launch, traffic.map_gradient(case), others)
 
 
 def all_cases(device: torch.device, *, small: bool) -> Iterator[Iterator[Case]]:

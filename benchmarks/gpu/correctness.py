@@ -1,107 +1,112 @@
-"""Are the compiled kernels right? Every one against float64, twice, at the shapes of real models.
+"""Are the compiled kernels right? The kernel tests, on a GPU, with what each of them found.
 
-TF32 is allowed meanwhile, as Composer allows it for the whole process: ours must not care.
+They are the tests that the interpreter runs in small on the CPU: tests/triton_kernels, here at the
+shapes of real models too. What is not an option of this script goes to pytest.
 
-    python benchmarks/gpu/correctness.py --json correctness.json
+    python benchmarks/gpu/correctness.py --json correctness.json -k monarch
 
-Exits with 1 where anything differs by more than its bound, raises, or finds no time to be run.
+Exits with 1 where a test fails or finds no time to be run.
 """
 
-import argparse
-import itertools
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import checkout
-import torch
-from checks import Check, Finding, poisoned_memory
 from measuring import Deadline
-from report import Report, failed, print_table
+from report import Report, print_table
 
 checkout.activate()
 
-import check_activations  # noqa: E402
-import check_monarch  # noqa: E402
-import check_steps  # noqa: E402
-from machine import choose_device, progress_bar, tf32_allowed  # noqa: E402
+from machine import choose_device, command_line, needs_pytest  # noqa: E402
+
+FOLDER = checkout.ROOT / "tests" / "triton_kernels"
+TESTS = [FOLDER / f"test_kernel_{name}.py" for name in ("swiglu", "norms", "monarch", "steps")]
 
 
-def all_checks(device: torch.device, *, small: bool) -> Iterator[tuple[Check, bool]]:
-    """Every check, and whether it runs on poisoned memory (whole steps may not: it costs time)."""
-    kernels = itertools.chain(
-        check_activations.checks(device, small=small), check_monarch.checks(device, small=small)
-    )
-    for check in kernels:
-        yield check, True
-    for check in check_steps.checks(device, small=small):
-        yield check, False
-
-
-@tf32_allowed()
-def run(
-    device: torch.device,
-    *,
-    small: bool = False,
-    budget: float | None = None,
-    path: Path | None = None,
-) -> Report:
-    """All checks, each a line of the report.
+class Recorder:
+    """A plugin of pytest that writes a line for every test, and ends them when the time is over.
 
     Args:
-        device: of the kernels.
-        small: tiny shapes, to try the script.
-        budget: seconds after which no further check begins.
+        report: to which lines are added.
+        deadline: after which no test begins.
+    """
+
+    def __init__(self, report: Report, deadline: Deadline):
+        self._report, self._deadline = report, deadline
+        self._messages: list[str] = []
+        self._seconds = 0.0
+
+    def pytest_runtest_setup(self, item) -> None:
+        """Let a test fail for which no time is left."""
+        import pytest
+
+        if not self._deadline.allows():
+            pytest.fail("not run: no time was left", pytrace=False)
+
+    def pytest_collectreport(self, report) -> None:
+        """A file that cannot be imported is a line."""
+        if report.failed:
+            self._report.add(report.nodeid, _message(report), "passes", False)
+
+    def pytest_runtest_logreport(self, report) -> None:
+        """A test has passed when it was set up, called and cleared away without an error."""
+        self._seconds += report.duration
+        if report.failed:
+            self._messages.append(_message(report))
+        if report.when != "teardown":
+            return
+        numbers: dict[str, Any] = dict(report.user_properties)
+        text = "; ".join(self._messages) or f"passed in {self._seconds:.1f} s"
+        if not self._messages and numbers:
+            text += f", error {numbers['error']:.1e} (at most {numbers['bound']:.1e})"
+        name = report.nodeid.removeprefix(f"{FOLDER.relative_to(checkout.ROOT).as_posix()}/")
+        met = not self._messages
+        self._report.add(name, text, "passes", met, duration=self._seconds, **numbers)
+        self._messages, self._seconds = [], 0.0
+
+
+def _message(report) -> str:
+    """What an error says: of a failed comparison its two numbers."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is None:  # of a file that cannot be imported
+        return str(report.longrepr).splitlines()[-1].removeprefix("E").strip()
+    return " ".join(line.strip() for line in crash.message.splitlines()[:3])
+
+
+def run(
+    arguments: Sequence[str] = (), *, budget: float | None = None, path: Path | None = None
+) -> Report:
+    """All tests, each a line of the report.
+
+    Args:
+        arguments: further ones of pytest.
+        budget: seconds after which no further test begins.
         path: of the JSON file.
     """
-    report, deadline = Report("correctness", path), Deadline(budget)
-    report.facts["allow_tf32"] = torch.backends.cuda.matmul.allow_tf32
-    for check, poisoned in progress_bar(
-        list(all_checks(device, small=small)), desc="checks", delay=5
-    ):
-        if not deadline.allows():
-            report.add(check.what, "not run: no time was left", "within bounds", False)
-            continue
-        try:
-            with poisoned_memory() if poisoned else nullcontext():
-                findings = check.run()
-        except Exception as error:  # one broken kernel must not hide what the others do
-            text = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-            report.add(check.what, text, "within bounds", False)
-            continue
-        _add(report, check.what, findings)
-    report.finish()
+    import pytest
+
+    report = Report("correctness", path)
+    settings = ["--rootdir", str(checkout.ROOT), "-c", str(checkout.ROOT / "pyproject.toml")]
+    status = pytest.main(
+        [*settings, "-q", "-p", "no:cacheprovider", *map(str, TESTS), *arguments],
+        plugins=[Recorder(report, Deadline(budget))],
+    )
+    report.facts["pytest_exit_status"] = int(status)
+    report.complete = status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    report.save()
     return report
 
 
-def _add(report: Report, what: str, findings: list[Finding]) -> None:
-    """A line: what is wrong, or else the largest error beside its bound."""
-    wrong = [finding for finding in findings if not finding.holds]
-    by_share = max(findings, key=lambda f: f.error / f.bound if f.bound else f.error)
-    shown = wrong or [by_share]
-    text = "; ".join(f"{f.what} {f.error:.1e} (at most {f.bound:.1e})" for f in shown[:3])
-    numbers = [finding._asdict() for finding in findings]
-    report.add(what, text, "within bounds", not wrong, findings=numbers)
-
-
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", help="default cuda; cpu interprets the kernels")
-    parser.add_argument("--small", action="store_true", help="tiny shapes, to try the script")
-    parser.add_argument("--budget", type=float, help="seconds after which no check begins")
-    parser.add_argument("--json", type=Path, help="write the result here")
-    return parser.parse_args(arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check, print, and exit with 1 if anything failed."""
-    options = parse(arguments)
-    device = choose_device(options.device)
-    report = run(device, small=options.small, budget=options.budget, path=options.json)
+    """Test, print, and exit with 1 if anything failed."""
+    needs_pytest()
+    options, rest = command_line(__doc__).parse_known_args(arguments)
+    choose_device(options.device)
+    report = run(rest, budget=options.budget, path=options.json)
     print_table(report.lines, "correctness")
-    return int(bool(failed(report.lines)))
+    return int(not (report.complete and all(line["met"] for line in report.lines)))
 
 
 if __name__ == "__main__":

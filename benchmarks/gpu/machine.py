@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +59,19 @@ def choose_device(wanted: str | None) -> torch.device:
     return device
 
 
+def needs_pytest() -> None:
+    """Say what is missing, before any time on a GPU is spent.
+
+    Raises:
+        SystemExit: where pytest is not installed.
+    """
+    if find_spec("pytest") is None:
+        raise SystemExit(
+            "correctness is checked by the kernel tests, which need pytest: pip install pytest "
+            "(or leave it out: run_all.py --parts bandwidth training_step)"
+        )
+
+
 def progress_bar(iterable: Iterable[Any], **options: Any) -> tqdm:
     """A bar on a terminal, and a line now and then in a file or a pipe, where every line stays.
 
@@ -67,6 +82,15 @@ def progress_bar(iterable: Iterable[Any], **options: Any) -> tqdm:
         options: of tqdm.
     """
     return tqdm(iterable, mininterval=0.1 if sys.stderr.isatty() else 30.0, **options)
+
+
+def command_line(description: str, **settings: Any) -> ArgumentParser:
+    """What every part takes; further options are added to it."""
+    parser = ArgumentParser(description=description.splitlines()[0], **settings)
+    parser.add_argument("--device", help="default cuda; cpu interprets the kernels")
+    parser.add_argument("--budget", type=float, help="seconds after which nothing more begins")
+    parser.add_argument("--json", type=Path, help="write the result here")
+    return parser
 
 
 @contextmanager

@@ -49,6 +49,8 @@ def device_seconds(
 
     Before each call the cache is emptied by reading, and the device is kept waiting for twice
     the time that the host needs to launch the call, so that no gap between launches is measured.
+    `triton.testing.do_bench` does neither: it empties the cache by writing, which the call then
+    has to wait for, and a call of several launches is timed with the host's gaps in it.
 
     Args:
         function: launches the work.

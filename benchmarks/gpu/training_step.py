@@ -27,6 +27,7 @@ checkout.activate()
 from arms import ARMS, TINYLLAMA, Training, build_model  # noqa: E402
 from machine import (  # noqa: E402
     choose_device,
+    command_line,
     device_name,
     is_importable,
     peak_flops,
@@ -154,9 +155,7 @@ def run(device: torch.device, options: argparse.Namespace) -> Report:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; the defaults are the setting that the targets are given for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = command_line(__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for name, default in (TINYLLAMA | {"sequences": 64, "microbatch": 4, "rounds": 12}).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help="number")
     parser.add_argument("--warmup", type=int, default=1, help="rounds that do not count")
@@ -164,13 +163,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--attention", help="flash_attention_2, sdpa or eager; default the first that is installed"
     )
-    parser.add_argument("--budget", type=float, help="seconds after which no round begins")
     parser.add_argument("--profile", nargs="?", choices=PROFILE, const="always", default="never")
     parser.add_argument(
         "--profiles", type=Path, default=Path("profiles"), help="folder of the profiles"
     )
-    parser.add_argument("--device", help="default cuda; cpu interprets the kernels")
-    parser.add_argument("--json", type=Path, help="write the result here")
     return parser.parse_args(arguments)
 
 

@@ -14,17 +14,13 @@ LARGEST_PART = 0.6
 SCATTER = 6
 # The same for the documents of the sample, from which their number was estimated.
 SAMPLE_SCATTER = 3
-# A budget of this many times the estimate is refused at once.
-HOPELESS = 2.0
+# A budget of this many times the estimate is refused at once, and by a dry run, which says what to
+# expect, one of this many times.
+HOPELESS, DOUBTFUL = 2.0, 1.3
 
 
 def parts_for_budgets(estimates: dict[str, Estimate], options: Options) -> dict[str, float]:
-    """Part of every domain's documents that the budgets need, with the margin.
-
-    Args:
-        estimates: of the domains.
-        options: of the preparation.
-    """
+    """Part of every domain's documents that the budgets need, with the margin."""
     wanted = wanted_tokens(options, list(estimates))
     parts = {}
     for domain, estimate in estimates.items():
@@ -42,7 +38,6 @@ def wanted_tokens(options: Options, domains: list[str]) -> dict[str, dict[str, i
     """Tokens of every budget, whole sequences only, in the order in which the hashes fill them.
 
     Args:
-        options: of the preparation, with budgets.
         domains: names of the domains, sorted.
 
     Returns:
@@ -76,7 +71,7 @@ def divide_sequences(total: int, shares: Mapping[str, float]) -> dict[str, int]:
 
     Args:
         total: sequences.
-        shares: of the domains, adding up to 1.
+        shares: parts of the domains, adding up to 1.
     """
     counts = {domain: int(total * share) for domain, share in shares.items()}
     # The largest remainders first; equal ones in the domains' order, so that it is deterministic.
@@ -90,7 +85,6 @@ def check_budgets(options: Options, domains: list[str]) -> None:
     """Refuse budgets of which some domain gets no whole sequence, before anything is tokenised.
 
     Args:
-        options: of the preparation, with budgets.
         domains: names of the domains that are known.
 
     Raises:
@@ -111,38 +105,27 @@ def check_budgets(options: Options, domains: list[str]) -> None:
         )
 
 
-def shortfalls(
+def check_enough(
     wanted: dict[str, dict[str, int] | None], estimates: dict[str, Estimate], factor: float
-) -> list[str]:
-    """Domains of which the budgets want more than a number of times the estimate, in words.
+) -> None:
+    """Refuse budgets of more than a number of times what by the estimate is there.
 
     Args:
         wanted: tokens per split and domain, None for all that is left.
-        estimates: of the domains.
         factor: what the estimate may be wrong by.
+
+    Raises:
+        ValueError: a domain has too little; the message names every one.
     """
     sums = {
         domain: sum(split[domain] for split in wanted.values() if split is not None)
         for domain in estimates
     }
-    return [
+    short = [
         f"{domain}: {sums[domain]:,} tokens are wanted, about {round(e.tokens):,} are there"
         for domain, e in estimates.items()
         if sums[domain] > factor * e.tokens
     ]
-
-
-def check_enough(estimates: dict[str, Estimate], options: Options) -> None:
-    """Refuse budgets that the text cannot fill by any reading of the estimate.
-
-    Args:
-        estimates: of the domains.
-        options: of the preparation, with budgets.
-
-    Raises:
-        ValueError: a domain has less than half of what is wanted.
-    """
-    short = shortfalls(wanted_tokens(options, list(estimates)), estimates, HOPELESS)
     if short:
         raise ValueError(
             f"Too little text: {'; '.join(short)}. Add text, lower the budgets, or change "

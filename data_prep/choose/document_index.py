@@ -13,7 +13,7 @@ from apex_composer.data_prep.choose.splits import BEYOND, DUPLICATE, choose_spli
 from apex_composer.data_prep.errors import ShortfallError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.paths import DOCUMENTS, REPORT, piece_folder
-from apex_composer.data_prep.tokens.piece import DOCUMENT_TYPE
+from apex_composer.data_prep.tokens.piece import DOCUMENT_TYPE, PieceReport
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Corpus:
         lengths: tokens: uint32 [n].
         owners: indices into `domains`: uint16 [n].
         first: number of each piece's first document, and n: int64 [pieces + 1].
-        reports: of the pieces.
+        reports: one of each piece.
     """
 
     domains: list[str]
@@ -34,7 +34,7 @@ class Corpus:
     lengths: np.ndarray
     owners: np.ndarray
     first: np.ndarray
-    reports: list[dict[str, Any]]
+    reports: list[PieceReport]
 
 
 @dataclass
@@ -45,8 +45,8 @@ class Stream:
         split: name of the split.
         domain: name of the domain.
         documents: their numbers in the corpus: int64 [m].
-        tokens: of these documents.
-        sequences: that are written.
+        tokens: number of them in these documents.
+        sequences: number of those that are written.
         beyond: tokens in full sequences that the budget has no room for.
     """
 
@@ -62,19 +62,18 @@ def read_corpus(out: Path, plan: Plan) -> Corpus:
     """Read what phase 1 knows of every document.
 
     Args:
-        out: output folder.
         plan: all of whose pieces exist.
     """
-    folders = [piece_folder(out, number) for number in range(len(plan["pieces"]))]
+    folders = [piece_folder(out, number) for number in range(len(plan.pieces))]
     reports = [read_report(folder) for folder in folders]
-    domains = sorted({domain for report in reports for domain in report["domain_names"]})
+    domains = sorted({domain for report in reports for domain in report.domain_names})
     numbers = {domain: number for number, domain in enumerate(domains)}
     hashes, lengths, owners, first = [], [], [], [0]
     for folder, report in zip(folders, reports, strict=True):
         documents = np.fromfile(folder / DOCUMENTS, dtype=DOCUMENT_TYPE)
-        if len(documents) != sum(n["documents_tokenised"] for n in report["domains"].values()):
+        if len(documents) != sum(n["documents_tokenised"] for n in report.domains.values()):
             raise _damaged(folder, f"{DOCUMENTS} has {len(documents)} documents")
-        names = np.array([numbers[n] for n in report["domain_names"]] or [0], dtype=np.uint16)
+        names = np.array([numbers[n] for n in report.domain_names] or [0], dtype=np.uint16)
         hashes.append(documents["hash"].copy())  # not views, which would keep the rest alive
         lengths.append(documents["length"].copy())
         owners.append(names[documents["domain"]])
@@ -89,11 +88,8 @@ def read_corpus(out: Path, plan: Plan) -> Corpus:
     )
 
 
-def read_report(folder: Path) -> dict[str, Any]:
+def read_report(folder: Path) -> PieceReport:
     """The report of a finished piece.
-
-    Args:
-        folder: of the piece.
 
     Raises:
         ValueError: the folder has none; the message says which piece to remove.
@@ -101,7 +97,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     report = read_json(folder / REPORT)
     if report is None:
         raise _damaged(folder, f"{REPORT} is missing")
-    return report
+    return PieceReport(**report)
 
 
 def _damaged(folder: Path, what: str) -> ValueError:
@@ -111,22 +107,13 @@ def _damaged(folder: Path, what: str) -> ValueError:
     )
 
 
-def count_rejects(report: dict[str, Any]) -> int:
-    """Bad records of one piece.
-
-    Args:
-        report: of the piece.
-    """
-    return sum(sum(reasons.values()) for reasons in report["rejects"].values())
+def count_rejects(report: PieceReport) -> int:
+    """Bad records of one piece."""
+    return sum(sum(reasons.values()) for reasons in report.rejects.values())
 
 
 def select(corpus: Corpus, plan: Plan, options: Options) -> tuple[np.ndarray, dict[str, Any]]:
     """Choose every document's split.
-
-    Args:
-        corpus: all documents.
-        plan: of the preparation.
-        options: of the preparation.
 
     Returns:
         Codes as `choose_splits` returns them, and the tokens that are wanted per split.
@@ -143,7 +130,7 @@ def select(corpus: Corpus, plan: Plan, options: Options) -> tuple[np.ndarray, di
 
 
 def _explain_shortfall(shortfall: ShortfallError, plan: Plan, options: Options) -> str:
-    parts = {domain: plan["kept"].get(domain, 1.0) for domain in shortfall.domains}
+    parts = {domain: plan.kept.get(domain, 1.0) for domain in shortfall.domains}
     if min(parts.values()) < 1:
         return (
             f"Too few tokens were kept: {shortfall}. By an estimate from samples only these parts "
@@ -163,10 +150,8 @@ def make_streams(
     """Gather the documents of every split and domain.
 
     Args:
-        corpus: all documents.
         codes: splits of the documents.
         wanted: tokens per split and domain, None for all.
-        sequence_length: tokens in a sequence.
     """
     streams = []
     for code, (split, tokens_wanted) in enumerate(wanted.items()):
@@ -183,10 +168,6 @@ def make_streams(
 
 def check_streams(streams: list[Stream], options: Options) -> None:
     """Refuse a preparation in which a domain has no sequence in some split.
-
-    Args:
-        streams: of all splits and domains.
-        options: of the preparation.
 
     Raises:
         ValueError: a split of a domain is empty; the message names every one.
@@ -209,7 +190,6 @@ def count_left_out(corpus: Corpus, codes: np.ndarray) -> dict[str, dict[str, int
     """Count per domain the tokenised documents that are in no split.
 
     Args:
-        corpus: all documents.
         codes: splits of the documents.
     """
     counts: dict[str, dict[str, int]] = {}

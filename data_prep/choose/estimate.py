@@ -32,7 +32,7 @@ class Estimate:
     Args:
         documents: number of them. Default: 0.
         text_bytes: their text in UTF-8. Default: 0.
-        tokens: of the text, bos and eos included. Default: 0.
+        tokens: those of the text, bos and eos included. Default: 0.
         seconds: to tokenise it on one core. Default: 0.
         sampled: documents that were looked at. Default: 0.
     """
@@ -61,9 +61,6 @@ class Sample:
 
 def take_samples(sources: Iterable[Source]) -> list[Sample]:
     """Read the beginning of some files of every domain, evenly spaced in their order.
-
-    Args:
-        sources: all input files.
 
     Raises:
         SourceError: a file cannot be read.
@@ -138,7 +135,6 @@ def estimate_domains(samples: list[Sample], tokenizer_file: Path | None) -> dict
     """Add the samples up, per domain in sorted order.
 
     Args:
-        samples: from `take_samples`.
         tokenizer_file: `tokenizer.json` to count tokens and time with, or None to count no tokens.
     """
     from apex_composer.data_prep.tokens.word_encoder import read_encoder

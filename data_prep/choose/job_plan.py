@@ -1,37 +1,81 @@
 """The plan of a preparation: all that decides its bytes, written before the first piece."""
 
 import os
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from apex_composer.data_prep.atomic_files import read_json, write_json
 from apex_composer.data_prep.choose.budgets import (
+    HOPELESS,
     check_budgets,
     check_enough,
     parts_for_budgets,
+    wanted_tokens,
 )
 from apex_composer.data_prep.choose.estimate import estimate_domains, take_samples
-from apex_composer.data_prep.choose.splits import HASHES
 from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.options import Options, read_options
 from apex_composer.data_prep.paths import PLAN
 from apex_composer.data_prep.read.sources import Source
+from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts
 
 FORMAT = "apex-composer plan 2"
 
-Plan = dict[str, Any]
+
+class PieceSpan(NamedTuple):
+    """A part of the input that one worker reads.
+
+    Args:
+        source: index of the file.
+        start: first byte.
+        stop: byte after the last, None for the file's end.
+    """
+
+    source: int
+    start: int
+    stop: int | None
+
+
+@dataclass(frozen=True)
+class DatedSource(Source):
+    """An input file as it was when the preparation began.
+
+    Args:
+        modified_ns: time of its last change; None where a store does not tell.
+    """
+
+    modified_ns: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `.work/plan.json` holds.
+
+    Args:
+        options: what shall be done.
+        tokenizer: the one that is used.
+        sources: files of the input, sorted.
+        pieces: parts of the input, in its order.
+        kept: part of every domain's documents that is tokenised; 1 for a domain that it lacks.
+        format: version of this content. Default: FORMAT.
+    """
+
+    options: Options
+    tokenizer: TokenizerFacts
+    sources: list[DatedSource]
+    pieces: list[PieceSpan]
+    kept: dict[str, float]
+    format: str = FORMAT
 
 
 def make_plan(
-    sources: list[Source], options: Options, tokenizer: dict[str, Any], tokenizer_file: Path
+    sources: list[Source], options: Options, tokenizer: TokenizerFacts, tokenizer_file: Path
 ) -> Plan:
     """Cut the input into pieces and choose how much of every domain is tokenised.
 
     Args:
-        sources: input files, sorted.
-        options: of the preparation.
-        tokenizer: as `load_tokenizer` returns it.
         tokenizer_file: its `tokenizer.json`.
 
     Raises:
@@ -42,125 +86,97 @@ def make_plan(
     if not options.takes_all:
         estimates = estimate_domains(take_samples(sources), tokenizer_file)
         check_budgets(options, list(estimates))
-        check_enough(estimates, options)
+        check_enough(wanted_tokens(options, list(estimates)), estimates, HOPELESS)
         kept = parts_for_budgets(estimates, options)
-    return {
-        "format": FORMAT,
-        "options": options.as_dict(),
-        "tokenizer": tokenizer,
-        "sources": [describe_source(source) for source in sources],
-        "pieces": make_pieces(sources, options.piece_bytes),
-        "kept": kept,
-    }
+    pieces = make_pieces(sources, options.piece_bytes)
+    return Plan(options, tokenizer, [date_source(source) for source in sources], pieces, kept)
 
 
-def make_pieces(sources: list[Source], piece_bytes: int) -> list[list[int | None]]:
+def make_pieces(sources: list[Source], piece_bytes: int) -> list[PieceSpan]:
     """Cut files that can be cut into byte ranges; every other file is one piece.
 
     Args:
-        sources: input files.
         piece_bytes: size of a range.
-
-    Returns:
-        For each piece: index of its source, first byte, and the byte after its last or None.
     """
-    pieces: list[list[int | None]] = []
+    pieces = []
     for index, source in enumerate(sources):
-        if not source.splittable or source.bytes <= piece_bytes:
-            pieces.append([index, 0, None])
-            continue
-        starts = range(0, source.bytes, piece_bytes)
-        pieces += [[index, start, min(start + piece_bytes, source.bytes)] for start in starts]
-        pieces[-1][2] = None  # also what the file may have gained since
+        step = piece_bytes if source.splittable else max(1, source.bytes)
+        starts = range(0, source.bytes, step) or [0]
+        pieces += [PieceSpan(index, start, start + step) for start in starts]
+        pieces[-1] = PieceSpan(index, starts[-1], None)  # also what the file may have gained since
     return pieces
 
 
-def hash_limit(kept: dict[str, float], domain: str) -> int:
-    """First hash that is not tokenised; a domain that no sample showed is tokenised whole.
-
-    Args:
-        kept: parts of the domains that are tokenised.
-        domain: name of the domain.
-    """
-    return round(kept.get(domain, 1.0) * HASHES)
-
-
-def describe_source(source: Source) -> dict[str, Any]:
-    """A source as JSON holds it, with the time of its last change.
-
-    Args:
-        source: input file.
-    """
+def date_source(source: Source) -> DatedSource:
+    """Note the time of a file's last change."""
     modified = os.stat(source.path).st_mtime_ns if os.path.exists(source.path) else None
-    return asdict(source) | {"modified_ns": modified}
-
-
-def read_source(description: dict[str, Any]) -> Source:
-    """Make a source from its description.
-
-    Args:
-        description: as `describe_source` returns it.
-    """
-    return Source(**{key: value for key, value in description.items() if key != "modified_ns"})
+    return DatedSource(**asdict(source), modified_ns=modified)
 
 
 def read_plan(out: Path) -> Plan | None:
     """Read the plan of an unfinished preparation, or None where there is none.
 
-    Args:
-        out: output folder.
-
     Raises:
         SettingsError: another version wrote it.
     """
-    plan = read_json(out / PLAN)
-    if plan is not None and plan.get("format") != FORMAT:
+    content = read_json(out / PLAN)
+    if content is None:
+        return None
+    if content.get("format") != FORMAT:
         raise SettingsError(
-            f"out={str(out)!r} was begun by another version ({plan.get('format')!r}, this one "
+            f"out={str(out)!r} was begun by another version ({content.get('format')!r}, this one "
             f"writes {FORMAT!r}). Finish it with that one, or start over with --overwrite."
         )
-    return plan
+    return Plan(
+        read_options(content["options"]),
+        TokenizerFacts(**content["tokenizer"]),
+        [DatedSource(**source) for source in content["sources"]],
+        [PieceSpan(*piece) for piece in content["pieces"]],
+        content["kept"],
+    )
 
 
 def write_plan(out: Path, plan: Plan) -> None:
-    """Write the plan.
-
-    Args:
-        out: output folder.
-        plan: from `make_plan`.
-    """
-    write_json(out / PLAN, plan)
+    """Write the plan."""
+    write_json(out / PLAN, asdict(plan))
 
 
 def check_same(
-    plan: Plan, options: Options, sources: list[Source], tokenizer: dict[str, Any], out: Path
+    earlier: Mapping[str, Any],
+    options: Options,
+    sources: list[Source],
+    tokenizer: TokenizerFacts,
+    out: Path,
 ) -> None:
     """Refuse to continue a preparation with other options or inputs.
 
     Args:
-        plan: of the preparation that was begun, or its manifest.
-        options: now given.
-        sources: now found.
-        tokenizer: now given.
-        out: output folder, for the message.
+        earlier: content of the plan of the preparation that was begun, or of its manifest.
+        options: those that are given now.
+        sources: files that are there now.
+        tokenizer: the one that is given now.
 
     Raises:
         SettingsError: an option, the tokenizer or a source differs; the message names the first.
     """
-    before = read_options(plan["options"]).identity()
+    before, now = read_options(earlier["options"]).identity(), options.identity()
     differences = [
         f"{name} was {before[name]!r} and is now {value!r}"
-        for name, value in options.identity().items()
+        for name, value in now.items()
         if before[name] != value
     ]
-    if plan["tokenizer"]["sha256"] != tokenizer["sha256"]:
-        differences.append(f"the tokenizer was {plan['tokenizer']['name']!r} of other content")
+    old = earlier["tokenizer"]
+    if old["sha256"] != tokenizer.sha256:
+        differences.append(f"the tokenizer was {old['name']!r} of other content")
     differences += [
-        f"the tokenizer's {name} was {plan['tokenizer'][name]} and is now {tokenizer[name]}"
+        f"the tokenizer's {name} was {old[name]} and is now {getattr(tokenizer, name)}"
         for name in ("vocabulary_size", "bos", "eos")
-        if plan["tokenizer"][name] != tokenizer[name]
+        if old[name] != getattr(tokenizer, name)
     ]
-    differences += source_differences(plan["sources"], [describe_source(s) for s in sources])
+    # A manifest says more of a source than a plan does.
+    names = [field.name for field in fields(DatedSource)]
+    dated = [DatedSource(**{name: old[name] for name in names}) for old in earlier["sources"]]
+    differences += source_differences(dated, sources)
     if differences:
         raise SettingsError(
             f"out={str(out)!r} holds a preparation of other input: {'; '.join(differences[:5])}. "
@@ -168,20 +184,16 @@ def check_same(
         )
 
 
-def source_differences(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
-    """Say how the input differs from that of an earlier run.
+def source_differences(before: list[DatedSource], sources: list[Source]) -> list[str]:
+    """Say how the input differs from that of an earlier moment.
 
     Args:
-        before: sources of a plan or a manifest.
-        now: as `describe_source` returns them.
+        before: files of a plan.
+        sources: files as they are now.
     """
-    old, new = ({entry["path"]: entry for entry in entries} for entries in (before, now))
+    old = {source.path: source for source in before}
+    new = {source.path: date_source(source) for source in sources}
     gone = [f"{path} is gone" for path in old if path not in new]
     added = [f"{path} is new" for path in new if path not in old]
-    # A manifest says more of a source than a plan does.
-    changed = [
-        f"{path} has changed"
-        for path in new
-        if path in old and any(old[path][key] != value for key, value in new[path].items())
-    ]
+    changed = [f"{path} has changed" for path in new if path in old and old[path] != new[path]]
     return gone + added + changed

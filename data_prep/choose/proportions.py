@@ -9,17 +9,19 @@ from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.read.domains import ALIASES, LLAMA1
 
 
-def read_proportions(name: str) -> dict[str, float]:
+def read_proportions(name: str) -> dict[str, float] | None:
     """Read proportions by their name or from a JSON or YAML file.
 
     Args:
-        name: `llama1`, or the path of a file that maps domains to positive numbers.
+        name: `llama1`, `equal` (None), or the path of a file that maps domains to positive numbers.
 
     Raises:
         SettingsError: there is no such file, or it holds something else.
     """
     if name == "llama1":
         return dict(LLAMA1)
+    if name == "equal":
+        return None
     path = Path(name)
     if not path.is_file():
         raise SettingsError(
@@ -54,8 +56,8 @@ def share_out(
     """Give every domain that there is its share of 1; absent domains' shares go to the others.
 
     Args:
-        proportions: of domains, with any sum; None stands for equal shares.
-        domains: that the data has.
+        proportions: numbers of domains, with any sum; None stands for equal shares.
+        domains: names of those that the data has.
 
     Returns:
         Shares that add up to 1, in the order of `domains`, and the domains that are absent.
@@ -87,8 +89,8 @@ def make_streams(folder: str, shares: Mapping[str, float], remote: str | None = 
     """Write the `streams:` block of llm-foundry's `text` dataloader.
 
     Args:
-        folder: of a split, with one folder for each domain.
-        shares: of the domains, adding up to 1.
+        folder: split, with one folder for each domain.
+        shares: parts of the domains, adding up to 1.
         remote: address of the split in a remote store; `folder` is its cache then. Default: None.
     """
     lines = ["streams:  # proportions in percent"]

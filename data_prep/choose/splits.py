@@ -4,7 +4,6 @@ The order of the hashes is a shuffle that depends on nothing but the texts, so n
 the files nor the number of workers moves a document. Equal texts have equal hashes.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -13,18 +12,8 @@ from apex_composer.data_prep.errors import ShortfallError
 
 BEYOND = -1  # in no split: the budgets are filled
 DUPLICATE = -2  # in no split: the same text is in an earlier one, or in validation already
-HASHES = 1 << 64
 # Hashes that are looked up at a time, to bound the memory.
 AT_ONCE = 1 << 20
-
-
-def hash_text(text: str) -> int:
-    """Map a text to 64 bits that depend on nothing but the text.
-
-    Args:
-        text: a document.
-    """
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
 
 
 # What a split takes: tokens per domain, or (None) all that is left.
@@ -42,7 +31,7 @@ def choose_splits(
     """Name the split of every document.
 
     Args:
-        hashes: of the documents: uint64 [n].
+        hashes: one of each document: uint64 [n].
         lengths: their tokens: [n].
         owners: their domains, as indices into `domains`: [n].
         domains: names of the domains.

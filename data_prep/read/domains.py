@@ -23,6 +23,15 @@ ALIASES = {
 SLIMPAJAMA_FIELD = "redpajama_set_name"
 SLIMPAJAMA_PREFIX = "RedPajama"
 SAMPLE_FIELD = "red_pajama_subset"
+# Keys that the records of one domain have, to be looked for in this order; c4 has none of its own.
+OWN_KEYS = {
+    "cc": {"wiki_prob", "pred_label", "pred_label_prob"},
+    "stackexchange": {"question_score"},
+    "arxiv": {"arxiv_id", "yymm"},
+    "github": {"content_hash", "repo_name", "max_line_length"},
+    "book": {"short_book_title", "publication_date"},
+    "wikipedia": {"title"},
+}
 # A domain becomes a folder name, a YAML key and a metric label.
 DOMAIN_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -65,20 +74,10 @@ def infer_domain(record: Mapping[str, Any]) -> str | None:
     # Common crawl has no `meta`: its fields stand in the record itself.
     # A parquet file of one schema gives every record all keys, most of them null.
     keys = {key for given in (record, meta) for key, value in given.items() if value is not None}
-    source = meta.get("source")
-    if keys & {"wiki_prob", "pred_label", "pred_label_prob"}:
-        return "cc"
-    if "question_score" in keys:
-        return "stackexchange"
-    if keys & {"arxiv_id", "yymm"}:
-        return "arxiv"
-    if keys & {"content_hash", "repo_name", "max_line_length"}:
-        return "github"
-    if keys & {"short_book_title", "publication_date"}:
-        return "book"
-    if "title" in keys:
-        return "wikipedia"
-    return "c4" if source == "c4" or {"url", "timestamp"} <= keys else None
+    for domain, own in OWN_KEYS.items():
+        if keys & own:
+            return domain
+    return "c4" if meta.get("source") == "c4" or {"url", "timestamp"} <= keys else None
 
 
 def parse_meta(meta: Any) -> Mapping[str, Any]:

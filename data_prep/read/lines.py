@@ -119,11 +119,7 @@ def read_range(stream: BinaryIO, start: int, stop: int | None, limit: int) -> It
 
 
 def skip_line(stream: BinaryIO) -> int:
-    """Read on to the end of the current line and return how many bytes that took.
-
-    Args:
-        stream: anywhere in a line.
-    """
+    """Read on to the end of the current line and return how many bytes that took."""
     skipped = 0
     while chunk := stream.readline(READ_BUFFER):
         skipped += len(chunk)

@@ -39,28 +39,6 @@ def parse_line(line: bytes) -> dict[str, Any]:
     return record
 
 
-def take_text(record: Mapping[str, Any], file_format: str) -> str:
-    """Take the text of a record.
-
-    Args:
-        record: one record.
-        file_format: name of the format, which names the field.
-
-    Raises:
-        Rejected: there is no text, it is blank, or it is no Unicode text.
-    """
-    text = record.get(TEXT_FIELDS.get(file_format, "text"))
-    if not isinstance(text, str):
-        raise Rejected(NO_TEXT)
-    if not text or text.isspace():
-        raise Rejected(EMPTY_TEXT)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # JSON may escape half of a surrogate pair
-        raise Rejected(INVALID_UTF8) from None
-    return text
-
-
 def take_document(
     record: Mapping[str, Any], file_format: str, domain: str | None
 ) -> tuple[str, str]:
@@ -68,24 +46,28 @@ def take_document(
 
     Args:
         record: one record.
-        file_format: name of the format.
-        domain: the domain of the whole file, None when every record has its own.
+        file_format: name of the format, which names the fields.
+        domain: domain of the whole file, None when every record has its own.
 
     Returns:
         The domain and the text.
 
     Raises:
-        Rejected: there is no text, or the record does not show its domain.
+        Rejected: there is no text, it is blank or no Unicode text, or the domain is not shown.
     """
-    if domain is None:
-        if file_format == "slimpajama":
-            domain = slimpajama_domain(record.get("meta"))
-        else:
-            domain = infer_domain(record)
+    if domain is None and file_format == "slimpajama":
+        domain = slimpajama_domain(record.get("meta"))
+    elif domain is None:
+        domain = infer_domain(record)
+    text = record.get(TEXT_FIELDS.get(file_format, "text"))
+    if not isinstance(text, str):
+        raise Rejected(NO_TEXT, domain)
+    if not text or text.isspace():
+        raise Rejected(EMPTY_TEXT, domain)
     try:
-        text = take_text(record, file_format)
-    except Rejected as rejected:
-        raise Rejected(str(rejected), domain) from None
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # JSON may escape half of a surrogate pair
+        raise Rejected(INVALID_UTF8, domain) from None
     if domain is None:
         raise Rejected(UNKNOWN_DOMAIN)
     return domain, text

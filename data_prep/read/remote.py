@@ -18,20 +18,12 @@ ATTEMPTS = 3
 
 
 def is_remote(address: str | Path) -> bool:
-    """Whether an address names a remote store, such as `s3://bucket/folder`.
-
-    Args:
-        address: path or address.
-    """
+    """Whether an address names a remote store, such as `s3://bucket/folder`."""
     return isinstance(address, str) and "://" in address
 
 
 def streaming_name(address: str) -> str:
-    """What streaming calls a remote file or folder: its address, of `file://` the path.
-
-    Args:
-        address: of a file or folder.
-    """
+    """What streaming calls a remote file or folder: its address, of `file://` the path."""
     parts = urlparse(address)
     return parts.path if parts.scheme == FILE_SCHEME else address
 
@@ -40,7 +32,7 @@ def list_files(address: str) -> list[str]:
     """List the files below a remote folder, sorted, as paths below it.
 
     Args:
-        address: address of the folder.
+        address: remote folder.
 
     Raises:
         InputNotFoundError: there is nothing.
@@ -56,8 +48,11 @@ def list_files(address: str) -> list[str]:
         prefix += "/" if prefix else ""
         try:
             names = _list_objects(address)
-        except (ImportError, KeyError, ValueError) as error:
-            raise SettingsError(f"input={address!r} cannot be listed: {error}") from error
+        except (ImportError, KeyError, NotImplementedError, ValueError) as error:
+            raise SettingsError(
+                f"input={address!r} cannot be listed by streaming: {error}. Mount it, or copy it "
+                "to a local folder."
+            ) from error
         except Exception as error:  # every store has its own errors
             raise OSError(f"input={address!r} cannot be listed: {error}") from error
         below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
@@ -72,17 +67,9 @@ def _list_objects(address: str) -> list[str]:
     # streaming's listing is part of its uploaders; nothing is written.
     uploader = CloudUploader.get(address)
     try:
-        names = uploader.list_objects()
-    except NotImplementedError:
-        names = None
+        return uploader.list_objects()
     finally:
         os.rmdir(uploader.local)  # the scratch folder that every remote uploader makes
-    if names is None:
-        raise ValueError(
-            f"input={address!r}: streaming cannot list this store. Mount it, or copy it to a local "
-            "folder."
-        )
-    return names
 
 
 @contextmanager
@@ -90,7 +77,7 @@ def local_copy(address: str, cache: Path | None = None, attempts: int = ATTEMPTS
     """Download a remote file for as long as it is read; a local path is given back as it is.
 
     Args:
-        address: path, or address of a file.
+        address: file, remote or of this machine.
         cache: folder with room for the file. Default: None, the system's folder for such files.
         attempts: at the download. Default: 3.
 

@@ -2,32 +2,25 @@
 
 import hashlib
 import json
-import re
 import struct
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from apex_composer.data_prep.atomic_files import new_folder
-from apex_composer.data_prep.choose.job_plan import hash_limit, read_source
-from apex_composer.data_prep.choose.splits import hash_text
 from apex_composer.data_prep.paths import DOCUMENTS, REJECTS, REPORT, TOKENS
 from apex_composer.data_prep.read.documents import read_documents
-from apex_composer.data_prep.tokens.word_encoder import Encoder, read_encoder
+from apex_composer.data_prep.read.sources import Source
+from apex_composer.data_prep.tokens.document_hash import hash_limit, hash_text
+from apex_composer.data_prep.tokens.long_texts import batch_parts, starts_with_blank
+from apex_composer.data_prep.tokens.word_encoder import read_encoder
 
 UNKNOWN = "unknown"  # domain of a record that shows none, such as broken JSON
-# Text is tokenised in batches of this many characters: a few 10 MB of encodings.
-BATCH_CHARACTERS = 1 << 19
-# A longer text would need gigabytes at once. It is tokenised in parts, cut at a blank between two
-# words, where no tokenizer of the families that LLMs use joins anything: the tokens are those of
-# the whole text. Text without such blanks is cut at the end of a line, else anywhere.
-PART_CHARACTERS = 1 << 19
-# U+2581 is SentencePiece's own blank.
-WORD_GAP = re.compile("(?<=[^\\s\u2581]) (?=[^\\s\u2581])")
-WORD_GAP_WINDOW = 1 << 12
 # Written as they come: an archive may hold millions of documents.
 DOCUMENT_TYPE = np.dtype([("hash", "<u8"), ("length", "<u4"), ("domain", "<u2")])
 DOCUMENT_ROW = struct.Struct("<QIH")
@@ -37,27 +30,81 @@ PROGRESS = ("documents", "tokens", "characters")
 Progress = Callable[[dict[str, Any]], None]
 
 
-def tokenise_piece(task: dict[str, Any], report_progress: Progress) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PieceTask:
+    """What a worker needs to know of a piece.
+
+    Args:
+        folder: to write.
+        source: file to read.
+        start: first byte.
+        stop: byte after the last, None for the file's end.
+        kept: part of every domain's documents that is tokenised.
+        tokenizer_file: `tokenizer.json`.
+        bos: token that begins a document, None for none.
+        eos: token that ends it.
+        dtype: numpy name of the token type.
+        downloads: folder for remote files.
+    """
+
+    folder: Path
+    source: Source
+    start: int
+    stop: int | None
+    kept: dict[str, float]
+    tokenizer_file: Path
+    bos: int | None
+    eos: int
+    dtype: str
+    downloads: Path
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        whole = self.start == 0 and self.stop is None
+        return self.source.path + ("" if whole else f" bytes {self.start}-{self.stop or 'end'}")
+
+
+@dataclass(frozen=True)
+class PieceReport:
+    """What `report.json` of a finished piece holds.
+
+    Args:
+        source: path of the file.
+        documents: how many were read.
+        tokens: those of the tokenised ones.
+        characters: those of all that were read.
+        lines: number of them, blank ones and rejects too.
+        domain_names: names in the order of their numbers.
+        domains: per domain, how many documents were read and how many tokenised.
+        rejects: per domain, the number of bad records by reason.
+        content: hash of all texts read.
+    """
+
+    source: str
+    documents: int
+    tokens: int
+    characters: int
+    lines: int
+    domain_names: list[str]
+    domains: dict[str, dict[str, int]]
+    rejects: dict[str, dict[str, int]]
+    content: str
+
+
+def tokenise_piece(task: PieceTask, report_progress: Progress) -> PieceReport:
     """Write the folder of one piece, whole or not at all.
 
     Args:
-        task: `folder` to write, `source`, `start`, `stop`, `kept` (part of each domain that is
-            tokenised), `tokenizer_file`, `bos`, `eos`, `dtype` and
-            `downloads` (folder for remote files).
         report_progress: called after every batch with the documents, tokens and characters since
             the last one.
-
-    Returns:
-        The piece's report (counts, domains in the order of their numbers, rejects by reason) and
-        its folder.
 
     Raises:
         SourceError: the input cannot be read.
         DiskFullError: the disk is full.
     """
-    folder = Path(task["folder"])
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with new_folder(folder) as partial, ExitStack() as stack:
+    task.folder.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(task.folder) as partial, ExitStack() as stack:
         tokens, documents, rejects = (
             stack.enter_context((partial / name).open("wb"))
             for name in (TOKENS, DOCUMENTS, REJECTS)
@@ -65,44 +112,45 @@ def tokenise_piece(task: dict[str, Any], report_progress: Progress) -> dict[str,
         piece = Piece(task, tokens, documents, rejects, report_progress)
         piece.read()
         report = piece.report()
-        (partial / REPORT).write_text(json.dumps(report, sort_keys=True) + "\n")
-    return report | {"folder": task["folder"]}
+        (partial / REPORT).write_text(json.dumps(asdict(report), sort_keys=True) + "\n")
+    return report
 
 
+@dataclass
 class Piece:
     """The state of reading one piece.
 
     Args:
-        task: as in `tokenise_piece`.
+        task: what is to be read, and how.
         tokens: file that takes the tokens of the documents, one after the other.
         documents: file that takes one DOCUMENT_ROW for each document.
         rejects: file that takes one line of JSON for each bad record.
         report_progress: called after every batch.
+        length: tokens so far of the document that is being written.
+        lines: number of them in the piece, known at its end.
+        domains: counts of each domain, in the order of their numbers.
+        content: hash of all texts so far.
+        counts: what has been read so far.
+        reported: what of it has been reported.
+        rejected: bad records by domain and reason.
     """
 
-    def __init__(
-        self,
-        task: dict[str, Any],
-        tokens: IO[bytes],
-        documents: IO[bytes],
-        rejects: IO[bytes],
-        report_progress: Progress,
-    ) -> None:
-        self.task, self.tokens, self.documents, self.rejects = task, tokens, documents, rejects
-        self.report_progress = report_progress
-        self.source = read_source(task["source"])
-        self.length = 0  # tokens so far of the document that is being written
-        self.lines = 0
-        self.names: list[str] = []  # of the domains, in the order of their numbers
-        self.domains: dict[str, dict[str, int]] = {}
-        self.content = hashlib.blake2b(digest_size=16)
-        self.counts = dict.fromkeys(PROGRESS, 0)
-        self.reported = dict(self.counts)
-        self.rejected: dict[str, dict[str, int]] = {}  # by domain and reason
+    task: PieceTask
+    tokens: IO[bytes]
+    documents: IO[bytes]
+    rejects: IO[bytes]
+    report_progress: Progress
+    length: int = 0
+    lines: int = 0
+    domains: dict[str, dict[str, int]] = field(default_factory=dict)
+    content: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PROGRESS, 0))
+    reported: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PROGRESS, 0))
+    rejected: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
     def read(self) -> None:
         """Tokenise the piece's documents."""
-        encode = read_encoder(self.task["tokenizer_file"])
+        encode = read_encoder(str(self.task.tokenizer_file))
         for batch in batch_parts(self._kept(), starts_with_blank(encode)):
             self._write(encode([part for _, part, _ in batch]), batch)
             self._report_progress()
@@ -111,44 +159,39 @@ class Piece:
     def _report_progress(self) -> None:
         news = {key: self.counts[key] - self.reported[key] for key in PROGRESS}
         self.reported = dict(self.counts)
-        self.report_progress(news | {"source": self.source.path})
+        self.report_progress(news | {"source": self.task.source.path})
 
     def _kept(self) -> Iterator[tuple[tuple[int, int], str]]:
         """The documents whose hash is below their domain's limit."""
-        task, limits = self.task, {}
+        task = self.task
         documents = read_documents(
-            self.source,
-            task["start"],
-            task["stop"],
+            task.source,
+            task.start,
+            task.stop,
             self._reject,
             on_end=self._count_lines,
-            cache=Path(task["downloads"]),
+            cache=task.downloads,
         )
         for document in documents:
-            digest = hash_text(document.text)
+            digest, domain = hash_text(document.text), document.domain
             self.content.update(digest.to_bytes(8, "big"))
             self.counts["documents"] += 1
             self.counts["characters"] += len(document.text)
-            if document.domain not in limits:
-                limits[document.domain] = hash_limit(task["kept"], document.domain)
-                self.domains[document.domain] = {"documents": 0, "documents_tokenised": 0}
-                self.names.append(document.domain)
-            counts = self.domains[document.domain]
+            counts = self.domains.setdefault(domain, {"documents": 0, "documents_tokenised": 0})
             counts["documents"] += 1
-            if digest >= limits[document.domain]:
-                continue
-            counts["documents_tokenised"] += 1
-            yield (digest, self.names.index(document.domain)), document.text
+            if digest < hash_limit(task.kept, domain):
+                counts["documents_tokenised"] += 1
+                yield (digest, list(self.domains).index(domain)), document.text
 
     def _write(self, encoded: list[np.ndarray], batch: list[tuple[Any, str, str]]) -> None:
         """Append tokens, with bos before a document's first part and eos after its last."""
-        bos, eos = self.task["bos"], self.task["eos"]
+        bos, eos = self.task.bos, self.task.eos
         none = np.empty(0, dtype=np.uint32)
         first, last = (none if t is None else np.array([t], dtype=np.uint32) for t in (bos, eos))
         for ids, (document, _, position) in zip(encoded, batch, strict=True):
             before = first if position in ("first", "only") else none
             after = last if position in ("last", "only") else none
-            tokens = np.concatenate([before, ids, after]).astype(self.task["dtype"])
+            tokens = np.concatenate([before, ids, after]).astype(self.task.dtype)
             self.tokens.write(tokens.tobytes())
             self.counts["tokens"] += len(tokens)
             self.length += len(tokens)
@@ -163,85 +206,18 @@ class Piece:
     def _reject(self, line: int, reason: str, excerpt: str, domain: str | None) -> None:
         domain = domain or UNKNOWN
         # The line is counted from the piece's first; `finish` adds those of the pieces before.
-        entry = {"file": self.source.path, "line": line, "reason": reason, "excerpt": excerpt}
+        entry = {"file": self.task.source.path, "line": line, "reason": reason, "excerpt": excerpt}
         self.rejects.write((json.dumps(entry | {"domain": domain}) + "\n").encode())
-        reasons = self.rejected.setdefault(domain, {})
-        reasons[reason] = reasons.get(reason, 0) + 1
+        self.rejected[domain][reason] += 1
 
-    def report(self) -> dict[str, Any]:
-        """Counts, domains in the order of their numbers, and a hash of all texts read."""
-        return self.counts | {
-            "source": self.source.path,
-            "lines": self.lines,
-            "domain_names": self.names,
-            "domains": self.domains,
-            "rejects": {domain: self.rejected[domain] for domain in sorted(self.rejected)},
-            "content": self.content.hexdigest(),
-        }
-
-
-def starts_with_blank(encode: Encoder) -> bool:
-    """Whether a tokenizer puts a blank before a text, as SentencePiece does.
-
-    Args:
-        encode: the tokenizer, without special tokens.
-    """
-    once, twice = encode(["x", "x x"])
-    return twice.tolist() == 2 * once.tolist()
-
-
-def batch_parts(
-    documents: Iterator[tuple[Any, str]], gives_blank: bool
-) -> Iterator[list[tuple[Any, str, str]]]:
-    """Group texts, long ones in parts, until a group has BATCH_CHARACTERS characters.
-
-    Args:
-        documents: pairs of anything and a text.
-        gives_blank: whether the tokenizer puts a blank before a text.
-
-    Yields:
-        Lists of the document, a part of its text, and the part's position: `only`, `first`,
-        `middle` or `last`.
-    """
-    batch: list[tuple[Any, str, str]] = []
-    characters = 0
-    for document, text in documents:
-        for part, position in split_text(text, gives_blank):
-            batch.append((document, part, position))
-            characters += len(part)
-            if characters >= BATCH_CHARACTERS:
-                yield batch
-                batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def split_text(text: str, gives_blank: bool) -> Iterator[tuple[str, str]]:
-    """Cut a long text into parts of PART_CHARACTERS characters at most.
-
-    Args:
-        text: a document.
-        gives_blank: whether the tokenizer puts a blank before a text: a part that begins after a
-            cut at a blank is then given without it.
-
-    Yields:
-        A part and its position.
-    """
-    start = 0
-    while len(text) - start > PART_CHARACTERS:
-        cut, follows = _find_cut(text, start, start + PART_CHARACTERS)
-        yield text[start:cut], "middle" if start else "first"
-        start = cut + (follows and gives_blank)
-    yield text[start:], "last" if start else "only"
-
-
-def _find_cut(text: str, start: int, stop: int) -> tuple[int, bool]:
-    """Where a part ends, and whether the blank between two words follows."""
-    middle = start + (stop - start) // 2
-    for high in range(stop, middle, -WORD_GAP_WINDOW):
-        low = max(middle, high - WORD_GAP_WINDOW)
-        gaps = [match.start() for match in WORD_GAP.finditer(text, low, high)]
-        if gaps:
-            return gaps[-1], True
-    line = text.rfind("\n", middle, stop)
-    return (stop if line < 0 else line + 1), False
+    def report(self) -> PieceReport:
+        """What has been read."""
+        return PieceReport(
+            source=self.task.source.path,
+            lines=self.lines,
+            domain_names=list(self.domains),
+            domains=self.domains,
+            rejects={domain: dict(reasons) for domain, reasons in sorted(self.rejected.items())},
+            content=self.content.hexdigest(),
+            **self.counts,
+        )

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from apex_composer.data_prep.errors import SettingsError
 
@@ -12,6 +13,25 @@ if TYPE_CHECKING:
 
 UINT16_VOCABULARY = 1 << 16
 HASHED_PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "model")
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What data says of the tokenizer that made it.
+
+    Args:
+        name: folder, or name on the hub.
+        sha256: hash of what decides the tokens of a text.
+        vocabulary_size: number above every token.
+        bos: token that begins a document, None for none.
+        eos: token that ends it.
+    """
+
+    name: str
+    sha256: str
+    vocabulary_size: int
+    bos: int | None
+    eos: int
 
 
 def tokenizer_hash(folder: Path) -> str:
@@ -37,15 +57,12 @@ def hash_backend(description: str) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def load_tokenizer(name: str, folder: Path) -> dict[str, Any]:
+def load_tokenizer(name: str, folder: Path) -> TokenizerFacts:
     """Load a given tokenizer with transformers and save it as a folder.
 
     Args:
         name: local folder, or a name on the hub.
         folder: created; the workers read its `tokenizer.json`.
-
-    Returns:
-        name, sha256, vocabulary_size, bos (None when the tokenizer has none) and eos.
 
     Raises:
         SettingsError: there is no such tokenizer, it is no fast one, or it has no eos.
@@ -71,22 +88,18 @@ def load_tokenizer(name: str, folder: Path) -> dict[str, Any]:
         tokenizer.save_pretrained(folder)
     except Exception as error:  # the backend has no error of its own for a full disk
         raise OSError(f"the tokenizer cannot be written to {folder}: {error}") from error
-    return {
-        "name": name,
-        "sha256": tokenizer_hash(folder),
+    return TokenizerFacts(
+        name=name,
+        sha256=tokenizer_hash(folder),
         # Not their number, which is smaller where the ids have gaps.
-        "vocabulary_size": max(tokenizer.get_vocab().values()) + 1,
-        "bos": tokenizer.bos_token_id,
-        "eos": tokenizer.eos_token_id,
-    }
+        vocabulary_size=max(tokenizer.get_vocab().values()) + 1,
+        bos=tokenizer.bos_token_id,
+        eos=tokenizer.eos_token_id,
+    )
 
 
 def read_backend(path: str) -> "Tokenizer":
-    """Read the `tokenizer.json` that a worker uses; text that spells a marker stays text.
-
-    Args:
-        path: of the file.
-    """
+    """Read the `tokenizer.json` that a worker uses; text that spells a marker stays text."""
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_file(path)

@@ -48,11 +48,7 @@ Encoder = Callable[[list[str]], list[np.ndarray]]
 
 
 def read_encoder(path: str) -> Encoder:
-    """Read a `tokenizer.json` as a function from texts to their tokens, without special tokens.
-
-    Args:
-        path: of the file.
-    """
+    """Read a `tokenizer.json` as a function from texts to their tokens, without special tokens."""
     return _read_encoder(path, os.stat(path).st_mtime_ns)
 
 
@@ -63,21 +59,12 @@ def _read_encoder(path: str, modified_ns: int) -> Encoder:
 
 
 def make_encoder(backend: "Tokenizer") -> Encoder:
-    """Make the fastest function that gives the backend's tokens.
-
-    Args:
-        backend: of a fast tokenizer.
-    """
+    """Make the fastest function that gives the backend's tokens."""
     return make_word_encoder(backend) or (lambda texts: encode_all(backend, texts))
 
 
 def encode_all(backend: "Tokenizer", texts: list[str]) -> list[np.ndarray]:
-    """Tokenise whole texts: the reference.
-
-    Args:
-        backend: of a fast tokenizer.
-        texts: any texts.
-    """
+    """Tokenise whole texts: the reference."""
     encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
     return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
@@ -134,9 +121,6 @@ class WordEncoder:
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Tokenise texts.
-
-        Args:
-            texts: any texts.
 
         Returns:
             For each the tokens, uint32.

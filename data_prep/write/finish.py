@@ -45,21 +45,13 @@ EXAMPLES_SHOWN = 20
 
 
 def finish(out: Path, plan: Plan, options: Options, workers: int, keep_work: bool) -> Manifest:
-    """Phase 2: choose the splits, write the shards, their index and the manifest.
-
-    Args:
-        out: output folder.
-        plan: of the preparation.
-        options: of the preparation.
-        workers: processes.
-        keep_work: keep `<out>/.work`.
-    """
+    """Phase 2: choose the splits, write the shards, their index and the manifest."""
     corpus = read_corpus(out, plan)
     check_rejects(out, plan, corpus, options.max_reject_rate)
     codes, wanted = select(corpus, plan, options)
     streams = make_streams(corpus, codes, wanted, options.sequence_length)
     check_streams(streams, options)
-    dtype = token_type(plan["tokenizer"]["vocabulary_size"])
+    dtype = token_type(plan.tokenizer.vocabulary_size)
     format = ShardFormat(dtype, options.sequence_length, options.shard_bytes, options.compression)
     shards = _write_shards(out, corpus, streams, format, workers)
     for name, content in index_files(shards, format).items():
@@ -106,18 +98,12 @@ def _write_shards(
 def check_rejects(out: Path, plan: Plan, corpus: Corpus, max_reject_rate: float) -> None:
     """Write `rejects.jsonl`, and refuse data with too many bad lines.
 
-    Args:
-        out: output folder.
-        plan: of the preparation.
-        corpus: all documents.
-        max_reject_rate: allowed share of bad lines among all lines.
-
     Raises:
         ValueError: the share is above it; the message names the first bad lines.
     """
     first = _write_rejects(out, plan, corpus)
     rejected = sum(map(count_rejects, corpus.reports))
-    lines = rejected + sum(report["documents"] for report in corpus.reports)
+    lines = rejected + sum(report.documents for report in corpus.reports)
     if rejected > max_reject_rate * lines:
         shown = "\n  ".join(f"{e['file']}:{e['line']}: {e['reason']}" for e in first)
         raise ValueError(
@@ -133,12 +119,12 @@ def _write_rejects(out: Path, plan: Plan, corpus: Corpus) -> list[dict[str, Any]
     first: list[dict[str, Any]] = []
     lines_before: Counter[int] = Counter()  # by source
     with new_file(out / REJECTS) as file:
-        for number, (source, _, _) in enumerate(plan["pieces"]):
+        for number, (source, _, _) in enumerate(plan.pieces):
             with (piece_folder(out, number) / REJECTS).open(encoding="utf-8") as piece:
                 for entry in map(json.loads, piece):
                     entry["line"] += lines_before[source]
                     file.write(json.dumps(entry).encode() + b"\n")
                     if len(first) < EXAMPLES_SHOWN:
                         first.append(entry)
-            lines_before[source] += corpus.reports[number]["lines"]
+            lines_before[source] += corpus.reports[number].lines
     return first

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,15 @@ def make_manifest(
     domains = _count_domains(corpus, codes)
     content = {
         "format": FORMAT,
-        "options": options.as_dict(),
+        "options": asdict(options),
         "domains": corpus.domains,
         "absent_domains": share_out(options.proportions, corpus.domains)[1],
-        "tokenizer": plan["tokenizer"] | {"folder": TOKENIZER_FOLDER},
-        "dtype": token_type(plan["tokenizer"]["vocabulary_size"]),
+        "tokenizer": asdict(plan.tokenizer) | {"folder": TOKENIZER_FOLDER},
+        "dtype": token_type(plan.tokenizer.vocabulary_size),
         "documents": sum(counts["documents"] for counts in domains.values()),
         "rejects": _count_rejects(corpus),
         "read": domains,
-        "kept": plan["kept"],
+        "kept": plan.kept,
         "splits": _count_splits(streams, options.sequence_length),
         "shards": shards,
         "files": files,
@@ -83,7 +84,7 @@ def _count_domains(corpus: Corpus, codes: np.ndarray) -> dict[str, Counts]:
     """Per domain: what was read, and what of it is in no split."""
     totals = {domain: Counter() for domain in corpus.domains}
     for report in corpus.reports:
-        for domain, counts in report["domains"].items():
+        for domain, counts in report.domains.items():
             totals[domain].update(counts)
     left_out = count_left_out(corpus, codes)
     return {
@@ -115,7 +116,7 @@ def _count_rejects(corpus: Corpus) -> dict[str, Counts]:
     lines: Counter[str] = Counter()
     domains: Counter[str] = Counter()
     for report in corpus.reports:
-        for domain, reasons in report["rejects"].items():
+        for domain, reasons in report.rejects.items():
             lines.update(reasons)
             domains[domain] += sum(reasons.values())
     return {"lines": dict(sorted(lines.items())), "domains": dict(sorted(domains.items()))}
@@ -123,24 +124,15 @@ def _count_rejects(corpus: Corpus) -> dict[str, Counts]:
 
 def _describe_sources(plan: Plan, corpus: Corpus) -> list[dict[str, Any]]:
     """Every file with its size, its documents, and one hash of all texts read from it."""
-    sources = [source | {"documents": 0, "rejects": 0} for source in plan["sources"]]
+    sources = [asdict(source) | {"documents": 0, "rejects": 0} for source in plan.sources]
     hashes = [hashlib.blake2b(digest_size=16) for _ in sources]
-    for (number, _, _), report in zip(plan["pieces"], corpus.reports, strict=True):
-        hashes[number].update(bytes.fromhex(report["content"]))
-        sources[number]["documents"] += report["documents"]
+    for (number, _, _), report in zip(plan.pieces, corpus.reports, strict=True):
+        hashes[number].update(bytes.fromhex(report.content))
+        sources[number]["documents"] += report.documents
         sources[number]["rejects"] += count_rejects(report)
     for source, digest in zip(sources, hashes, strict=True):
         source["content_blake2b"] = digest.hexdigest()
     return sources
-
-
-def filled_domains(manifest: Manifest) -> dict[str, list[str]]:
-    """The domains that have a sequence in a split, for every split that has any."""
-    filled = {
-        split: [domain for domain, counts in domains.items() if counts["sequences"]]
-        for split, domains in manifest["splits"].items()
-    }
-    return {split: domains for split, domains in filled.items() if domains}
 
 
 def write_streams(manifest: Manifest, out: Path, remote: str | None = None) -> str:
@@ -156,8 +148,11 @@ def write_streams(manifest: Manifest, out: Path, remote: str | None = None) -> s
     absent = ", ".join(manifest["absent_domains"])
     note = f"# Absent, so the others' proportions were raised: {absent}\n" if absent else ""
     blocks = []
-    for split, domains in filled_domains(manifest).items():
-        shares = share_out(options["proportions"], domains)[0]
+    for split, domains in manifest["splits"].items():
+        filled = [domain for domain, counts in domains.items() if counts["sequences"]]
+        if not filled:
+            continue
+        shares = share_out(options["proportions"], filled)[0]
         streams = make_streams(f"{folder}/{split}", shares, remote and f"{remote}/{split}")
         blocks.append(f"# {split}\n{streams}")
     # One block is a YAML document: paste the one that the run shall use.

@@ -70,7 +70,7 @@ def encode_shard(tokens: np.ndarray, format: ShardFormat) -> bytes:
 
     Args:
         tokens: [sequences, sequence_length], of the format's type.
-        format: of the shards.
+        format: that of all shards.
     """
     count, header = len(tokens), _encode(format.header)
     start = OFFSET_BYTES * (count + 2) + len(header)
@@ -81,12 +81,7 @@ def encode_shard(tokens: np.ndarray, format: ShardFormat) -> bytes:
 
 
 def compress(content: bytes, compression: str | None) -> bytes:
-    """Compress a shard.
-
-    Args:
-        content: as `encode_shard` returns it.
-        compression: None or "zstd".
-    """
+    """Compress what `encode_shard` returned, by None or "zstd"."""
     if compression is None:
         return content
     import pyarrow
@@ -96,12 +91,7 @@ def compress(content: bytes, compression: str | None) -> bytes:
 
 
 def shard_name(number: int, compression: str | None = None) -> str:
-    """File name of a shard.
-
-    Args:
-        number: of the shard, from 0.
-        compression: None or "zstd". Default: None.
-    """
+    """File name of a shard, which are counted from 0."""
     return f"shard.{number:05d}.mds" + (f".{compression}" if compression else "")
 
 
@@ -112,7 +102,7 @@ def index_files(streams: Mapping[str, Sequence[Shard]], format: ShardFormat) -> 
 
     Args:
         streams: shards in their order, by `<split>/<domain>`.
-        format: of the shards.
+        format: that of all shards.
 
     Returns:
         Contents by their path below the output folder.

@@ -23,14 +23,7 @@ from apex_composer.data_prep.write.mds import (
 def shard_tasks(
     out: Path, corpus: Corpus, streams: list[Stream], format: ShardFormat
 ) -> Iterator[dict[str, Any]]:
-    """Describe every shard: where its tokens stand.
-
-    Args:
-        out: output folder.
-        corpus: all documents.
-        streams: of all splits and domains.
-        format: of the shards.
-    """
+    """Describe every shard: where its tokens stand."""
     per_shard = format.sequences_per_shard * format.sequence_length
     ends = np.cumsum(corpus.lengths, dtype=np.int64)
     for stream in streams:
@@ -80,7 +73,7 @@ def write_shard(
     """Write one shard.
 
     Args:
-        task: from `shard_tasks`.
+        task: one of `shard_tasks`.
         report_progress: called with the number of tokens written.
 
     Returns:
@@ -112,7 +105,7 @@ def read_tokens(out: Path, reads: np.ndarray, count: int, dtype: str) -> np.ndar
     """Copy tokens out of the pieces: [count].
 
     Args:
-        out: output folder.
+        out: output folder, with all pieces.
         reads: rows of piece, first token and number of tokens, sorted by piece.
         count: tokens of all rows together.
         dtype: numpy name of the token type.

@@ -51,9 +51,6 @@ def upload(out: Path | str, address: str) -> None:
 def check_address(address: str) -> None:
     """Refuse an address that names no remote store.
 
-    Args:
-        address: as given.
-
     Raises:
         SettingsError: it is a local path, or of a store that streaming does not know.
     """

@@ -74,12 +74,7 @@ def _check_names(out: Path, names: list[str]) -> list[str]:
 
 
 def missing_shards(out: Path, manifest: Manifest) -> list[str]:
-    """Shards that are not there, or not of the size that the manifest has; without reading them.
-
-    Args:
-        out: output folder.
-        manifest: of the preparation.
-    """
+    """Shards that are not there, or not of the size that the manifest has; without reading them."""
     sizes = {shard["file"]: shard["bytes"] for s in manifest["shards"].values() for shard in s}
     return [
         name
@@ -89,11 +84,7 @@ def missing_shards(out: Path, manifest: Manifest) -> list[str]:
 
 
 def check_counts(manifest: Manifest) -> list[str]:
-    """Check that the manifest accounts for every document and token.
-
-    Args:
-        manifest: of a finished preparation.
-    """
+    """Check that the manifest accounts for every document and token; what is wrong, in lines."""
     faults: list[str] = []
 
     def compare(where: str, what: str, found: int, expected: int) -> None:

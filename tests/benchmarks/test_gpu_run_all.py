@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import machine
 import pytest
 import report
 import run_all
@@ -51,7 +52,7 @@ def test_parts_run_in_order_and_within_25_minutes(run, parts, capsys):
     _, _, launches = parts
     assert [part for part, _, _ in launches] == ["correctness", "bandwidth", "training_step"]
     assert sum(limit for _, _, limit in launches) < 25 * 60
-    assert "--small" in launches[0][1] and "--small" not in launches[2][1]
+    assert ["--small" in arguments for _, arguments, _ in launches] == [False, True, False]
     assert launches[2][1][-2:] == ["--layers", "1"]
     assert launches[2][1][launches[2][1].index("--profile") + 1] == "missed"
     machine = content["machine"]
@@ -73,6 +74,17 @@ def test_wrong_kernels_fail_and_missed_targets_do_not(run, parts):
     status["correctness"] = 1
     result, content = run()
     assert result == 1 and "error" not in content["parts"]["correctness"]
+
+
+def test_the_table_counts_the_tests_that_pass(run, parts, capsys):
+    lines, status, _ = parts
+    lines["correctness"] = [line("right", True), line("wrong", False), line("right", True)]
+    status["correctness"] = 1
+    _, content = run("--parts", "correctness")
+    assert len(content["parts"]["correctness"]["lines"]) == 3
+    printed = capsys.readouterr().out
+    assert "wrong of [1, 2]" in printed and "right of [1, 2]" not in printed
+    assert "2 tests of kernels" in printed
 
 
 def test_a_part_that_breaks_down_fails_and_the_others_run(run, parts, capsys):
@@ -97,6 +109,13 @@ def test_parts_are_added_to_a_file_of_the_same_commit(run, parts):
     assert content["parts"]["correctness"]["lines"]
     _, content = run("--parts", "bandwidth", "--commit", "b")
     assert list(content["parts"]) == ["bandwidth"]
+
+
+def test_without_pytest_nothing_is_begun(run, parts, monkeypatch):
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install pytest .*--parts bandwidth training_step"):
+        run()
+    assert not parts[2]
 
 
 def test_a_part_is_ended_when_its_time_is_over():

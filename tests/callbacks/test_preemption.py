@@ -62,6 +62,28 @@ def expected(tmp_path_factory) -> dict:
     return train(tmp_path_factory.mktemp("whole"))
 
 
+def start(*command: object) -> subprocess.Popen:
+    """A program of Python in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, *(str(part) for part in command)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process(tmp_path_factory):
+    """A folder and a process that gets SIGTERM at its batch 5, started before the other tests."""
+    folder = tmp_path_factory.mktemp("process")
+    write_shards(folder / "data", samples=36)
+    with start(WORKER, folder / "data", folder / "run", "term-5") as running:
+        yield folder, running
+        running.kill()
+
+
 def evaluation() -> dict:
     loader = DataLoader(TokenDataset(8, seed=9), batch_size=4)
     return {"eval_dataloader": Evaluator(label="eval", dataloader=loader), "eval_interval": "3ba"}
@@ -156,25 +178,16 @@ def test_workers_outlive_the_clusters_signal_and_obey_their_parent():
     assert not workers[0].is_alive()
 
 
-def start(data: Path, folder: Path, die: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(WORKER), str(data), str(folder), die]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-
-
-def test_a_process_ends_with_status_0_and_its_command_goes_on(tmp_path):
+def test_a_process_ends_with_status_0_and_its_command_goes_on(process):
     """The run of `resume_worker.py`: streamed data, three stages, a stage-wise learning rate."""
-    write_shards(tmp_path / "data", samples=36)
-    done = start(tmp_path / "data", tmp_path / "run", "term-5")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "saved after batch 5" in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "run" / "end.pt").exists()
-    for folder in ("run", "whole"):
-        resume_worker.main(str(tmp_path / "data"), str(tmp_path / folder), "none")
-    end, expected = (torch.load(tmp_path / f / "end.pt") for f in ("run", "whole"))
-    assert end["history"] == expected["history"]
-    for name, weight in expected["weights"].items():
-        assert torch.equal(end["weights"][name], weight), name
+    folder, running = process
+    _, told = running.communicate(timeout=300)
+    assert running.returncode == 0, told[-3000:]
+    assert "saved after batch 5" in told and "Traceback" not in told
+    assert not (folder / "run" / "end.pt").exists()
+    resume_worker.main(str(folder / "data"), str(folder / "run"), "none")
+    end = torch.load(folder / "run" / "end.pt")
+    assert [record["start_batch"] for record in end["history"]] == [0, 4, 7]
 
 
 def test_signals_within_seconds_are_one_request(tmp_path):
@@ -186,41 +199,31 @@ def test_signals_within_seconds_are_one_request(tmp_path):
 @pytest.mark.long
 def test_a_second_sigterm_exits_at_once(tmp_path):
     write_shards(tmp_path / "data", samples=36)
-    done = start(tmp_path / "data", tmp_path / "run", "twice-5")
-    assert done.returncode == -signal.SIGTERM and "second SIGTERM" in done.stderr
+    running = start(WORKER, tmp_path / "data", tmp_path / "run", "twice-5")
+    _, told = running.communicate(timeout=300)
+    assert running.returncode == -signal.SIGTERM and "second SIGTERM" in told
     assert not (tmp_path / "run" / "ep0-ba5-rank0.pt").exists()
 
 
-def launch(data: Path, folder: Path, die: str) -> subprocess.CompletedProcess:
-    """Two ranks under Composer's launcher, in a process group of their own."""
-    launcher = Path(sys.executable).with_name("composer")
-    command = [launcher, "-n", "2", WORKER, data, folder, die]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-        start_new_session=True,
-    )
+def launch(*arguments: object) -> tuple[int, str]:
+    """Two ranks under Composer's launcher; returns status and text."""
+    running = start(Path(sys.executable).with_name("composer"), "-n", "2", WORKER, *arguments)
+    _, told = running.communicate(timeout=300)
+    return running.returncode, told
 
 
 @pytest.mark.long
 def test_all_ranks_leave_together_under_the_launcher(tmp_path):
-    """SIGTERM to all processes, the launcher too (which hands it on), and to one rank alone; and
-    one rank that is lost."""
-    write_shards(tmp_path / "data", samples=72)
-    assert launch(tmp_path / "data", tmp_path / "whole", "none").returncode == 0
-    expected = torch.load(tmp_path / "whole" / "end.pt")
-    for die in ("group-3", "one-3", "lost-6"):
-        done = launch(tmp_path / "data", tmp_path / die, die)
-        if die.startswith("lost"):  # SIGKILL of one rank: nobody can save, the launcher ends all
-            assert done.returncode != 0 and not (tmp_path / die / "end.pt").exists()
-        else:
-            assert done.returncode == 0, (die, done.stderr[-3000:])
-            assert "saved after batch 3" in done.stderr, die
-        assert launch(tmp_path / "data", tmp_path / die, "none").returncode == 0
-        end = torch.load(tmp_path / die / "end.pt")
-        for name, weight in expected["weights"].items():
-            assert torch.equal(end["weights"][name], weight), (die, name)
+    """SIGTERM to all processes, the launcher too (which hands it on), then to one rank alone; then
+    one rank that is lost: nobody can save, the launcher ends all."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    write_shards(data, samples=72)
+    for die, batch in (("group-3", 3), ("one-5", 5)):
+        status, told = launch(data, run, die)
+        assert status == 0 and f"saved after batch {batch}" in told, (die, told[-3000:])
+    assert launch(data, run, "lost-7")[0] != 0 and not (run / "end.pt").exists()
+    for folder in (run, tmp_path / "whole"):
+        assert launch(data, folder, "none")[0] == 0
+    end, expected = (torch.load(folder / "end.pt") for folder in (run, tmp_path / "whole"))
+    for name, weight in expected["weights"].items():
+        assert torch.equal(end["weights"][name], weight), name

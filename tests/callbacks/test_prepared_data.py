@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from apex_composer.callbacks import prepared_data
 from apex_composer.callbacks.prepared_data import PreparedData
-from apex_composer.demo.from_scratch import Settings, prepare_from_scratch
+from apex_composer.demo.from_scratch import prepare_from_scratch
 
 
 class FakeTokenizer:
@@ -38,7 +38,7 @@ def state_with(folder, description: str, *, vocabulary: int, length: int, evalua
 def test_prepared_data_is_compared_with_the_run(tmp_path):
     write_corpus(tmp_path / "text")
     out = tmp_path / "data"
-    prepare_from_scratch(tmp_path / "text", out, Settings(vocabulary_size=300, sequence_length=32))
+    prepare_from_scratch(tmp_path / "text", out, vocabulary_size=300, sequence_length=32)
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
     description = tokenizer.backend_tokenizer.to_str()
     shards = out / "train" / "train" / "book"

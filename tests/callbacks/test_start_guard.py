@@ -77,6 +77,12 @@ def test_settings_that_do_not_fit_the_model_are_refused(changed, told):
         make_trainer(callbacks=(StartGuard(train_config=CONFIG | changed),))
 
 
+def test_a_tokenizer_of_another_model_is_refused():
+    model = SimpleNamespace(tokenizer=range(VOCABULARY + 1), model=tiny_llama())
+    with pytest.raises(ValueError, match=f"the model knows {VOCABULARY}"):
+        StartGuard().init(SimpleNamespace(model=model, callbacks=[]), None)
+
+
 def test_the_disk_is_checked_when_the_trainer_is_built(tmp_path, monkeypatch):
     def make(**config):
         guard = StartGuard(train_config=CONFIG | config)

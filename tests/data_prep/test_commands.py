@@ -9,7 +9,7 @@ from prepared import file_hashes, tokenizer_folder
 from typer.testing import CliRunner
 
 from apex_composer.data_prep import dry_run
-from apex_composer.data_prep.__main__ import merge_app, prep_app, verify_app
+from apex_composer.data_prep.__main__ import app
 
 BUDGETS = ["--seq-len", "32", "--val-tokens", "640", "--train-tokens", "1920"]
 
@@ -19,14 +19,14 @@ def corpus(tmp_path):
     return write_corpus(tmp_path / "corpus", documents=80)
 
 
-def call(app, *arguments):
+def call(*arguments):
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     return result.exit_code, " ".join(result.output.split())
 
 
 def prep(corpus, out, *arguments):
     common = ["--out", out, "--tokenizer", tokenizer_folder(), "--workers", "1", *BUDGETS]
-    return call(prep_app, corpus, *common, *arguments)
+    return call("prep", corpus, *common, *arguments)
 
 
 @pytest.mark.parametrize("command", ["prep", "prep-merge", "prep-verify"])
@@ -48,10 +48,10 @@ def test_done_is_0_and_verify_tells_damage_by_1(corpus, tmp_path):
     status, output = prep(corpus, out)
     assert status == 0 and "train/github: " in output
     assert "absent, so the others' proportions were raised: cc, c4" in output
-    assert call(verify_app, out, "--workers", "1")[0] == 0
+    assert call("prep-verify", out, "--workers", "1")[0] == 0
     shard = out / "train" / "book" / "shard.00000.mds"
     shard.write_bytes(shard.read_bytes()[:-1])
-    status, output = call(verify_app, out, "--workers", "1")
+    status, output = call("prep-verify", out, "--workers", "1")
     assert status == 1 and "error: train/book/shard.00000.mds" in output
 
 
@@ -72,10 +72,10 @@ def test_the_result_is_uploaded_and_streams_name_the_store(corpus, tmp_path):
 def test_an_array_job_and_its_merge(corpus, tmp_path):
     out = tmp_path / "out"
     assert prep(corpus, out, "--shard", "1/2")[0] == 0
-    status, output = call(merge_app, out)
+    status, output = call("prep-merge", out)
     assert status == 2 and "pieces are not done" in output
     assert prep(corpus, out, "--shard", "2/2")[0] == 0
-    assert call(merge_app, out, "--workers", "1")[0] == 0
+    assert call("prep-merge", out, "--workers", "1")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -113,18 +113,6 @@ def test_no_training_tokens_at_all_is_2(corpus, tmp_path):
     assert status == 2 and "leaves no training data" in output
 
 
-@pytest.mark.parametrize("damage", ["report.json", "documents.bin"])
-def test_a_damaged_piece_is_1_and_is_named(corpus, tmp_path, damage):
-    assert prep(corpus, tmp_path / "out", "--shard", "1/1")[0] == 0
-    piece = tmp_path / "out" / ".work" / "pieces" / "000001"
-    if damage == "report.json":
-        (piece / damage).unlink()
-    else:
-        (piece / damage).write_bytes((piece / damage).read_bytes()[:-1])
-    status, output = call(merge_app, tmp_path / "out")
-    assert status == 1 and f"The piece {piece} is damaged" in output.replace("\n", "")
-
-
 def test_absent_input_and_strange_domains_are_2(tmp_path):
     status, output = prep(tmp_path / "absent", tmp_path / "out")
     assert status == 2 and "absent" in output
@@ -151,19 +139,3 @@ def test_a_dry_run_tells_tokens_disk_and_time_and_writes_nothing(corpus, tmp_pat
     status, output = prep(corpus, tmp_path / "out", "--dry-run")
     assert status == 1 and "is too small" in output
     assert not (tmp_path / "out").exists()
-
-
-def test_a_dry_run_refuses_budgets_that_the_text_cannot_fill(corpus, tmp_path):
-    status, output = prep(corpus, tmp_path / "out", "--dry-run", "--cpt-tokens", "1M")
-    assert status == 1 and "Too little text: book" in output
-
-
-def test_estimates_of_every_kind_of_file_are_close(corpus, tmp_path):
-    given = {"tokenizer": tokenizer_folder(), "workers": 1}
-    options = dry_run.Options(sequence_length=32, val_tokens=None)
-    needs = dry_run.estimate_preparation(corpus, tmp_path / "out", options=options, **given)
-    from apex_composer.data_prep import prepare
-
-    manifest = prepare(corpus, tmp_path / "out", options=options, **given)
-    for domain, estimate in needs.domains.items():
-        assert estimate.tokens == pytest.approx(manifest["read"][domain]["tokens"], rel=0.05)

@@ -1,7 +1,9 @@
+from dataclasses import asdict
+
 import pytest
 
 from apex_composer.data_prep.errors import SettingsError
-from apex_composer.data_prep.options import Options, parse_amount
+from apex_composer.data_prep.options import Options, parse_amount, read_options
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,11 @@ def test_splits_follow_from_the_budgets():
     )
     assert Options(val_tokens=None, cpt_tokens=10**10).splits == ("cpt",)
     assert Options().takes_all and not Options(train_tokens=5000).takes_all
+
+
+def test_options_of_earlier_versions_are_read_but_for_those_of_their_demo():
+    options = Options(proportions={"cc": 1.0}, streams_folder="/x")
+    former = {"shares": None, "text_limit": None, "tokenizer_training": {}}
+    assert read_options(asdict(options)) == read_options(asdict(options) | former) == options
+    with pytest.raises(SettingsError, match="text_limit=9: the demo of an earlier version"):
+        read_options(asdict(options) | former | {"text_limit": 9})

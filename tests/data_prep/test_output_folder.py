@@ -9,11 +9,7 @@ import pytest
 from corpus import write_corpus
 from prepared import file_hashes, run, small_options, tokenizer_folder
 
-from apex_composer.data_prep import (
-    output_folder,
-    prepare,
-    read_manifest,
-)
+from apex_composer.data_prep import output_folder, prepare, read_manifest
 from apex_composer.data_prep.errors import OutputTakenError, SettingsError
 
 
@@ -26,12 +22,22 @@ def test_only_its_own_output_is_replaced(prepared, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("gone", ["train", "tokenizer", "pieces"])
-def test_an_overwrite_that_was_killed_is_done_again(prepared, tmp_path, monkeypatch, gone):
-    folder, _ = prepared
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def with_work(prepared, tmp_path_factory):
+    """A finished preparation whose working folder was kept."""
+    out = tmp_path_factory.mktemp("with-work") / "out"
     arguments = {"tokenizer": tokenizer_folder(), "options": small_options(), "workers": 1}
-    prepare(folder / "corpus", out, keep_work=True, **arguments)
+    prepare(prepared[0] / "corpus", out, keep_work=True, **arguments)
+    return out
+
+
+@pytest.mark.parametrize("gone", ["train", "tokenizer", "pieces"])
+def test_an_overwrite_that_was_killed_is_done_again(
+    prepared, with_work, tmp_path, monkeypatch, gone
+):
+    folder, _ = prepared
+    out = shutil.copytree(with_work, tmp_path / "out")
+    arguments = {"tokenizer": tokenizer_folder(), "options": small_options(), "workers": 1}
 
     def killed(path, *arguments, **names):
         if Path(path).name == gone:
@@ -108,14 +114,14 @@ def test_parts_of_an_array_job_do_not_start_over(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["manifest.json", ".work/plan.json"])
-def test_the_work_of_another_version_is_refused_and_may_be_replaced(prepared, tmp_path, file):
+def test_the_work_of_another_version_is_refused_and_may_be_replaced(
+    prepared, with_work, tmp_path, file
+):
     folder, _ = prepared
     arguments = {"tokenizer": tokenizer_folder(), "options": small_options(), "workers": 1}
-    out = tmp_path / "out"
-    if file == "manifest.json":
-        prepare(folder / "corpus", out, **arguments)
-    else:
-        prepare(folder / "corpus", out, shard=(1, 2), **arguments)
+    out = shutil.copytree(with_work, tmp_path / "out")
+    if file != "manifest.json":
+        (out / "manifest.json").unlink()
     content = json.loads((out / file).read_text())
     content["format"] = content["format"][:-1] + "0"
     (out / file).write_text(json.dumps(content))

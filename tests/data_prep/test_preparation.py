@@ -3,11 +3,10 @@ import shutil
 
 import numpy as np
 import pytest
-from corpus import sentences, write_corpus, write_jsonl
+from corpus import sentences, write_corpus
 from prepared import LENGTH, file_hashes, run, small_options, stored_sequences, tokenizer_folder
 
 from apex_composer.data_prep import (
-    check_manifest,
     merge,
     preparation,
     prepare,
@@ -15,7 +14,6 @@ from apex_composer.data_prep import (
     verify,
 )
 from apex_composer.data_prep.errors import SettingsError
-from apex_composer.data_prep.write.verify import check_counts
 
 
 def texts_of(folder, split, domain):
@@ -41,36 +39,6 @@ def test_documents_come_back_whole_and_in_one_split_only(prepared):
     assert not set(found["train"]) & set(found["cpt"])
 
 
-def test_copies_of_validation_documents_are_dropped_and_counted(prepared):
-    _, manifest = prepared
-    assert sum(read["documents_duplicates"] for read in manifest["read"].values()) > 0
-
-
-def test_budgets_are_met_to_the_sequence(prepared):
-    _, manifest = prepared
-    totals = {
-        split: sum(numbers["sequences"] for numbers in domains.values())
-        for split, domains in manifest["splits"].items()
-    }
-    assert totals == {"validation": 20, "train": 60, "cpt": 90}
-    assert {n["sequences"] for n in manifest["splits"]["train"].values()} == {20}
-
-
-def test_the_manifest_accounts_for_every_document_and_token(prepared):
-    folder, manifest = prepared
-    assert verify(folder / "out", workers=1) == []
-    assert manifest["documents"] == sum(s["documents"] for s in manifest["sources"]) == 580
-    broken = json.loads(json.dumps(manifest))
-    broken["splits"]["train"]["book"]["tokens"] += 1
-    assert len(check_counts(broken)) == 2
-
-
-def test_the_number_of_workers_changes_no_byte(prepared, tmp_path):
-    folder, _ = prepared
-    run(folder / "corpus", tmp_path / "out", workers=3)
-    assert file_hashes(tmp_path / "out") == file_hashes(folder / "out")
-
-
 def test_an_array_job_gives_the_same_bytes(prepared, tmp_path):
     folder, _ = prepared
     out = tmp_path / "out"
@@ -83,12 +51,6 @@ def test_an_array_job_gives_the_same_bytes(prepared, tmp_path):
     assert file_hashes(out) == file_hashes(folder / "out")
     assert not (out / ".work").exists()
     assert merge(out)["splits"] == read_manifest(out)["splits"]
-
-
-def test_the_size_of_pieces_moves_no_document(prepared, tmp_path):
-    folder, manifest = prepared
-    other = run(folder / "corpus", tmp_path / "out", piece_bytes=1000)
-    assert other["splits"] == manifest["splits"] and other["shards"] == manifest["shards"]
 
 
 def test_streaming_returns_every_sequence_once(prepared):
@@ -120,49 +82,11 @@ def test_llm_foundry_reads_it_unchanged(prepared):
     assert len(dataset) == 20
 
 
-def test_compressed_shards_hold_the_same(prepared, tmp_path):
-    folder, _ = prepared
-    run(folder / "corpus", tmp_path / "out", compression="zstd")
-    assert verify(tmp_path / "out", workers=1) == []
-    plain, packed = (
-        stored_sequences(f / "cpt" / "book") for f in (folder / "out", tmp_path / "out")
-    )
-    assert np.array_equal(plain, packed)
-
-
 def test_finished_work_is_not_repeated(prepared):
     folder, manifest = prepared
     before = file_hashes(folder / "out")
     assert run(folder / "corpus", folder / "out") == manifest
     assert file_hashes(folder / "out") == before
-
-
-def test_other_options_and_other_input_are_refused_by_name(prepared, tmp_path):
-    folder, _ = prepared
-    with pytest.raises(SettingsError, match="train_tokens was 1920 and is now 960"):
-        run(folder / "corpus", folder / "out", train_tokens=960)
-    other = write_corpus(tmp_path / "corpus", documents=80)
-    with pytest.raises(SettingsError, match="is gone"):
-        run(other, folder / "out")
-
-
-def test_a_begun_preparation_is_only_continued_with_the_same_options(tmp_path):
-    corpus = write_corpus(tmp_path / "corpus", documents=80)
-    run(corpus, tmp_path / "out", shard=(1, 2))
-    with pytest.raises(SettingsError, match="sequence_length was 32 and is now 16"):
-        run(corpus, tmp_path / "out", sequence_length=16)
-
-
-def test_a_begun_preparation_is_not_continued_with_another_end_of_documents(tmp_path):
-    corpus = write_corpus(tmp_path / "corpus", documents=80)
-    run(corpus, tmp_path / "out", shard=(1, 2))
-    other = shutil.copytree(tokenizer_folder(), tmp_path / "tokenizer")
-    settings = json.loads((other / "tokenizer_config.json").read_text())
-    settings["eos_token"] = settings["pad_token"]
-    (other / "tokenizer_config.json").write_text(json.dumps(settings))
-    (other / "special_tokens_map.json").unlink(missing_ok=True)
-    with pytest.raises(SettingsError, match="the tokenizer's eos was 1 and is now 2"):
-        prepare(corpus, tmp_path / "out", tokenizer=other, options=small_options(), workers=1)
 
 
 def test_input_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
@@ -180,93 +104,12 @@ def test_input_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     assert read_manifest(tmp_path / "out") is None
 
 
-def test_too_many_bad_lines_are_listed_and_may_be_allowed_afterwards(tmp_path):
-    corpus = write_corpus(tmp_path / "corpus", documents=80)
-    bad = write_jsonl(corpus / "book" / "z.jsonl", [b"{", b'{"text": null}'])
-    with pytest.raises(ValueError, match=f"2 of 242 lines(.|\n)*{bad}:2: no text"):
-        run(corpus, tmp_path / "out", max_reject_rate=0.001)
-    assert read_manifest(tmp_path / "out") is None
-    manifest = run(corpus, tmp_path / "out", max_reject_rate=0.05)
-    assert sum(manifest["rejects"]["lines"].values()) == manifest["rejects"]["domains"]["book"] == 2
-    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").open()]
-    assert [(e["file"], e["line"]) for e in rejects] == [(str(bad), 1), (str(bad), 2)]
-
-
-def test_lines_of_rejects_are_counted_from_the_start_of_the_file(tmp_path):
-    corpus, bad = tmp_path / "corpus", {7, 41, 150, 199}
-    texts = [b"bad" if n in bad else sentences(n) for n in range(1, 201)]
-    write_jsonl(corpus / "book" / "x.jsonl", texts)  # in many pieces
-    run(corpus, tmp_path / "out", max_reject_rate=0.1, train_tokens=None, cpt_tokens=None)
-    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").open()]
-    assert {entry["line"] for entry in rejects} == bad
-
-
-def test_too_little_text_names_domain_and_numbers(tmp_path):
-    corpus = write_corpus(tmp_path / "corpus", documents=10)
-    with pytest.raises(ValueError, match=r"book: 33,280 tokens are wanted, about [\d,]+ are there"):
-        run(corpus, tmp_path / "out", cpt_tokens=64_000)
-    corpus = write_corpus(tmp_path / "more", documents=80)
-    with pytest.raises(ValueError, match=r"cpt/book needs 13,600 tokens and has [\d,]+"):
-        run(corpus, tmp_path / "there", cpt_tokens=850 * LENGTH)
-
-
-def test_a_budget_without_a_sequence_for_some_domain_is_found_before_the_work(tmp_path):
-    corpus, out = write_corpus(tmp_path / "corpus"), tmp_path / "out"
-    with pytest.raises(SettingsError, match="no sequence of 32 tokens for validation/github"):
-        run(corpus, out, val_tokens=LENGTH, train_tokens=None, cpt_tokens=None)
-    assert not (out / ".work" / "pieces").exists()
-    run(corpus, out, val_tokens=4 * LENGTH, train_tokens=None, cpt_tokens=None)
-
-
 def test_the_streams_may_be_named_anew_when_all_is_done(prepared, tmp_path):
     folder, _ = prepared
     out = shutil.copytree(folder / "out", tmp_path / "out")
     run(folder / "corpus", out, streams_folder="/elsewhere")
     assert '"/elsewhere/train/book"' in (out / "streams.yaml").read_text()
     assert verify(out, workers=1) == []
-
-
-def test_one_index_for_a_whole_split(prepared):
-    folder, manifest = prepared
-    expected = sum(n["sequences"] for n in manifest["splits"]["train"].values())
-    assert len(stored_sequences(folder / "out" / "train")) == expected
-
-
-def test_a_run_that_does_not_fit_the_data_is_refused(prepared, tmp_path):
-    folder, manifest = prepared
-    digest, size = (manifest["tokenizer"][name] for name in ("sha256", "vocabulary_size"))
-    for place in ("", "train", "train/book"):
-        assert check_manifest(folder / "out" / place, digest, size + 64, LENGTH) == manifest
-    with pytest.raises(ValueError, match="max_seq_len is 64"):
-        check_manifest(folder / "out", digest, size, 64)
-    with pytest.raises(ValueError, match="the model's has 100"):
-        check_manifest(folder / "out", digest, 100, LENGTH)
-    with pytest.raises(ValueError, match="the run's tokenizer has 0000"):
-        check_manifest(folder / "out", "0000", size, LENGTH)
-    assert check_manifest(tmp_path, digest, size, LENGTH) is None
-    store = f"file://{folder}/out/train/book"
-    assert check_manifest(tmp_path, digest, size, LENGTH, remote=store) == manifest
-    with pytest.raises(ValueError, match="max_seq_len is 64"):
-        check_manifest(tmp_path, digest, size, 64, remote=store)
-    assert check_manifest(tmp_path, digest, size, 64, remote=f"file://{tmp_path}/x") is None
-
-
-def test_a_per_domain_validation_set_and_the_rest(prepared, tmp_path):
-    folder, _ = prepared
-    changes = {"val_per_domain": True, "train_tokens": None, "cpt_tokens": None}
-    manifest = run(folder / "corpus", tmp_path / "out", **changes)
-    assert {n["sequences"] for n in manifest["splits"]["validation"].values()} == {20}
-    assert all(n["tokens_beyond_budget"] == 0 for n in manifest["splits"]["train"].values())
-    assert all(read["documents_beyond_budget"] == 0 for read in manifest["read"].values())
-
-
-def test_small_budgets_leave_most_of_a_large_corpus_untokenised(tmp_path):
-    corpus = write_corpus(tmp_path / "corpus", documents=1500)
-    manifest = run(corpus, tmp_path / "out", piece_bytes=1 << 20)
-    assert all(read["documents_not_tokenised"] > 300 for read in manifest["read"].values())
-    assert verify(tmp_path / "out", workers=1) == []
-    everything = run(corpus, tmp_path / "all", estimate_margin=1e9, piece_bytes=1 << 20)
-    assert everything["shards"] == manifest["shards"]
 
 
 def test_a_large_vocabulary_takes_four_bytes(tmp_path):

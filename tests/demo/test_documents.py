@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from corpus import sentences, write_jsonl
 from hypothesis import given
@@ -128,6 +130,14 @@ def test_a_limit_does_not_drop_the_only_documents(tmp_path):
     texts = long_texts(2 * LEAST_DOCUMENTS)
     taken = take(tmp_path, 2000, a=[texts[:2]], b=[texts])
     assert taken == {"a": texts[:2], "b": texts[:LEAST_DOCUMENTS]}
+
+
+def test_a_domain_that_comes_late_in_a_file_is_taken_too(tmp_path):
+    lines = [("C4", "x" * 10_000)] * 200 + [("Book", SHORT)]
+    records = [{"text": t, "meta": {"redpajama_set_name": f"RedPajama{d}"}} for d, t in lines]
+    write_jsonl(tmp_path / "x.jsonl.zst", [json.dumps(record).encode() for record in records])
+    taken = take_documents(find_sources(tmp_path, "slimpajama"), 10**7)
+    assert len(taken["c4"]) == 200 and taken["book"] == [SHORT]
 
 
 def test_unusable_lines_are_counted_and_named(tmp_path, capsys):

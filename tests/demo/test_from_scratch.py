@@ -10,13 +10,12 @@ from tokenizers import Tokenizer
 from apex_composer.data_prep import verify
 from apex_composer.data_prep.errors import OutputTakenError
 from apex_composer.demo import from_scratch
-from apex_composer.demo.from_scratch import Settings, prepare_from_scratch
-
-SETTINGS = Settings(vocabulary_size=320, sequence_length=32)
+from apex_composer.demo.from_scratch import prepare_from_scratch
 
 
-def prepare(corpus, out, settings=SETTINGS, workers=1):
-    return prepare_from_scratch(corpus, out, settings, workers)
+def prepare(corpus, out, vocabulary=320, length=32, workers=1):
+    sizes = {"vocabulary_size": vocabulary, "sequence_length": length}
+    return prepare_from_scratch(corpus, out, workers=workers, **sizes)
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +87,16 @@ def test_finished_work_is_done_again_only_for_other_input_or_settings(tmp_path, 
     )
     first = prepare(corpus, out)
     assert prepare(corpus, out) == first and len(times) == 1
-    assert prepare(corpus, out, Settings(320, 64)) != first and len(times) == 2
-    assert prepare(corpus, out, Settings(330, 64)).tokenizer["vocabulary_size"] == 330
+    assert prepare(corpus, out, 320, 64) != first and len(times) == 2
+    assert prepare(corpus, out, 330, 64).tokenizer["vocabulary_size"] == 330
     write_jsonl(corpus / "book" / "book.jsonl", [sentences(seed) for seed in range(200, 250)])
-    assert prepare(corpus, out, Settings(330, 64)).documents == 130 and len(times) == 4
+    assert prepare(corpus, out, 330, 64).documents == 130 and len(times) == 4
 
 
 @pytest.mark.parametrize("step", ["train_tokenizer", "save_tokenizer", "write_json", "prepare"])
 def test_what_was_interrupted_goes_on(prepared, tmp_path, monkeypatch, step):
     folder, made = prepared
-    prepare(folder / "corpus", tmp_path, Settings(300, 64))
+    prepare(folder / "corpus", tmp_path, 300, 64)
     calls, whole = [], getattr(from_scratch, step)
 
     def interrupt(*arguments, **options):
@@ -163,13 +162,17 @@ def test_the_tokenizer_learns_a_sample_of_every_domain(monkeypatch):
 
 def test_text_that_fills_no_split_is_refused_and_named(tmp_path):
     write_jsonl(tmp_path / "corpus" / "tiny" / "x.jsonl", ["one document"] * 9)
-    with pytest.raises(ValueError, match=r"tiny/validation \(0 documents\)"):
+    with pytest.raises(ValueError, match=r"validation: tiny \(0 documents\)"):
         prepare(tmp_path / "corpus", tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"), [("sequence_length", 1), ("text_limit", 0), ("vocabulary_size", 9)]
-)
-def test_settings_are_checked(setting, value):
-    with pytest.raises(ValueError, match=f"{setting}={value}"):
-        Settings(**{setting: value})
+def test_data_and_output_one_in_the_other_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="lie one in the other"):
+        prepare(write_corpus(tmp_path), tmp_path / "runs" / "data")
+
+
+def test_impossible_sizes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="sequence_length=1 must be"):
+        prepare(tmp_path / "absent", tmp_path / "out", length=1)
+    with pytest.raises(ValueError, match="vocabulary_size=9 is too small"):
+        prepare(write_corpus(tmp_path / "corpus"), tmp_path / "out", vocabulary=9)

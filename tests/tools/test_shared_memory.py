@@ -65,6 +65,23 @@ def test_mapped_and_opened_segments_are_used(tmp_path):
     assert [path.name for path in used] == ["000000_locals", "000001_locals"]
 
 
+def test_a_descriptor_that_is_closed_meanwhile_hides_no_other(tmp_path, monkeypatch):
+    segment = tmp_path / "000000_locals"
+    segment.write_bytes(b"....")
+    descriptors = fake_process(tmp_path, 1, "") / "fd"
+    for number in range(9):
+        (descriptors / str(number)).symlink_to(segment)
+    open_one, readlink = sorted(descriptors.iterdir())[-1], os.readlink
+
+    def read(path):
+        if path != open_one:
+            raise FileNotFoundError
+        return readlink(path)
+
+    monkeypatch.setattr(os, "readlink", read)
+    assert segments.find_stale(tmp_path, tmp_path) == ([], [segment])
+
+
 def test_a_hidden_process_may_own_what_its_user_owns(tmp_path, monkeypatch):
     (tmp_path / "shm").mkdir()
     (tmp_path / "shm" / "000000_locals").write_bytes(b"....")

@@ -20,8 +20,18 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from apex_composer.triton_kernels import availability, monarch_kernels, norms, swiglu, tiles
-from apex_composer.triton_kernels.monarch import MonarchBatch
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "gpu"))
+
+from monarch_case import LLAMA_2_7B, TINYLLAMA, Shape  # noqa: E402
+
+from apex_composer.triton_kernels import (  # noqa: E402
+    availability,
+    monarch_kernels,
+    norms,
+    swiglu,
+    tiles,
+)
+from apex_composer.triton_kernels.monarch import MonarchBatch  # noqa: E402
 
 # Bytes that one program may use, from CUDA's programming guide, table of compute capabilities.
 SHARED_LIMITS = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
@@ -35,22 +45,12 @@ KERNELS = {
     if isinstance(kernel, triton.runtime.JITFunction) and not name.startswith("_")
 }
 
-# rows, columns, axis, p, q of the weights at a threshold of 12.5 %
-MONARCH = {
-    "TinyLLaMA gate and up": (5632, 2048, 0, 22, 32),
-    "TinyLLaMA down": (2048, 5632, 1, 22, 32),
-    "TinyLLaMA queries": (2048, 2048, 0, 16, 16),
-    "TinyLLaMA attention output": (2048, 2048, 1, 16, 16),
-    "TinyLLaMA keys and values": (256, 2048, 0, 8, 8),
-    "LLaMA-2-7B gate and up": (11008, 4096, 0, 32, 43),
-    "LLaMA-2-7B down": (4096, 11008, 1, 32, 43),
-    "LLaMA-2-7B queries": (4096, 4096, 0, 16, 32),
-    "LLaMA-2-7B attention output": (4096, 4096, 1, 16, 32),
-}
+# The other shapes are padded to the same tiles.
+MONARCH = {shape.name: shape for shape in [*TINYLLAMA[:3], *LLAMA_2_7B[:2]]}
 # The largest blocks, of larger shares of wider models.
 LARGEST = {
-    "rows in blocks of 64 and 128": (16384, 4096, 0, 64, 128),
-    "columns in blocks of 64 and 128": (4096, 16384, 1, 64, 128),
+    f"{what} in blocks of 64 and 128": Shape(what, 16384, 4096, 64, 128, axis)
+    for axis, what in enumerate(("rows", "columns"))
 }
 # heads, head size, channels
 ACTIVATIONS = {"TinyLLaMA": (32, 64, 5632), "LLaMA-2-7B": (32, 128, 11008)}
@@ -102,8 +102,8 @@ class CompileOnlyDriver:
 
 def monarch_calls(name: str, precision: str) -> None:
     """fold and map_gradient of three matrices."""
-    rows, columns, axis, p, q = (MONARCH | LARGEST)[name]
-    shapes = [(rows, columns), (q, p, p), (p, q, q)]
+    _, size, width, p, q, axis, *_ = (MONARCH | LARGEST)[name]
+    shapes = [(size, width) if axis == 0 else (width, size), (q, p, p), (p, q, q)]
     weights, lefts, rights = ([torch.empty(shape) for _ in range(3)] for shape in shapes)
     indices = [torch.empty(p * q, dtype=torch.int64) for _ in range(3)]
     batch = MonarchBatch(
@@ -147,7 +147,7 @@ def cases(*, few: bool) -> Iterator[tuple[str, Callable[[], None]]]:
 def predicted_memory(case: str) -> int | None:
     """The shared memory that `tiles` says a case needs at most; None for activations."""
     shape = (MONARCH | LARGEST).get(case)
-    return None if shape is None else tiles.shared_memory(*shape[3:])
+    return None if shape is None else tiles.shared_memory(shape.p, shape.q)
 
 
 def compiled(kernel: triton.runtime.JITFunction) -> list:

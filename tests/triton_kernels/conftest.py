@@ -1,9 +1,18 @@
-"""What every kernel test runs under: a device, and memory that is poisoned before it is used."""
+"""What every kernel test runs under: a device, TF32 as Composer sets it, and poisoned memory."""
+
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from apex_composer.triton_kernels.availability import interpreted
+# Shapes, cases and models are those that the benchmarks time.
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "gpu"))
+
+import kernel_cases  # noqa: E402
+from machine import tf32_allowed  # noqa: E402
+
+from apex_composer.triton_kernels.availability import interpreted  # noqa: E402
 
 
 @pytest.fixture
@@ -12,7 +21,14 @@ def device() -> torch.device:
     return torch.device("cpu" if interpreted() else "cuda")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
+def tf32():
+    """Allowed, as Composer's DeviceGPU allows it for the whole process: ours must not care."""
+    with tf32_allowed():
+        yield
+
+
+@pytest.fixture
 def poisoned_memory(monkeypatch):
     """Let torch.empty return NaN, so that what a kernel forgets to write shows."""
     empty = torch.empty
@@ -24,3 +40,14 @@ def poisoned_memory(monkeypatch):
         return tensor
 
     monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture(autouse=True)
+def nearest_to_its_bound(record_property):
+    """What a benchmark's report says of a test that has passed."""
+    kernel_cases.compared.clear()
+    yield
+    if kernel_cases.compared:
+        error, bound = max(kernel_cases.compared, key=lambda pair: pair[0] / pair[1])
+        record_property("error", error)
+        record_property("bound", bound)

@@ -1,13 +1,22 @@
-"""Random batches of matrices, and what the float64 reference makes of them."""
+"""Small cases, exact results of any case, and what results are compared by."""
 
+import pytest
 import torch
+from monarch_case import MonarchCase, Shape
 from torch import Tensor
 
-from apex_composer.ops import reference
 from apex_composer.ops.monarch import MonarchFactors
-from apex_composer.triton_kernels import MonarchBatch
 
 SPARE = 3
+compared: list[tuple[float, float]] = []
+
+
+def on_gpus(values: list) -> list:
+    """Parameters that are too large, or too much of GPUs, for the interpreter."""
+    return [
+        pytest.param(*(value if type(value) is tuple else [value]), marks=pytest.mark.gpu)
+        for value in values
+    ]
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
@@ -15,69 +24,61 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
-class MonarchCase:
-    """Matrices of one shape with random factors, sets in mixed order and spare indices."""
+def check_error(found: Tensor, exact: Tensor, bound: float) -> None:
+    """A relative error within its bound (NaN never is), which a report can tell of."""
+    error = relative_error(found, exact)
+    compared.append((error, bound))
+    assert error <= bound
 
-    def __init__(self, p: int, q: int, width: int, axis: int, device, *, matrices: int = 2):
-        n, self.axis, self.device = p * q, axis, device
-        orders = [torch.randperm(2 * n + SPARE) for _ in range(matrices)]
-        self.advantageous = [order[:n].to(device) for order in orders]
-        self.disadvantageous = [order[n : 2 * n].to(device) for order in orders]
-        self.spare = [order[2 * n :].to(device) for order in orders]
-        shape = (2 * n + SPARE, width) if axis == 0 else (width, 2 * n + SPARE)
-        self.weights = [torch.randn(shape).to(device) for _ in orders]
-        self.gradients = [torch.randn(shape).to(device) for _ in orders]
-        self.lefts = [(torch.randn(q, p, p) / p**0.5).to(device) for _ in orders]
-        self.rights = [(torch.randn(p, q, q) / q**0.5).to(device) for _ in orders]
-        for own in (self.weights, self.gradients):
-            for matrix, spare in zip(own, self.spare, strict=True):
-                self.rows(matrix)[spare] = float("nan")
 
-    def rows(self, matrix: Tensor) -> Tensor:
-        """The matrix with its expanded axis first (a view)."""
-        return matrix if self.axis == 0 else matrix.t()
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same values; NaN equals NaN."""
+    return torch.equal(one.isnan(), other.isnan()) and torch.equal(
+        one.nan_to_num(), other.nan_to_num()
+    )
 
-    def batch(self, **settings) -> MonarchBatch:
-        """Of the case's own tensors, which it changes."""
-        return MonarchBatch(
-            self.weights,
-            self.lefts,
-            self.rights,
-            self.advantageous,
-            self.disadvantageous,
-            axis=self.axis,
-            **settings,
-        )
 
-    def copy(self, own: list[Tensor]) -> list[Tensor]:
-        """Clones."""
-        return [tensor.clone() for tensor in own]
+def ragged_mask(samples: int, tokens: int, device: torch.device) -> Tensor:
+    """Padding on the left, more of it in every sample; the last one keeps one token."""
+    kept = torch.linspace(tokens, 1, samples).long()
+    return (torch.arange(tokens) >= tokens - kept[:, None]).to(device)
 
-    def sets(self, place: int) -> tuple[Tensor, Tensor]:
-        """P and N of one matrix."""
-        return self.advantageous[place], self.disadvantageous[place]
 
-    def folded(self, place: int, sign: int = 1) -> Tensor:
-        """W_eff of one matrix in float64."""
-        weight = self.weights[place].double()
-        factors = self._factors(place)
-        reference.fold(weight, factors, *self.sets(place), axis=self.axis, sign=sign)
-        return weight
+def odd_shape(p: int, q: int, width: int, axis: int, matrices: int = 2) -> Shape:
+    """With some rows in neither set, which no tile is a multiple of."""
+    return Shape(f"{p} x {q}", 2 * p * q + SPARE, width, p, q, axis, matrices=matrices)
 
-    def mapped(self, place: int, gradient: Tensor) -> tuple[Tensor, MonarchFactors]:
-        """G after the map, and the factors' gradients, of one matrix in float64."""
-        gradient = gradient.double()
-        return gradient, reference.map_gradient(
-            self.weights[place].double(),
-            gradient,
-            self._factors(place),
-            *self.sets(place),
-            axis=self.axis,
-        )
 
-    def _factors(self, place: int) -> MonarchFactors:
-        return MonarchFactors(self.lefts[place].double(), self.rights[place].double())
+def small_case(p: int, q: int, width: int, axis: int, device, matrices: int = 2) -> MonarchCase:
+    """A case of an odd shape."""
+    return MonarchCase(odd_shape(p, q, width, axis, matrices), device)
 
-    def without_spare(self, matrix: Tensor, place: int) -> Tensor:
-        """The rows in P and N."""
-        return self.rows(matrix)[torch.cat(self.sets(place))]
+
+def copies(tensors: list[Tensor]) -> list[Tensor]:
+    """Clones."""
+    return [tensor.clone() for tensor in tensors]
+
+
+def restore(tensors: list[Tensor], values: list[Tensor]) -> None:
+    """Write values into tensors."""
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+
+
+def folded(case: MonarchCase, place: int) -> Tensor:
+    """W_eff of one matrix in float64."""
+    weight = case.weights[place].double()
+    case.fold(place, weight)
+    return weight
+
+
+def mapped(case: MonarchCase, place: int, gradient: Tensor) -> tuple[Tensor, MonarchFactors]:
+    """G after the map, and the factors' gradients, of one matrix in float64."""
+    gradient = gradient.double()
+    return gradient, case.map_gradient(place, case.weights[place].double(), gradient)
+
+
+def chosen_error(case: MonarchCase, place: int, found: Tensor, exact: Tensor) -> float:
+    """relative_error over the rows in P and N."""
+    rows = torch.cat(case.sets(place))
+    return relative_error(case.rows(found)[rows], case.rows(exact)[rows])

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from apex_composer.data_prep.choose.splits import (
     BEYOND,
     DUPLICATE,
-    HASHES,
     choose_splits,
     stream_spans,
 )
 from apex_composer.data_prep.errors import ShortfallError
+from apex_composer.data_prep.tokens.document_hash import HASHES
 
 DOMAINS = ["a", "b"]
 # Few different hashes, so that copies are common, within a domain and across.

@@ -13,7 +13,7 @@ def test_a_vocabulary_with_gaps_reaches_to_its_last_id(tmp_path):
     last = max(parts["model"]["vocab"], key=parts["model"]["vocab"].get)
     parts["model"]["vocab"][last] = 70_000
     (folder / "tokenizer.json").write_text(json.dumps(parts))
-    assert load_tokenizer(str(folder), tmp_path / "saved")["vocabulary_size"] == 70_001
+    assert load_tokenizer(str(folder), tmp_path / "saved").vocabulary_size == 70_001
 
 
 @pytest.mark.parametrize(

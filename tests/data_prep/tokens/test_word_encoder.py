@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 from backends import BACKENDS, TEXTS, byte_level, sentencepiece
@@ -7,7 +8,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from apex_composer.data_prep.tokens import word_encoder
-from apex_composer.data_prep.tokens.word_encoder import BLANK, encode_all, make_word_encoder
+from apex_composer.data_prep.tokens.word_encoder import (
+    BLANK,
+    encode_all,
+    make_word_encoder,
+    read_encoder,
+)
 
 # What the patterns and the normalisers treat each in its own way.
 PIECES = [
@@ -87,3 +93,12 @@ def test_other_tokenizers_are_left_to_the_backend():
     )
     lines = make_word_encoder(with_token("\n\n"))
     assert lines.__self__.words is word_encoder.BLANK_WORDS
+
+
+def test_another_tokenizer_at_the_same_path_is_read_anew(tmp_path):
+    path, text = tmp_path / "tokenizer.json", TEXTS[0]
+    for modified, backend in enumerate((byte_level(), sentencepiece()), start=1):
+        path.write_text(backend.to_str())
+        os.utime(path, ns=(modified, modified))
+        found = read_encoder(str(path))([text])[0].tolist()
+        assert found == encode_all(backend, [text])[0].tolist()

@@ -1,11 +1,13 @@
 """An upload that ends half-way is continued, not repeated."""
 
+import shutil
+from pathlib import Path
+
 import pytest
-from corpus import write_corpus
-from prepared import file_hashes, small_options, tokenizer_folder
+from prepared import file_hashes
 from streaming.base.storage.upload import LocalUploader
 
-from apex_composer.data_prep import prepare, upload
+from apex_composer.data_prep import upload
 
 
 @pytest.fixture
@@ -24,22 +26,25 @@ def uploads(monkeypatch):
     return uploads
 
 
-def test_an_upload_goes_on_where_it_ended(tmp_path, uploads):
-    corpus, out, store = write_corpus(tmp_path / "in", documents=60), tmp_path / "out", "store"
-    prepare(corpus, out, tokenizer=tokenizer_folder(), options=small_options(), workers=1)
+@pytest.fixture
+def out(prepared, tmp_path):
+    return shutil.copytree(prepared[0] / "out", tmp_path / "out")
+
+
+def test_an_upload_goes_on_where_it_ended(out, tmp_path, uploads):
+    store = tmp_path / "store"
     uploads.fail_at = 5
     with pytest.raises(OSError, match="the store is gone. Give the same again"):
-        upload(out, f"file://{tmp_path / store}")
-    assert len(uploads.names) == 5 and not (tmp_path / store / "manifest.json").exists()
+        upload(out, f"file://{store}")
+    assert len(uploads.names) == 5 and not (store / "manifest.json").exists()
     uploads.fail_at = None
-    upload(out, f"file://{tmp_path / store}")
+    upload(out, f"file://{store}")
     assert len(set(uploads.names)) == len(uploads.names)
-    assert file_hashes(tmp_path / store) == file_hashes(out)
+    assert Path(uploads.names[-1]).name == "manifest.json"
+    assert file_hashes(store) == file_hashes(out)
 
 
-def test_an_upload_to_another_store_begins_anew(tmp_path, uploads):
-    corpus, out = write_corpus(tmp_path / "in", documents=60), tmp_path / "out"
-    prepare(corpus, out, tokenizer=tokenizer_folder(), options=small_options(), workers=1)
+def test_an_upload_to_another_store_begins_anew(out, tmp_path, uploads):
     uploads.fail_at = 5
     with pytest.raises(OSError, match="the store is gone"):
         upload(out, f"file://{tmp_path / 'one'}")

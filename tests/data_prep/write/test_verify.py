@@ -3,16 +3,15 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from prepared import run, stored_sequences
 
-from apex_composer.data_prep import (
-    verify,
-)
+from apex_composer.data_prep import verify
 from apex_composer.data_prep.errors import SettingsError
 
 
-def test_verify_finds_a_flipped_byte_a_missing_and_a_strange_file(prepared, tmp_path):
+def test_verify_finds_a_flipped_byte_missing_files_and_a_strange_one(prepared, tmp_path):
     folder, _ = prepared
     out = shutil.copytree(folder / "out", tmp_path / "out")
     shard = out / "cpt" / "book" / "shard.00000.mds"
@@ -22,8 +21,10 @@ def test_verify_finds_a_flipped_byte_a_missing_and_a_strange_file(prepared, tmp_
     (out / "train" / "book" / "shard.00000.mds").unlink()
     (out / "train" / "book" / "notes").touch()
     (out / "train" / "github" / "shard.00000.mds").write_bytes(b"cut")
+    (out / "streams.yaml").unlink()
     assert [fault.split(":")[0] for fault in verify(out, workers=2)] == [
         "cpt/book/shard.00000.mds",
+        "streams.yaml",
         "train/book/notes",
         "train/book/shard.00000.mds",
         "train/github/shard.00000.mds",
@@ -56,8 +57,14 @@ def test_verify_finds_any_change_of_the_manifest(prepared, tmp_path):
             assert verify(out, workers=1)[0].startswith("manifest.json: it was changed")
 
 
-def test_verify_bears_what_streaming_unpacks(prepared, tmp_path):
+def test_compressed_shards_hold_the_same_and_may_lie_beside_what_streaming_unpacks(
+    prepared, tmp_path
+):
     folder, _ = prepared
     run(folder / "corpus", tmp_path / "out", compression="zstd")
-    assert stored_sequences(tmp_path / "out" / "train" / "book")
+    assert verify(tmp_path / "out", workers=1) == []
+    plain, packed = (
+        stored_sequences(f / "cpt" / "book") for f in (folder / "out", tmp_path / "out")
+    )
+    assert np.array_equal(plain, packed)
     assert list((tmp_path / "out").rglob("*.mds")) and verify(tmp_path / "out", workers=1) == []

@@ -1,0 +1,65 @@
+import json
+import random
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from reading import read
+
+from apex_composer.data_prep.errors import SourceError
+from apex_composer.data_prep.read import parquet
+
+
+def write_parquet(path, rows, **options):
+    pyarrow.parquet.write_table(pyarrow.table(rows), path, **options)
+    return path
+
+
+def test_the_samples_parquet_mirror(tmp_path):
+    meta = [
+        json.dumps({"pred_label": "__label__wiki", "source": "cc/2019-30"}),
+        "{'content_hash': 'a', 'language': [{'name': 'C', 'bytes': '1'}]}",
+        json.dumps({"timestamp": "x", "source": "c4", "language": "en", "url": "u"}),
+        "garbage",
+    ]
+    rows = {"text": ["one", "two", "three", "four"], "meta": meta, "other": [1, 2, 3, 4]}
+    path = write_parquet(tmp_path / "x.parquet", rows, row_group_size=2)
+    documents, rejects = read(path, domain=None, format="redpajama-sample")
+    assert [document[:3] for document in documents] == [
+        (1, "cc", "one"), (2, "github", "two"), (3, "c4", "three"),
+    ]  # fmt: skip
+    assert [(place, reason) for place, reason, _ in rejects] == [(4, "unknown domain")]
+
+
+def test_bad_rows_of_parquet(tmp_path):
+    broken = pyarrow.array([b"good", b"\xff\xfe", None, b"", b"x" * 99]).cast(
+        pyarrow.string(), safe=False
+    )
+    path = write_parquet(tmp_path / "x.parquet", {"text": broken, "meta": ["{'yymm': '1'}"] * 5})
+    documents, rejects = read(path, domain=None, format="redpajama-sample", line_limit=50)
+    assert [document[:3] for document in documents] == [(1, "arxiv", "good")]
+    found = [(place, reason) for place, reason, _ in rejects]
+    assert found == [(2, "invalid UTF-8"), (3, "no text"), (4, "empty text"), (5, "too long")]
+
+
+def test_damaged_parquet_is_an_error_that_names_the_file(tmp_path):
+    words = random.Random(0)
+    rows = {"text": [words.randbytes(3000).hex() for _ in range(500)], "meta": ["{}"] * 500}
+    path = write_parquet(tmp_path / "x.parquet", rows, row_group_size=100, compression="zstd")
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2 :: 997] = b"\x00" * len(damaged[len(damaged) // 2 :: 997])
+    path.write_bytes(damaged)
+    with pytest.raises(SourceError, match="x.parquet cannot be read"):
+        read(path, domain=None, format="redpajama-sample")
+    write_parquet(path, {"txt": ["a"]})
+    with pytest.raises(SourceError, match="no column 'text'"):
+        read(path, domain=None, format="redpajama-sample")
+
+
+def test_pages_of_parquet_beyond_the_memory_of_a_worker_are_refused(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path / "x.parquet", {"text": [str(n) * 1_000_000 for n in range(8)]})
+    monkeypatch.setattr(parquet, "PAGE_LIMIT", 9_000_000)
+    assert len(read(path)[0]) == 8
+    monkeypatch.setattr(parquet, "PAGE_LIMIT", 7_000_000)
+    with pytest.raises(SourceError, match="rows have 1 MB on average.*row groups of fewer rows"):
+        read(path)

@@ -1,0 +1,80 @@
+"""Shards that any worker writes for itself are the stream of the documents, cut."""
+
+import random
+
+import numpy as np
+import pytest
+
+from apex_composer.data_prep.choose.document_index import Corpus, Stream
+from apex_composer.data_prep.paths import TOKENS, piece_folder
+from apex_composer.data_prep.write.mds import ShardFormat, encode_shard
+from apex_composer.data_prep.write.shard_writer import shard_tasks, write_shard
+
+FORMAT = ShardFormat("uint16", 8, 400, None)
+DOMAINS = ["book", "cc"]
+
+
+@pytest.fixture
+def pieces(tmp_path):
+    """Documents in pieces on disk, some of them empty: the corpus, and the tokens by number."""
+    drawn, documents, owners, first = random.Random(0), [], [], [0]
+    for number, count in enumerate([0, 60, 1, 0, 90, 30]):
+        lengths = [drawn.randint(1, 40) for _ in range(count)]
+        texts = [np.array([drawn.randrange(999) for _ in range(n)], "uint16") for n in lengths]
+        piece_folder(tmp_path, number).mkdir(parents=True)
+        np.concatenate([*texts, np.empty(0, "uint16")]).tofile(
+            piece_folder(tmp_path, number) / TOKENS
+        )
+        documents += texts
+        owners += [drawn.randrange(2) for _ in texts]
+        first.append(len(documents))
+    lengths = np.array([len(tokens) for tokens in documents], dtype=np.uint32)
+    hashes = np.arange(len(documents), dtype=np.uint64)
+    owners = np.array(owners, dtype=np.uint16)
+    return Corpus(DOMAINS, hashes, lengths, owners, np.array(first), []), documents
+
+
+def test_shards_are_those_of_the_documents_laid_end_to_end(tmp_path, pieces):
+    corpus, documents = pieces
+    length, streams, expected = FORMAT.sequence_length, [], {}
+    for number, domain in enumerate(DOMAINS):
+        chosen = np.flatnonzero(corpus.owners == number)
+        whole = np.concatenate([documents[n] for n in chosen])
+        sequences = len(whole) // length - 1  # a budget leaves one more out
+        streams.append(Stream("train", domain, chosen, len(whole), sequences, length))
+        rows = whole[: sequences * length].reshape(-1, length)
+        for start in range(0, sequences, FORMAT.sequences_per_shard):
+            name = f"train/{domain}/shard.{start // FORMAT.sequences_per_shard:05d}.mds"
+            part = rows[start : start + FORMAT.sequences_per_shard]
+            expected[name] = encode_shard(part, FORMAT)
+    written = {}
+    for task in shard_tasks(tmp_path, corpus, streams, FORMAT):
+        _, _, shard = write_shard(task, lambda tokens: None)
+        written[shard["file"]] = (tmp_path / shard["file"]).read_bytes()
+        assert shard["bytes"] == shard["raw_bytes"] == len(written[shard["file"]])
+    assert written == expected and len(expected) > 20
+
+
+def test_a_whole_shard_is_kept_and_a_damaged_one_written_again(tmp_path, pieces):
+    corpus, _ = pieces
+    stream = Stream("train", "book", np.arange(corpus.first[-1]), 0, 2, 0)
+    [task] = shard_tasks(tmp_path, corpus, [stream], FORMAT)
+    path = tmp_path / write_shard(task, lambda tokens: None)[2]["file"]
+    content, written = path.read_bytes(), path.stat().st_ino
+    write_shard(task, lambda tokens: None)
+    assert path.stat().st_ino == written
+    path.write_bytes(content[:-1])
+    write_shard(task, lambda tokens: None)
+    assert path.read_bytes() == content
+
+
+def test_a_piece_that_is_cut_short_is_named(tmp_path, pieces):
+    corpus, _ = pieces
+    path = piece_folder(tmp_path, 4) / TOKENS
+    path.write_bytes(path.read_bytes()[:-2])
+    documents = np.arange(corpus.first[-1])
+    tokens = int(corpus.lengths.sum())
+    stream = Stream("train", "book", documents, tokens, tokens // FORMAT.sequence_length, 0)
+    with pytest.raises(OSError, match=f"{path} is cut short. Remove {path.parent}"):
+        for task in shard_tasks(tmp_path, corpus, [stream], FORMAT):
+            write_shard(task, lambda tokens: None)
