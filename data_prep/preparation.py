@@ -24,7 +24,7 @@ from apex_composer.data_prep.output_folder import (
     locked,
     open_target,
 )
-from apex_composer.data_prep.paths import STREAMS, TOKENIZER_FOLDER, WORK
+from apex_composer.data_prep.paths import STREAMS, TOKENIZER_FILE, TOKENIZER_FOLDER, WORK
 from apex_composer.data_prep.pieces import missing_pieces, tokenise_pieces
 from apex_composer.data_prep.read.sources import Source, find_sources
 from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts, load_tokenizer
@@ -123,7 +123,7 @@ def _begin(
         return plan
     for path in sorted(tokenizer_folder.iterdir()):
         write_bytes(out / TOKENIZER_FOLDER / path.name, path.read_bytes())
-    plan = make_plan(sources, options, description, out / TOKENIZER_FOLDER / "tokenizer.json")
+    plan = make_plan(sources, options, description, out / TOKENIZER_FILE)
     write_plan(out, plan)
     return plan
 

@@ -85,7 +85,7 @@ def _find(proportions: Mapping[str, float], domain: str) -> str | None:
     return domain if domain in proportions else names.get(ALIASES.get(domain, domain))
 
 
-def make_streams(folder: str, shares: Mapping[str, float], remote: str | None = None) -> str:
+def streams_block(folder: str, shares: Mapping[str, float], remote: str | None = None) -> str:
     """Write the `streams:` block of llm-foundry's `text` dataloader.
 
     Args:

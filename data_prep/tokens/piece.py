@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import struct
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,17 +12,25 @@ from typing import IO, Any
 import numpy as np
 
 from apex_composer.data_prep.atomic_files import new_folder
-from apex_composer.data_prep.paths import DOCUMENTS, REJECTS, REPORT, TOKENS
+from apex_composer.data_prep.paths import (
+    DOCUMENTS,
+    DOWNLOADS,
+    REJECTS,
+    REPORT,
+    TOKENIZER_FILE,
+    TOKENS,
+    piece_folder,
+)
 from apex_composer.data_prep.read.documents import read_documents
 from apex_composer.data_prep.read.sources import Source
 from apex_composer.data_prep.tokens.document_hash import hash_limit, hash_text
 from apex_composer.data_prep.tokens.long_texts import batch_parts, starts_with_blank
+from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts, token_type
 from apex_composer.data_prep.tokens.word_encoder import read_encoder
 
 UNKNOWN = "unknown"  # domain of a record that shows none, such as broken JSON
 # Written as they come: an archive may hold millions of documents.
 DOCUMENT_TYPE = np.dtype([("hash", "<u8"), ("length", "<u4"), ("domain", "<u2")])
-DOCUMENT_ROW = struct.Struct("<QIH")
 
 PROGRESS = ("documents", "tokens", "characters")
 
@@ -35,28 +42,22 @@ class PieceTask:
     """What a worker needs to know of a piece.
 
     Args:
-        folder: to write.
+        out: output folder.
+        number: place among the pieces, from 0.
         source: file to read.
         start: first byte.
         stop: byte after the last, None for the file's end.
         kept: part of every domain's documents that is tokenised.
-        tokenizer_file: `tokenizer.json`.
-        bos: token that begins a document, None for none.
-        eos: token that ends it.
-        dtype: numpy name of the token type.
-        downloads: folder for remote files.
+        tokenizer: the one that is used.
     """
 
-    folder: Path
+    out: Path
+    number: int
     source: Source
     start: int
     stop: int | None
     kept: dict[str, float]
-    tokenizer_file: Path
-    bos: int | None
-    eos: int
-    dtype: str
-    downloads: Path
+    tokenizer: TokenizerFacts
 
     @property
     def name(self) -> str:
@@ -91,6 +92,11 @@ class PieceReport:
     rejects: dict[str, dict[str, int]]
     content: str
 
+    @property
+    def rejected(self) -> int:
+        """Bad records of all domains."""
+        return sum(sum(reasons.values()) for reasons in self.rejects.values())
+
 
 def tokenise_piece(task: PieceTask, report_progress: Progress) -> PieceReport:
     """Write the folder of one piece, whole or not at all.
@@ -103,8 +109,7 @@ def tokenise_piece(task: PieceTask, report_progress: Progress) -> PieceReport:
         SourceError: the input cannot be read.
         DiskFullError: the disk is full.
     """
-    task.folder.parent.mkdir(parents=True, exist_ok=True)
-    with new_folder(task.folder) as partial, ExitStack() as stack:
+    with new_folder(piece_folder(task.out, task.number)) as partial, ExitStack() as stack:
         tokens, documents, rejects = (
             stack.enter_context((partial / name).open("wb"))
             for name in (TOKENS, DOCUMENTS, REJECTS)
@@ -123,7 +128,7 @@ class Piece:
     Args:
         task: what is to be read, and how.
         tokens: file that takes the tokens of the documents, one after the other.
-        documents: file that takes one DOCUMENT_ROW for each document.
+        documents: file that takes one row of DOCUMENT_TYPE for each document.
         rejects: file that takes one line of JSON for each bad record.
         report_progress: called after every batch.
         length: tokens so far of the document that is being written.
@@ -150,7 +155,7 @@ class Piece:
 
     def read(self) -> None:
         """Tokenise the piece's documents."""
-        encode = read_encoder(str(self.task.tokenizer_file))
+        encode = read_encoder(str(self.task.out / TOKENIZER_FILE))
         for batch in batch_parts(self._kept(), starts_with_blank(encode)):
             self._write(encode([part for _, part, _ in batch]), batch)
             self._report_progress()
@@ -170,7 +175,7 @@ class Piece:
             task.stop,
             self._reject,
             on_end=self._count_lines,
-            cache=task.downloads,
+            cache=task.out / DOWNLOADS,
         )
         for document in documents:
             digest, domain = hash_text(document.text), document.domain
@@ -185,19 +190,20 @@ class Piece:
 
     def _write(self, encoded: list[np.ndarray], batch: list[tuple[Any, str, str]]) -> None:
         """Append tokens, with bos before a document's first part and eos after its last."""
-        bos, eos = self.task.bos, self.task.eos
-        none = np.empty(0, dtype=np.uint32)
-        first, last = (none if t is None else np.array([t], dtype=np.uint32) for t in (bos, eos))
+        tokenizer = self.task.tokenizer
+        dtype = token_type(tokenizer.vocabulary_size)
+        bos = [] if tokenizer.bos is None else [tokenizer.bos]
         for ids, (document, _, position) in zip(encoded, batch, strict=True):
-            before = first if position in ("first", "only") else none
-            after = last if position in ("last", "only") else none
-            tokens = np.concatenate([before, ids, after]).astype(self.task.dtype)
+            before = bos if position in ("first", "only") else []
+            after = [tokenizer.eos] if position in ("last", "only") else []
+            tokens = np.concatenate([before, ids, after], dtype=dtype, casting="unsafe")
             self.tokens.write(tokens.tobytes())
             self.counts["tokens"] += len(tokens)
             self.length += len(tokens)
             if position in ("last", "only"):
                 digest, domain = document
-                self.documents.write(DOCUMENT_ROW.pack(digest, self.length, domain))
+                row = np.array((digest, self.length, domain), dtype=DOCUMENT_TYPE)
+                self.documents.write(row.tobytes())
                 self.length = 0
 
     def _count_lines(self, lines: int) -> None:
