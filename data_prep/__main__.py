@@ -114,8 +114,8 @@ def prep_command(
             proportions=read_proportions(proportions),
             max_reject_rate=max_reject_rate,
             compression=compression,
-            shard_bytes=_amount(shard_size) or 0,
-            piece_bytes=_amount(piece_size) or 0,
+            shard_bytes=parse_amount(shard_size),
+            piece_bytes=parse_amount(piece_size),
             estimate_margin=estimate_margin,
             streams_folder=streams_folder,
         )
