@@ -7,7 +7,6 @@ from typing import Any
 from apex_composer.data_prep.errors import SettingsError
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
-COMPRESSIONS = (None, "zstd")
 MEGABYTE = 1 << 20
 # Options that change neither a token nor its place: a run may be continued with others.
 FREE = ("max_reject_rate", "streams_folder")
@@ -68,7 +67,7 @@ class Options:
             raise SettingsError(f"shard_bytes={self.shard_bytes} must be at most {2 << 30}.")
         if not 0 <= self.max_reject_rate < 1:
             raise SettingsError(f"max_reject_rate={self.max_reject_rate} must lie in [0, 1).")
-        if self.compression not in COMPRESSIONS:
+        if self.compression not in (None, "zstd"):
             raise SettingsError(f"compression={self.compression!r} must be None or 'zstd'.")
         if self.val_per_domain and self.val_tokens is None:
             raise SettingsError("val_per_domain=True needs val_tokens.")

@@ -181,17 +181,16 @@ def check_streams(streams: list[Stream], options: Options) -> None:
         )
 
 
-def count_left_out(corpus: Corpus, codes: np.ndarray) -> dict[str, dict[str, int]]:
-    """Count per domain the tokenised documents that are in no split.
+def count_left_out(corpus: Corpus, codes: np.ndarray, domain: int) -> dict[str, int]:
+    """Count a domain's tokenised documents that are in no split.
 
     Args:
         codes: splits of the documents.
+        domain: index into the corpus' domains.
     """
-    counts: dict[str, dict[str, int]] = {}
-    for number, domain in enumerate(corpus.domains):
-        counts[domain] = {}
-        for name, code in (("duplicates", DUPLICATE), ("beyond_budget", BEYOND)):
-            chosen = (corpus.owners == number) & (codes == code)
-            counts[domain][f"documents_{name}"] = int(chosen.sum())
-            counts[domain][f"tokens_{name}"] = int(corpus.lengths[chosen].sum(dtype=np.int64))
+    counts = {}
+    for name, code in (("duplicates", DUPLICATE), ("beyond_budget", BEYOND)):
+        chosen = (corpus.owners == domain) & (codes == code)
+        counts[f"documents_{name}"] = int(chosen.sum())
+        counts[f"tokens_{name}"] = int(corpus.lengths[chosen].sum(dtype=np.int64))
     return counts

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -66,31 +65,31 @@ class PieceTask:
         return self.source.path + ("" if whole else f" bytes {self.start}-{self.stop or 'end'}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class PieceReport:
-    """What `report.json` of a finished piece holds.
+    """What has been read of a piece; `report.json` of a finished one holds it.
 
     Args:
         source: path of the file.
-        documents: how many were read.
-        tokens: those of the tokenised ones.
-        characters: those of all that were read.
-        lines: number of them, blank ones and rejects too.
-        domain_names: names in the order of their numbers.
-        domains: per domain, how many documents were read and how many tokenised.
-        rejects: per domain, the number of bad records by reason.
-        content: hash of all texts read.
+        documents: how many were read. Default: 0.
+        tokens: those of the tokenised ones. Default: 0.
+        characters: those of all that were read. Default: 0.
+        lines: number of them, blank ones and rejects too. Default: 0.
+        domain_names: names in the order of their numbers. Default: none.
+        domains: per domain, how many documents were read and how many tokenised. Default: none.
+        rejects: per domain, the number of bad records by reason. Default: none.
+        content: hash of all texts read. Default: "".
     """
 
     source: str
-    documents: int
-    tokens: int
-    characters: int
-    lines: int
-    domain_names: list[str]
-    domains: dict[str, dict[str, int]]
-    rejects: dict[str, dict[str, int]]
-    content: str
+    documents: int = 0
+    tokens: int = 0
+    characters: int = 0
+    lines: int = 0
+    domain_names: list[str] = field(default_factory=list)
+    domains: dict[str, dict[str, int]] = field(default_factory=dict)
+    rejects: dict[str, dict[str, int]] = field(default_factory=dict)
+    content: str = ""
 
     @property
     def rejected(self) -> int:
@@ -114,9 +113,8 @@ def tokenise_piece(task: PieceTask, report_progress: Progress) -> PieceReport:
             stack.enter_context((partial / name).open("wb"))
             for name in (TOKENS, DOCUMENTS, REJECTS)
         )
-        piece = Piece(task, tokens, documents, rejects, report_progress)
-        piece.read()
-        report = piece.report()
+        report = PieceReport(task.source.path)
+        Piece(task, report, tokens, documents, rejects, report_progress).read()
         (partial / REPORT).write_text(json.dumps(asdict(report), sort_keys=True) + "\n")
     return report
 
@@ -127,48 +125,45 @@ class Piece:
 
     Args:
         task: what is to be read, and how.
+        report: of what has been read so far.
         tokens: file that takes the tokens of the documents, one after the other.
         documents: file that takes one row of DOCUMENT_TYPE for each document.
         rejects: file that takes one line of JSON for each bad record.
         report_progress: called after every batch.
         length: tokens so far of the document that is being written.
-        lines: number of them in the piece, known at its end.
-        domains: counts of each domain, in the order of their numbers.
         content: hash of all texts so far.
-        counts: what has been read so far.
-        reported: what of it has been reported.
-        rejected: bad records by domain and reason.
+        told: what of the report `report_progress` has been told.
     """
 
     task: PieceTask
+    report: PieceReport
     tokens: IO[bytes]
     documents: IO[bytes]
     rejects: IO[bytes]
     report_progress: Progress
     length: int = 0
-    lines: int = 0
-    domains: dict[str, dict[str, int]] = field(default_factory=dict)
     content: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PROGRESS, 0))
-    reported: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PROGRESS, 0))
-    rejected: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    told: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PROGRESS, 0))
 
     def read(self) -> None:
         """Tokenise the piece's documents."""
         encode = read_encoder(str(self.task.out / TOKENIZER_FILE))
         for batch in batch_parts(self._kept(), starts_with_blank(encode)):
             self._write(encode([part for _, part, _ in batch]), batch)
-            self._report_progress()
-        self._report_progress()
+            self._tell()
+        self._tell()
+        self.report.domain_names = list(self.report.domains)
+        self.report.content = self.content.hexdigest()
 
-    def _report_progress(self) -> None:
-        news = {key: self.counts[key] - self.reported[key] for key in PROGRESS}
-        self.reported = dict(self.counts)
-        self.report_progress(news | {"source": self.task.source.path})
+    def _tell(self) -> None:
+        counts = {key: getattr(self.report, key) for key in PROGRESS}
+        news = {key: count - self.told[key] for key, count in counts.items()}
+        self.told = counts
+        self.report_progress(news | {"source": self.report.source})
 
     def _kept(self) -> Iterator[tuple[tuple[int, int], str]]:
         """The documents whose hash is below their domain's limit."""
-        task = self.task
+        task, report = self.task, self.report
         documents = read_documents(
             task.source,
             task.start,
@@ -180,13 +175,13 @@ class Piece:
         for document in documents:
             digest, domain = hash_text(document.text), document.domain
             self.content.update(digest.to_bytes(8, "big"))
-            self.counts["documents"] += 1
-            self.counts["characters"] += len(document.text)
-            counts = self.domains.setdefault(domain, {"documents": 0, "documents_tokenised": 0})
+            report.documents += 1
+            report.characters += len(document.text)
+            counts = report.domains.setdefault(domain, {"documents": 0, "documents_tokenised": 0})
             counts["documents"] += 1
             if digest < hash_limit(task.kept, domain):
                 counts["documents_tokenised"] += 1
-                yield (digest, list(self.domains).index(domain)), document.text
+                yield (digest, list(report.domains).index(domain)), document.text
 
     def _write(self, encoded: list[np.ndarray], batch: list[tuple[Any, str, str]]) -> None:
         """Append tokens, with bos before a document's first part and eos after its last."""
@@ -198,7 +193,7 @@ class Piece:
             after = [tokenizer.eos] if position in ("last", "only") else []
             tokens = np.concatenate([before, ids, after], dtype=dtype, casting="unsafe")
             self.tokens.write(tokens.tobytes())
-            self.counts["tokens"] += len(tokens)
+            self.report.tokens += len(tokens)
             self.length += len(tokens)
             if position in ("last", "only"):
                 digest, domain = document
@@ -207,23 +202,12 @@ class Piece:
                 self.length = 0
 
     def _count_lines(self, lines: int) -> None:
-        self.lines = lines
+        self.report.lines = lines
 
     def _reject(self, line: int, reason: str, excerpt: str, domain: str | None) -> None:
         domain = domain or UNKNOWN
         # The line is counted from the piece's first; `finish` adds those of the pieces before.
-        entry = {"file": self.task.source.path, "line": line, "reason": reason, "excerpt": excerpt}
+        entry = {"file": self.report.source, "line": line, "reason": reason, "excerpt": excerpt}
         self.rejects.write((json.dumps(entry | {"domain": domain}) + "\n").encode())
-        self.rejected[domain][reason] += 1
-
-    def report(self) -> PieceReport:
-        """What has been read."""
-        return PieceReport(
-            source=self.task.source.path,
-            lines=self.lines,
-            domain_names=list(self.domains),
-            domains=self.domains,
-            rejects={domain: dict(reasons) for domain, reasons in sorted(self.rejected.items())},
-            content=self.content.hexdigest(),
-            **self.counts,
-        )
+        reasons = self.report.rejects.setdefault(domain, {})
+        reasons[reason] = reasons.get(reason, 0) + 1

@@ -81,13 +81,12 @@ def _count_domains(corpus: Corpus, codes: np.ndarray) -> dict[str, Counts]:
     for report in corpus.reports:
         for domain, counts in report.domains.items():
             totals[domain].update(counts)
-    left_out = count_left_out(corpus, codes)
     return {
         domain: {
             "documents": counts["documents"],
             "documents_not_tokenised": counts["documents"] - counts["documents_tokenised"],
             "tokens": int(corpus.lengths[corpus.owners == number].sum(dtype=np.int64)),
-            **left_out[domain],
+            **count_left_out(corpus, codes, number),
         }
         for number, (domain, counts) in enumerate(totals.items())
     }
