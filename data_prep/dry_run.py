@@ -90,9 +90,8 @@ def _add_up(
     workers: int,
 ) -> Needs:
     check_budgets(options, list(estimates))
-    kept = dict.fromkeys(estimates, 1.0)
-    if not options.takes_all:
-        kept |= parts_for_budgets(estimates, options)
+    everything = dict.fromkeys(estimates, 1.0)
+    kept = everything if options.takes_all else parts_for_budgets(estimates, options)
     wanted = _wanted(estimates, options)
     size = np.dtype(token_type(tokenizer.vocabulary_size)).itemsize
     tokenised = {domain: kept[domain] * e.tokens for domain, e in estimates.items()}

@@ -75,7 +75,7 @@ def prepare(
     """
     out, options = Path(out), options or Options()
     workers = check_workers(workers)
-    check_shard(shard)
+    _check_part(shard)
     if overwrite and shard is not None:
         raise SettingsError(
             f"overwrite=True with shard={shard[0]}/{shard[1]} would remove what other parts have "
@@ -188,14 +188,11 @@ def check_unchanged(plan: Plan, sources: list[Source]) -> None:
         )
 
 
-def check_shard(shard: tuple[int, int] | None) -> None:
+def _check_part(part: tuple[int, int] | None) -> None:
     """Refuse a part of an array job that does not exist.
-
-    Args:
-        shard: (i, n), counted from 1, or None.
 
     Raises:
         SettingsError: i is not in 1 to n.
     """
-    if shard is not None and not 1 <= shard[0] <= shard[1]:
-        raise SettingsError(f"shard={shard[0]}/{shard[1]} must be I/N with I from 1 to N.")
+    if part is not None and not 1 <= part[0] <= part[1]:
+        raise SettingsError(f"shard={part[0]}/{part[1]} must be I/N with I from 1 to N.")

@@ -90,7 +90,7 @@ def check_budgets(options: Options, domains: list[str]) -> None:
     """
     empty = [
         f"{split}/{domain}"
-        for split, tokens in (wanted_tokens(options, domains).items() if domains else ())
+        for split, tokens in wanted_tokens(options, domains).items()
         for domain, count in (tokens or {}).items()
         if count == 0
     ]

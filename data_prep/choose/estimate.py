@@ -84,20 +84,19 @@ def take_samples(sources: Iterable[Source]) -> list[Sample]:
 
 def _take_sample(source: Source, limit: int) -> Sample:
     texts: dict[str, list[str]] = defaultdict(list)
-    size, whole, reached = 0, True, 0
+    size = reached = 0
     for document in read_documents(source, 0, None, lambda *reject: None):
         if size >= limit:
-            whole = False
+            if source.splittable:
+                scale = source.bytes / reached
+            else:
+                scale = _scale_of_archive(source, texts, size)
             break
         reached = document.stop
         texts[document.domain].append(document.text)
         size += len(document.text.encode("utf-8"))
-    if whole:
+    else:  # it was read whole
         scale = 1.0
-    elif source.splittable:
-        scale = source.bytes / reached
-    else:
-        scale = _scale_of_archive(source, texts, size)
     return Sample(dict(texts), max(1.0, scale))
 
 
@@ -118,8 +117,6 @@ def _decompression(source: Source) -> float:
     """Decompressed bytes for each stored byte at the beginning of an archive."""
     import pyarrow
 
-    if not source.path.endswith((".gz", ".zst")):
-        return 1.0
     with open(source.path, "rb", buffering=0) as raw:
         kind = "gzip" if source.path.endswith(".gz") else "zstd"
         stream = pyarrow.CompressedInputStream(raw, kind)
