@@ -148,7 +148,7 @@ def write_streams(manifest: Manifest, out: Path, remote: str | None = None) -> s
             continue
         shares = share_out(options["proportions"], filled)[0]
         streams = streams_block(f"{folder}/{split}", shares, remote and f"{remote}/{split}")
-        blocks.append(f"# {split}\n{streams}")
+        blocks.append(f"# {split}, proportions in percent\n{streams}")
     # One block is a YAML document: paste the one that the run shall use.
     return note + "---\n".join(blocks)
 
