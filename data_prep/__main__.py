@@ -114,8 +114,8 @@ def prep_command(
             proportions=read_proportions(proportions),
             max_reject_rate=max_reject_rate,
             compression=compression,
-            shard_bytes=_amount(shard_size) or 0,
-            piece_bytes=_amount(piece_size) or 0,
+            shard_bytes=parse_amount(shard_size),
+            piece_bytes=parse_amount(piece_size),
             estimate_margin=estimate_margin,
             streams_folder=streams_folder,
         )
@@ -125,7 +125,7 @@ def prep_command(
             typer.echo("\n".join(describe_needs(needs)))
             check_needs(needs, out)
             return
-        part = _parse_shard(shard)
+        part = _parse_part(shard)
         if upload_to is not None:
             check_address(upload_to)
         manifest = prepare(
@@ -171,7 +171,7 @@ def _amount(text: str | None) -> int | None:
     return None if text is None else parse_amount(text) or None
 
 
-def _parse_shard(text: str | None) -> tuple[int, int] | None:
+def _parse_part(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     match = re.fullmatch(r"(\d+)/(\d+)", text)

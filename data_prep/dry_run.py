@@ -2,10 +2,11 @@
 
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.filesize import decimal
 
 from apex_composer.data_prep.choose.budgets import (
     DOUBTFUL,
@@ -17,7 +18,7 @@ from apex_composer.data_prep.choose.budgets import (
 from apex_composer.data_prep.choose.estimate import Estimate, estimate_domains, take_samples
 from apex_composer.data_prep.errors import DiskFullError
 from apex_composer.data_prep.options import Options
-from apex_composer.data_prep.read.sources import Source, find_sources
+from apex_composer.data_prep.read.sources import find_sources
 from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts, load_tokenizer, token_type
 from apex_composer.data_prep.workers import check_workers
 
@@ -78,11 +79,10 @@ def estimate_preparation(
     with tempfile.TemporaryDirectory(prefix="apex-prep-") as folder:
         description = load_tokenizer(str(tokenizer), Path(folder))
         estimates = estimate_domains(take_samples(sources), Path(folder) / "tokenizer.json")
-    return _add_up(sources, estimates, description, Path(out), options, workers)
+    return _add_up(estimates, description, Path(out), options, workers)
 
 
 def _add_up(
-    sources: list[Source],
     estimates: dict[str, Estimate],
     tokenizer: TokenizerFacts,
     out: Path,
@@ -90,9 +90,8 @@ def _add_up(
     workers: int,
 ) -> Needs:
     check_budgets(options, list(estimates))
-    kept = dict.fromkeys(estimates, 1.0)
-    if not options.takes_all:
-        kept |= parts_for_budgets(estimates, options)
+    everything = dict.fromkeys(estimates, 1.0)
+    kept = everything if options.takes_all else parts_for_budgets(estimates, options)
     wanted = _wanted(estimates, options)
     size = np.dtype(token_type(tokenizer.vocabulary_size)).itemsize
     tokenised = {domain: kept[domain] * e.tokens for domain, e in estimates.items()}
@@ -129,8 +128,8 @@ def check_needs(needs: Needs, out: Path) -> None:
     wanted = needs.output_bytes + needs.work_bytes
     if wanted > needs.free_bytes:
         raise DiskFullError(
-            f"The disk of out={str(out)!r} is too small: {show_bytes(wanted)} are needed "
-            f"({show_bytes(needs.output_bytes)} stay), {show_bytes(needs.free_bytes)} are free. "
+            f"The disk of out={str(out)!r} is too small: {decimal(wanted)} are needed "
+            f"({decimal(needs.output_bytes)} stay), {decimal(needs.free_bytes)} are free. "
             "Make room, give another --out, or lower the budgets."
         )
     check_enough(needs.wanted, needs.domains, DOUBTFUL)
@@ -138,18 +137,16 @@ def check_needs(needs: Needs, out: Path) -> None:
 
 def describe_needs(needs: Needs) -> list[str]:
     """Say in lines of text what a preparation will need."""
-    names = ["documents", "text_bytes", "tokens"]
     lines = [f"{'domain':<16}{'documents':>15}{'text':>11}{'tokens':>18}{'tokenised':>11}"]
     lines[0] += "".join(f"{split:>16}" for split in needs.wanted)
     for domain, estimate in needs.domains.items():
-        documents, text, tokens = (round(asdict(estimate)[name]) for name in names)
-        row = f"{domain:<16}{documents:>15,}{show_bytes(text):>11}{tokens:>18,}"
-        row += f"{needs.kept[domain]:>11.2%}"
+        row = f"{domain:<16}{estimate.documents:>15,.0f}{decimal(round(estimate.text_bytes)):>11}"
+        row += f"{estimate.tokens:>18,.0f}{needs.kept[domain]:>11.2%}"
         lines.append(row + "".join(f"{split[domain]:>16,}" for split in needs.wanted.values()))
     return [
         *lines,
-        f"disk: {show_bytes(needs.output_bytes)} of output and {show_bytes(needs.work_bytes)} "
-        f"until it is done; {show_bytes(needs.free_bytes)} are free",
+        f"disk: {decimal(needs.output_bytes)} of output and {decimal(needs.work_bytes)} "
+        f"until it is done; {decimal(needs.free_bytes)} are free",
         f"time: about {show_hours(needs.hours)} on this machine",
         WARNING,
     ]
@@ -164,16 +161,3 @@ def show_hours(hours: float) -> str:
     if hours >= 1:
         return f"{hours:,.1f} hours"
     return f"{60 * hours:.1f} minutes" if hours > 1 / 30 else f"{3600 * hours:.1f} seconds"
-
-
-def show_bytes(count: float) -> str:
-    """Write a size with a unit of 1000s.
-
-    Args:
-        count: bytes.
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.4g} TB"

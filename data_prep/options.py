@@ -7,8 +7,6 @@ from typing import Any
 from apex_composer.data_prep.errors import SettingsError
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
-SPLITS = ("validation", "train", "cpt")
-COMPRESSIONS = (None, "zstd")
 MEGABYTE = 1 << 20
 # Options that change neither a token nor its place: a run may be continued with others.
 FREE = ("max_reject_rate", "streams_folder")
@@ -69,21 +67,17 @@ class Options:
             raise SettingsError(f"shard_bytes={self.shard_bytes} must be at most {2 << 30}.")
         if not 0 <= self.max_reject_rate < 1:
             raise SettingsError(f"max_reject_rate={self.max_reject_rate} must lie in [0, 1).")
-        if self.compression not in COMPRESSIONS:
+        if self.compression not in (None, "zstd"):
             raise SettingsError(f"compression={self.compression!r} must be None or 'zstd'.")
         if self.val_per_domain and self.val_tokens is None:
             raise SettingsError("val_per_domain=True needs val_tokens.")
 
     @property
-    def splits(self) -> tuple[str, ...]:
-        """Names of the splits in the order in which the hashes fill them."""
-        wanted = {"validation": self.val_tokens, "cpt": self.cpt_tokens, "train": self.takes_train}
-        return tuple(name for name in SPLITS if wanted[name])
-
-    @property
-    def takes_train(self) -> bool:
-        """Whether there is a split `train`."""
-        return self.train_tokens is not None or self.cpt_tokens is None
+    def budgets(self) -> dict[str, int | None]:
+        """Tokens of every split, None for all that is left; the smallest hashes fill the first."""
+        tokens = {"validation": self.val_tokens, "train": self.train_tokens, "cpt": self.cpt_tokens}
+        rest = "train" if self.takes_all else None
+        return {name: count for name, count in tokens.items() if count or name == rest}
 
     @property
     def takes_all(self) -> bool:

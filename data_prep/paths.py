@@ -12,6 +12,7 @@ from pathlib import Path
 MANIFEST = "manifest.json"
 STREAMS = "streams.yaml"
 TOKENIZER_FOLDER = "tokenizer"
+TOKENIZER_FILE = f"{TOKENIZER_FOLDER}/tokenizer.json"
 INDEX = "index.json"
 # Of the whole output, and of every piece.
 REJECTS = "rejects.jsonl"

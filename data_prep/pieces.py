@@ -1,14 +1,12 @@
 """Phase 1: every piece of the input is tokenised into a folder of its own."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from apex_composer.data_prep.choose.job_plan import Plan
-from apex_composer.data_prep.paths import DOWNLOADS, TOKENIZER_FOLDER, piece_folder
+from apex_composer.data_prep.paths import piece_folder
 from apex_composer.data_prep.progress import ReadingBar
 from apex_composer.data_prep.tokens.piece import PieceReport, PieceTask, Progress, tokenise_piece
-from apex_composer.data_prep.tokens.tokenizer import token_type
 from apex_composer.data_prep.workers import run_tasks
 
 
@@ -18,16 +16,14 @@ def missing_pieces(out: Path, plan: Plan) -> list[int]:
     return [number for number in numbers if not piece_folder(out, number).is_dir()]
 
 
-def tokenise_pieces(
-    out: Path, plan: Plan, workers: int, shard: tuple[int, int] | None = None
-) -> None:
+def tokenise_pieces(out: Path, plan: Plan, workers: int, part: tuple[int, int] | None) -> None:
     """Make all pieces that do not exist yet.
 
     Args:
-        shard: (i, n) to make every n-th piece only. Default: None.
+        part: (i, n) to make every n-th piece only, None to make all.
     """
-    part, parts = shard or (1, 1)
-    sizes = {n: _piece_bytes(plan, n) for n in range(len(plan.pieces)) if n % parts == part - 1}
+    first, step = part or (1, 1)
+    sizes = {n: _piece_bytes(plan, n) for n in range(first - 1, len(plan.pieces), step)}
     todo = [number for number in missing_pieces(out, plan) if number in sizes]
     if not todo:
         return
@@ -39,9 +35,9 @@ def tokenise_pieces(
 
     def finish(result: tuple[int, PieceReport]) -> None:
         number, report = result
-        bar.finish_piece(asdict(report) | {"bytes": sizes[number]})
+        bar.finish_piece(report.source, sizes[number], report.characters)
 
-    tasks = ({"name": p.name, "number": number, "piece": p} for number, p in pieces.items())
+    tasks = ({"name": piece.name, "piece": piece} for piece in pieces.values())
     whole = False
     try:
         run_tasks(_work, tasks, min(workers, len(todo)), bar.advance, finish)
@@ -51,7 +47,7 @@ def tokenise_pieces(
 
 
 def _work(task: dict[str, Any], report_progress: Progress) -> tuple[int, PieceReport]:
-    return task["number"], tokenise_piece(task["piece"], report_progress)
+    return task["piece"].number, tokenise_piece(task["piece"], report_progress)
 
 
 def _piece_bytes(plan: Plan, number: int) -> int:
@@ -60,16 +56,5 @@ def _piece_bytes(plan: Plan, number: int) -> int:
 
 
 def _piece_task(out: Path, plan: Plan, number: int) -> PieceTask:
-    span, tokenizer = plan.pieces[number], plan.tokenizer
-    return PieceTask(
-        folder=piece_folder(out, number),
-        source=plan.sources[span.source],
-        start=span.start,
-        stop=span.stop,
-        kept=plan.kept,
-        tokenizer_file=out / TOKENIZER_FOLDER / "tokenizer.json",
-        bos=tokenizer.bos,
-        eos=tokenizer.eos,
-        dtype=token_type(tokenizer.vocabulary_size),
-        downloads=out / DOWNLOADS,
-    )
+    source, start, stop = plan.pieces[number]
+    return PieceTask(out, number, plan.sources[source], start, stop, plan.kept, plan.tokenizer)

@@ -24,7 +24,7 @@ from apex_composer.data_prep.output_folder import (
     locked,
     open_target,
 )
-from apex_composer.data_prep.paths import STREAMS, TOKENIZER_FOLDER, WORK
+from apex_composer.data_prep.paths import STREAMS, TOKENIZER_FILE, TOKENIZER_FOLDER, WORK
 from apex_composer.data_prep.pieces import missing_pieces, tokenise_pieces
 from apex_composer.data_prep.read.sources import Source, find_sources
 from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts, load_tokenizer
@@ -75,7 +75,7 @@ def prepare(
     """
     out, options = Path(out), options or Options()
     workers = check_workers(workers)
-    check_shard(shard)
+    _check_part(shard)
     if overwrite and shard is not None:
         raise SettingsError(
             f"overwrite=True with shard={shard[0]}/{shard[1]} would remove what other parts have "
@@ -123,7 +123,7 @@ def _begin(
         return plan
     for path in sorted(tokenizer_folder.iterdir()):
         write_bytes(out / TOKENIZER_FOLDER / path.name, path.read_bytes())
-    plan = make_plan(sources, options, description, out / TOKENIZER_FOLDER / "tokenizer.json")
+    plan = make_plan(sources, options, description, out / TOKENIZER_FILE)
     write_plan(out, plan)
     return plan
 
@@ -188,14 +188,11 @@ def check_unchanged(plan: Plan, sources: list[Source]) -> None:
         )
 
 
-def check_shard(shard: tuple[int, int] | None) -> None:
+def _check_part(part: tuple[int, int] | None) -> None:
     """Refuse a part of an array job that does not exist.
-
-    Args:
-        shard: (i, n), counted from 1, or None.
 
     Raises:
         SettingsError: i is not in 1 to n.
     """
-    if shard is not None and not 1 <= shard[0] <= shard[1]:
-        raise SettingsError(f"shard={shard[0]}/{shard[1]} must be I/N with I from 1 to N.")
+    if part is not None and not 1 <= part[0] <= part[1]:
+        raise SettingsError(f"shard={part[0]}/{part[1]} must be I/N with I from 1 to N.")

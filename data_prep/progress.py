@@ -61,17 +61,19 @@ class ReadingBar:
         self.reading[Path(news["source"]).suffix] += news["characters"]
         self._show()
 
-    def finish_piece(self, report: Mapping[str, Any]) -> None:
+    def finish_piece(self, source: str, stored: int, characters: int) -> None:
         """Count a finished piece.
 
         Args:
-            report: that of the piece, with `source`, `bytes` as stored, and `characters`.
+            source: name of its file.
+            stored: bytes of it as stored.
+            characters: those of its documents.
         """
-        kind = Path(report["source"]).suffix
-        self.open -= Counter([report["source"]])  # a source without pieces leaves it
-        self.reading[kind] -= report["characters"]
-        self.bytes[kind] += report["bytes"]
-        self.characters[kind] += report["characters"]
+        kind = Path(source).suffix
+        self.open -= Counter([source])  # a source without pieces leaves it
+        self.reading[kind] -= characters
+        self.bytes[kind] += stored
+        self.characters[kind] += characters
         self._show()
 
     def _stored(self, kind: str) -> float:

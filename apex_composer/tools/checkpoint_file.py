@@ -25,14 +25,14 @@ class CheckpointFile:
     clock: dict[str, int]
 
     @property
-    def layout(self) -> StagePlan:
+    def plan(self) -> StagePlan:
         """Where the run's stages end."""
         return StagePlan.from_state(self.apex["stages"])
 
     @property
     def ended(self) -> int:
         """How many stages are over."""
-        return sum(self.now(self.layout.unit) >= end for end in self.layout.ends)
+        return sum(self.now(self.plan.unit) >= end for end in self.plan.ends)
 
     def now(self, unit: str) -> int:
         """Where the run stands, in `ba`, `tok` or `sp`."""

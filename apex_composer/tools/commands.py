@@ -98,8 +98,7 @@ def plan(
 
         planned = make_plan(load_configuration(yaml, overrides or []), gpus)
         tables = make_plan_tables(planned, gpu, mfu)
-    for table in tables:
-        console.print(table)
+    console.print(*tables)
     for problem in planned.problems:
         console.print(f"problem: {problem}", style="red", markup=False, soft_wrap=True)
     if planned.problems:

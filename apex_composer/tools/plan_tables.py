@@ -89,8 +89,7 @@ def _model(plan: Plan) -> Table:
     elif plan.data_tokens is None:
         table.add_row("training data", "not on this machine, so not counted")
     if plan.checkpoints is not None:
-        text = f"{_describe(plan.checkpoints)} in {config['save_folder']}"
-        table.add_row("checkpoints", text)
+        table.add_row("checkpoints", f"{_describe(plan.checkpoints)} in {config['save_folder']}")
     return table
 
 

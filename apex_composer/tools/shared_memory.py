@@ -32,8 +32,7 @@ def find_stale(
     Returns:
         Stale segments, and used ones.
     """
-    named = folder.iterdir() if folder.is_dir() else ()
-    segments = sorted(path for path in named if _NAME.fullmatch(path.name))
+    segments = sorted(path for path in folder.glob("*") if _NAME.fullmatch(path.name))
     used, hidden = _look_into(processes) if segments else (set(), set())
     stale, in_use = [], []
     for path in segments:

@@ -17,11 +17,11 @@ def make_tables(checkpoint: CheckpointFile) -> list[Table]:
 
 def describe_position(checkpoint: CheckpointFile) -> str:
     """In words: the running stage and how much of it is done, or that all are over."""
-    apex, layout = checkpoint.apex, checkpoint.layout
-    count = len(layout.ends)
+    apex, plan = checkpoint.apex, checkpoint.plan
+    count = len(plan.ends)
     if checkpoint.ended == count:
         return f"all {count} stages are over"
-    end, unit = layout.ends[apex["stage"]], layout.unit
+    end, unit = plan.ends[apex["stage"]], plan.unit
     operators = f"{len(apex['factors'])} operators" if apex["factors"] else "no operators"
     return f"stage {apex['stage']} (of 0 to {count - 1}), up to {end:,}{unit}, {operators}"
 
@@ -43,7 +43,7 @@ def _settings(checkpoint: CheckpointFile) -> Table:
     for name, value in checkpoint.apex["settings"].items():
         table.add_row(name, str(value))
     table.add_row("targets", ", ".join(checkpoint.apex["targets"]))
-    table.add_row("stages", ", ".join(checkpoint.layout.describe()))
+    table.add_row("stages", ", ".join(checkpoint.plan.describe()))
     return table
 
 

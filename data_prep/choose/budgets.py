@@ -20,11 +20,15 @@ HOPELESS, DOUBTFUL = 2.0, 1.3
 
 
 def parts_for_budgets(estimates: dict[str, Estimate], options: Options) -> dict[str, float]:
-    """Part of every domain's documents that the budgets need, with the margin."""
+    """Part of every domain's documents that the budgets need, with the margin.
+
+    Args:
+        options: those of a preparation in which no split takes all that is left.
+    """
     wanted = wanted_tokens(options, list(estimates))
     parts = {}
     for domain, estimate in estimates.items():
-        tokens = sum(split[domain] for split in wanted.values() if split is not None)
+        tokens = sum(split[domain] for split in wanted.values())
         part = options.estimate_margin * tokens / max(1.0, estimate.tokens)
         part *= 1 + SAMPLE_SCATTER / math.sqrt(max(1, estimate.sampled))
         # Few documents scatter around their mean; lengths with a long tail do so widely.
@@ -46,16 +50,10 @@ def wanted_tokens(options: Options, domains: list[str]) -> dict[str, dict[str, i
     Raises:
         SettingsError: a domain has no proportion.
     """
-    budgets = {
-        "validation": options.val_tokens,
-        "train": options.train_tokens,
-        "cpt": options.cpt_tokens,
-    }
     shares, _ = share_out(options.proportions, domains)
     length = options.sequence_length
     wanted: dict[str, dict[str, int] | None] = {}
-    for name in options.splits:
-        budget = budgets[name]
+    for name, budget in options.budgets.items():
         if budget is None:
             wanted[name] = None
         elif name == "validation" and options.val_per_domain:
@@ -92,7 +90,7 @@ def check_budgets(options: Options, domains: list[str]) -> None:
     """
     empty = [
         f"{split}/{domain}"
-        for split, tokens in (wanted_tokens(options, domains).items() if domains else ())
+        for split, tokens in wanted_tokens(options, domains).items()
         for domain, count in (tokens or {}).items()
         if count == 0
     ]
@@ -106,21 +104,18 @@ def check_budgets(options: Options, domains: list[str]) -> None:
 
 
 def check_enough(
-    wanted: dict[str, dict[str, int] | None], estimates: dict[str, Estimate], factor: float
+    wanted: dict[str, dict[str, int]], estimates: dict[str, Estimate], factor: float
 ) -> None:
     """Refuse budgets of more than a number of times what by the estimate is there.
 
     Args:
-        wanted: tokens per split and domain, None for all that is left.
+        wanted: tokens per split and domain.
         factor: what the estimate may be wrong by.
 
     Raises:
         ValueError: a domain has too little; the message names every one.
     """
-    sums = {
-        domain: sum(split[domain] for split in wanted.values() if split is not None)
-        for domain in estimates
-    }
+    sums = {domain: sum(split[domain] for split in wanted.values()) for domain in estimates}
     short = [
         f"{domain}: {sums[domain]:,} tokens are wanted, about {round(e.tokens):,} are there"
         for domain, e in estimates.items()

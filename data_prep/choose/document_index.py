@@ -73,7 +73,7 @@ def read_corpus(out: Path, plan: Plan) -> Corpus:
         documents = np.fromfile(folder / DOCUMENTS, dtype=DOCUMENT_TYPE)
         if len(documents) != sum(n["documents_tokenised"] for n in report.domains.values()):
             raise _damaged(folder, f"{DOCUMENTS} has {len(documents)} documents")
-        names = np.array([numbers[n] for n in report.domain_names] or [0], dtype=np.uint16)
+        names = np.array([numbers[n] for n in report.domain_names], dtype=np.uint16)
         hashes.append(documents["hash"].copy())  # not views, which would keep the rest alive
         lengths.append(documents["length"].copy())
         owners.append(names[documents["domain"]])
@@ -105,11 +105,6 @@ def _damaged(folder: Path, what: str) -> ValueError:
         f"The piece {folder} is damaged: {what}. Remove this folder and give the same command "
         "again: the piece is made anew."
     )
-
-
-def count_rejects(report: PieceReport) -> int:
-    """Bad records of one piece."""
-    return sum(sum(reasons.values()) for reasons in report.rejects.values())
 
 
 def select(corpus: Corpus, plan: Plan, options: Options) -> tuple[np.ndarray, dict[str, Any]]:
@@ -186,17 +181,16 @@ def check_streams(streams: list[Stream], options: Options) -> None:
         )
 
 
-def count_left_out(corpus: Corpus, codes: np.ndarray) -> dict[str, dict[str, int]]:
-    """Count per domain the tokenised documents that are in no split.
+def count_left_out(corpus: Corpus, codes: np.ndarray, domain: int) -> dict[str, int]:
+    """Count a domain's tokenised documents that are in no split.
 
     Args:
         codes: splits of the documents.
+        domain: index into the corpus' domains.
     """
-    counts: dict[str, dict[str, int]] = {}
-    for number, domain in enumerate(corpus.domains):
-        counts[domain] = {}
-        for name, code in (("duplicates", DUPLICATE), ("beyond_budget", BEYOND)):
-            chosen = (corpus.owners == number) & (codes == code)
-            counts[domain][f"documents_{name}"] = int(chosen.sum())
-            counts[domain][f"tokens_{name}"] = int(corpus.lengths[chosen].sum(dtype=np.int64))
+    counts = {}
+    for name, code in (("duplicates", DUPLICATE), ("beyond_budget", BEYOND)):
+        chosen = (corpus.owners == domain) & (codes == code)
+        counts[f"documents_{name}"] = int(chosen.sum())
+        counts[f"tokens_{name}"] = int(corpus.lengths[chosen].sum(dtype=np.int64))
     return counts

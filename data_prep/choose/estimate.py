@@ -49,12 +49,10 @@ class Sample:
     """The beginning of one file.
 
     Args:
-        source: the file.
         texts: the texts per domain.
         scale: how many times the sample's text the file has.
     """
 
-    source: Source
     texts: dict[str, list[str]]
     scale: float
 
@@ -86,21 +84,20 @@ def take_samples(sources: Iterable[Source]) -> list[Sample]:
 
 def _take_sample(source: Source, limit: int) -> Sample:
     texts: dict[str, list[str]] = defaultdict(list)
-    size, whole, reached = 0, True, 0
+    size = reached = 0
     for document in read_documents(source, 0, None, lambda *reject: None):
         if size >= limit:
-            whole = False
+            if source.splittable:
+                scale = source.bytes / reached
+            else:
+                scale = _scale_of_archive(source, texts, size)
             break
         reached = document.stop
         texts[document.domain].append(document.text)
         size += len(document.text.encode("utf-8"))
-    if whole:
+    else:  # it was read whole
         scale = 1.0
-    elif source.splittable:
-        scale = source.bytes / reached
-    else:
-        scale = _scale_of_archive(source, texts, size)
-    return Sample(source, dict(texts), max(1.0, scale))
+    return Sample(dict(texts), max(1.0, scale))
 
 
 def _scale_of_archive(source: Source, texts: dict[str, list[str]], size: int) -> float:
@@ -120,8 +117,6 @@ def _decompression(source: Source) -> float:
     """Decompressed bytes for each stored byte at the beginning of an archive."""
     import pyarrow
 
-    if not source.path.endswith((".gz", ".zst")):
-        return 1.0
     with open(source.path, "rb", buffering=0) as raw:
         kind = "gzip" if source.path.endswith(".gz") else "zstd"
         stream = pyarrow.CompressedInputStream(raw, kind)
@@ -131,27 +126,25 @@ def _decompression(source: Source) -> float:
         return size / max(1, raw.tell())
 
 
-def estimate_domains(samples: list[Sample], tokenizer_file: Path | None) -> dict[str, Estimate]:
+def estimate_domains(samples: list[Sample], tokenizer_file: Path) -> dict[str, Estimate]:
     """Add the samples up, per domain in sorted order.
 
     Args:
-        tokenizer_file: `tokenizer.json` to count tokens and time with, or None to count no tokens.
+        tokenizer_file: `tokenizer.json` to count tokens and time with.
     """
     from apex_composer.data_prep.tokens.word_encoder import read_encoder
 
-    encode = read_encoder(str(tokenizer_file)) if tokenizer_file else None
+    encode = read_encoder(str(tokenizer_file))
     estimates: dict[str, Estimate] = defaultdict(Estimate)
     for sample in samples:
         for domain, texts in sample.texts.items():
             estimate = estimates[domain]
-            size = sum(len(text.encode("utf-8")) for text in texts)
             estimate.sampled += len(texts)
             estimate.documents += sample.scale * len(texts)
-            estimate.text_bytes += sample.scale * size
-            if encode is not None:
-                tokens, seconds, part = _measure(encode, texts)
-                estimate.tokens += sample.scale * (tokens / part + 2 * len(texts))
-                estimate.seconds += sample.scale * seconds / part
+            estimate.text_bytes += sample.scale * sum(len(text.encode()) for text in texts)
+            tokens, seconds, part = _measure(encode, texts)
+            estimate.tokens += sample.scale * (tokens / part + 2 * len(texts))
+            estimate.seconds += sample.scale * seconds / part
     return dict(sorted(estimates.items()))
 
 

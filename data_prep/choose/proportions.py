@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.read.domains import ALIASES, LLAMA1
 
@@ -41,8 +43,6 @@ def read_proportions(name: str) -> dict[str, float] | None:
 
 
 def _parse(path: Path) -> Any:
-    import yaml
-
     try:
         text = path.read_text(encoding="utf-8")
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -85,7 +85,7 @@ def _find(proportions: Mapping[str, float], domain: str) -> str | None:
     return domain if domain in proportions else names.get(ALIASES.get(domain, domain))
 
 
-def make_streams(folder: str, shares: Mapping[str, float], remote: str | None = None) -> str:
+def streams_block(folder: str, shares: Mapping[str, float], remote: str | None = None) -> str:
     """Write the `streams:` block of llm-foundry's `text` dataloader.
 
     Args:
@@ -93,12 +93,12 @@ def make_streams(folder: str, shares: Mapping[str, float], remote: str | None = 
         shares: parts of the domains, adding up to 1.
         remote: address of the split in a remote store; `folder` is its cache then. Default: None.
     """
-    lines = ["streams:  # proportions in percent"]
-    for domain, share in shares.items():
-        lines += [
-            f"  {domain}:",
-            f"    local: {json.dumps(f'{folder}/{domain}')}",
-            f"    remote: {json.dumps(remote and f'{remote}/{domain}')}",
-            f"    proportion: {round(100 * share, 6)}",
-        ]
-    return "\n".join(lines) + "\n"
+    streams = {
+        domain: {
+            "local": f"{folder}/{domain}",
+            "remote": remote and f"{remote}/{domain}",
+            "proportion": round(100 * share, 6),  # in percent
+        }
+        for domain, share in shares.items()
+    }
+    return yaml.safe_dump({"streams": streams}, sort_keys=False)

@@ -12,6 +12,8 @@ from apex_composer.data_prep.errors import ShortfallError
 
 BEYOND = -1  # in no split: the budgets are filled
 DUPLICATE = -2  # in no split: the same text is in an earlier one, or in validation already
+# The split that takes every text once, whatever the domain.
+UNIQUE = "validation"
 # Hashes that are looked up at a time, to bound the memory.
 AT_ONCE = 1 << 20
 
@@ -26,7 +28,6 @@ def choose_splits(
     owners: np.ndarray,
     domains: Sequence[str],
     wants: Mapping[str, Want],
-    unique: str = "validation",
 ) -> np.ndarray:
     """Name the split of every document.
 
@@ -36,7 +37,6 @@ def choose_splits(
         owners: their domains, as indices into `domains`: [n].
         domains: names of the domains.
         wants: what each split takes, in the order in which the smallest hashes are given away.
-        unique: split that takes every text once, whatever the domain. Default: "validation".
 
     Returns:
         int8 [n]: indices into `wants`, BEYOND, or DUPLICATE. No text is in two splits.
@@ -54,7 +54,7 @@ def choose_splits(
             free = member[codes[member] == BEYOND]
             free = free[~_contained(hashes[free], chosen_before)]
             free = free[np.argsort(hashes[free], kind="stable")]
-            if name == unique:  # the first copy in the order of the input
+            if name == UNIQUE:  # the first copy in the order of the input
                 free = free[_first_copies(hashes[free])]
             chosen = _take(hashes[free], lengths[free], want, domain)
             if chosen is None:
@@ -62,7 +62,7 @@ def choose_splits(
                 missing[domain] = f"{name}/{domain} needs {need:,} tokens and has {have:,}"
                 continue
             codes[free[:chosen]] = code
-            if name == unique:
+            if name == UNIQUE:
                 chosen_before = np.union1d(chosen_before, hashes[member[codes[member] == code]])
         taken = np.union1d(taken, hashes[codes == code])
     if missing:

@@ -65,12 +65,8 @@ def read_documents(
 
     Raises:
         SourceError: the file cannot be read, is no archive, or is damaged or cut short.
-        ValueError: a byte range of a source that cannot be split.
     """
-    if not source.splittable and (start, stop) != (0, None):
-        raise ValueError(
-            f"{source.path} cannot be split: start={start}, stop={stop} must be 0 and None."
-        )
+    assert source.splittable or (start, stop) == (0, None), source.path
     number = 0
     with ExitStack() as stack:
         path = _enter(stack, local_copy(source.path, cache), source, "fetched")

@@ -64,18 +64,18 @@ def open_lines(path: Path) -> Iterator[BinaryIO]:
     if path.suffix in COMPRESSED and path.stat().st_size == 0:
         raise EOFError("the archive has no bytes")
     with path.open("rb", buffering=READ_BUFFER) as raw:
+        if path.suffix not in COMPRESSED:
+            yield raw
+            return
         if path.suffix == ".gz":
-            # GzipFile.readline runs in Python; the reader around it makes lines in C.
-            with io.BufferedReader(gzip.GzipFile(fileobj=raw), READ_BUFFER) as stream:
-                yield stream
-        elif path.suffix == ".zst":
+            decompressed = gzip.GzipFile(fileobj=raw)
+        else:
             import pyarrow
 
             decompressed = pyarrow.CompressedInputStream(raw, "zstd")
-            with io.BufferedReader(decompressed, READ_BUFFER) as stream:
-                yield stream
-        else:
-            yield raw
+        # GzipFile.readline runs in Python; the reader around it makes lines in C.
+        with io.BufferedReader(decompressed, READ_BUFFER) as stream:
+            yield stream
 
 
 def read_lines(stream: BinaryIO, offset: int, limit: int) -> Iterator[Line]:

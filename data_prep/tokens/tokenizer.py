@@ -34,15 +34,6 @@ class TokenizerFacts:
     eos: int
 
 
-def tokenizer_hash(folder: Path) -> str:
-    """Hash what decides the tokens of a text, from a saved tokenizer.
-
-    Args:
-        folder: with `tokenizer.json`.
-    """
-    return hash_backend((folder / "tokenizer.json").read_text(encoding="utf-8"))
-
-
 def hash_backend(description: str) -> str:
     """Hash what decides the tokens of a text: sha256 of the model and of what comes before it.
 
@@ -90,7 +81,7 @@ def load_tokenizer(name: str, folder: Path) -> TokenizerFacts:
         raise OSError(f"the tokenizer cannot be written to {folder}: {error}") from error
     return TokenizerFacts(
         name=name,
-        sha256=tokenizer_hash(folder),
+        sha256=hash_backend((folder / "tokenizer.json").read_text(encoding="utf-8")),
         # Not their number, which is smaller where the ids have gaps.
         vocabulary_size=max(tokenizer.get_vocab().values()) + 1,
         bos=tokenizer.bos_token_id,

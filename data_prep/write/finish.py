@@ -12,7 +12,6 @@ from apex_composer.data_prep.choose.document_index import (
     Corpus,
     Stream,
     check_streams,
-    count_rejects,
     make_streams,
     read_corpus,
     select,
@@ -102,7 +101,7 @@ def check_rejects(out: Path, plan: Plan, corpus: Corpus, max_reject_rate: float)
         ValueError: the share is above it; the message names the first bad lines.
     """
     first = _write_rejects(out, plan, corpus)
-    rejected = sum(map(count_rejects, corpus.reports))
+    rejected = sum(report.rejected for report in corpus.reports)
     lines = rejected + sum(report.documents for report in corpus.reports)
     if rejected > max_reject_rate * lines:
         shown = "\n  ".join(f"{e['file']}:{e['line']}: {e['reason']}" for e in first)

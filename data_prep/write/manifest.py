@@ -10,14 +10,9 @@ from typing import Any
 import numpy as np
 
 from apex_composer.data_prep.atomic_files import read_json
-from apex_composer.data_prep.choose.document_index import (
-    Corpus,
-    Stream,
-    count_left_out,
-    count_rejects,
-)
+from apex_composer.data_prep.choose.document_index import Corpus, Stream, count_left_out
 from apex_composer.data_prep.choose.job_plan import Plan
-from apex_composer.data_prep.choose.proportions import make_streams, share_out
+from apex_composer.data_prep.choose.proportions import share_out, streams_block
 from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.paths import MANIFEST, TOKENIZER_FOLDER
@@ -86,13 +81,12 @@ def _count_domains(corpus: Corpus, codes: np.ndarray) -> dict[str, Counts]:
     for report in corpus.reports:
         for domain, counts in report.domains.items():
             totals[domain].update(counts)
-    left_out = count_left_out(corpus, codes)
     return {
         domain: {
             "documents": counts["documents"],
             "documents_not_tokenised": counts["documents"] - counts["documents_tokenised"],
             "tokens": int(corpus.lengths[corpus.owners == number].sum(dtype=np.int64)),
-            **left_out[domain],
+            **count_left_out(corpus, codes, number),
         }
         for number, (domain, counts) in enumerate(totals.items())
     }
@@ -129,7 +123,7 @@ def _describe_sources(plan: Plan, corpus: Corpus) -> list[dict[str, Any]]:
     for (number, _, _), report in zip(plan.pieces, corpus.reports, strict=True):
         hashes[number].update(bytes.fromhex(report.content))
         sources[number]["documents"] += report.documents
-        sources[number]["rejects"] += count_rejects(report)
+        sources[number]["rejects"] += report.rejected
     for source, digest in zip(sources, hashes, strict=True):
         source["content_blake2b"] = digest.hexdigest()
     return sources
@@ -153,8 +147,8 @@ def write_streams(manifest: Manifest, out: Path, remote: str | None = None) -> s
         if not filled:
             continue
         shares = share_out(options["proportions"], filled)[0]
-        streams = make_streams(f"{folder}/{split}", shares, remote and f"{remote}/{split}")
-        blocks.append(f"# {split}\n{streams}")
+        streams = streams_block(f"{folder}/{split}", shares, remote and f"{remote}/{split}")
+        blocks.append(f"# {split}, proportions in percent\n{streams}")
     # One block is a YAML document: paste the one that the run shall use.
     return note + "---\n".join(blocks)
 

@@ -6,7 +6,6 @@ from apex_composer.data_prep import prepare
 from apex_composer.data_prep.dry_run import (
     check_needs,
     estimate_preparation,
-    show_bytes,
     show_hours,
 )
 
@@ -34,8 +33,7 @@ def test_estimates_of_every_kind_of_file_are_close(tmp_path):
         assert found.tokens == pytest.approx(manifest["read"][domain]["tokens"], rel=0.05)
 
 
-def test_durations_and_sizes_have_the_unit_that_fits():
+def test_durations_have_the_unit_that_fits():
     assert [show_hours(hours) for hours in (2, 0.5, 0.01)] == [
         "2.0 hours", "30.0 minutes", "36.0 seconds",
     ]  # fmt: skip
-    assert [show_bytes(count) for count in (12, 3400, 5e12)] == ["12 B", "3.4 kB", "5 TB"]

@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,11 @@ import pyarrow.parquet
 from corpus import sentences
 from prepared import tokenizer_folder
 
+from apex_composer.data_prep.paths import TOKENIZER_FOLDER
 from apex_composer.data_prep.read.documents import LINE_LIMIT
 from apex_composer.data_prep.read.sources import Source
 from apex_composer.data_prep.tokens.piece import PieceTask
+from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts
 
 LARGEST = 1_000  # MB of a worker
 WORKER = """
@@ -29,17 +32,15 @@ def work_on(path: Path, part: float = 1.0) -> tuple[list, float]:
     """Documents and rejects of a file, of which a part is tokenised, and the megabytes it took."""
     size, splittable = path.stat().st_size, path.suffix == ".jsonl"
     task = PieceTask(
-        folder=path.parent / "piece",
+        out=path.parent,
+        number=0,
         source=Source(str(path), "book", "jsonl", size, splittable),
         start=0,
         stop=None,
         kept={"book": part},
-        tokenizer_file=tokenizer_folder() / "tokenizer.json",
-        bos=0,
-        eos=1,
-        dtype="uint16",
-        downloads=path.parent,
+        tokenizer=TokenizerFacts("t", "", vocabulary_size=320, bos=0, eos=1),
     )
+    shutil.copytree(tokenizer_folder(), path.parent / TOKENIZER_FOLDER)
     command = [sys.executable, "-c", WORKER]
     result = subprocess.run(command, input=pickle.dumps(task), capture_output=True, check=True)
     counts, megabytes = map(json.loads, result.stdout.splitlines())

@@ -41,13 +41,10 @@ def test_options_are_checked_at_once_and_named(option, value):
 
 
 def test_splits_follow_from_the_budgets():
-    assert Options().splits == ("validation", "train")
-    assert Options(train_tokens=4 * 10**9, cpt_tokens=10**10).splits == (
-        "validation",
-        "train",
-        "cpt",
-    )
-    assert Options(val_tokens=None, cpt_tokens=10**10).splits == ("cpt",)
+    assert Options().budgets == {"validation": 2_000_000, "train": None}
+    both = Options(train_tokens=4 * 10**9, cpt_tokens=10**10).budgets
+    assert list(both) == ["validation", "train", "cpt"] and both["train"] == 4 * 10**9
+    assert Options(val_tokens=None, cpt_tokens=10**10).budgets == {"cpt": 10**10}
     assert Options().takes_all and not Options(train_tokens=5000).takes_all
 
 

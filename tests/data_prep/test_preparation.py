@@ -108,7 +108,7 @@ def test_the_streams_may_be_named_anew_when_all_is_done(prepared, tmp_path):
     folder, _ = prepared
     out = shutil.copytree(folder / "out", tmp_path / "out")
     run(folder / "corpus", out, streams_folder="/elsewhere")
-    assert '"/elsewhere/train/book"' in (out / "streams.yaml").read_text()
+    assert " /elsewhere/train/book\n" in (out / "streams.yaml").read_text()
     assert verify(out, workers=1) == []
 
 

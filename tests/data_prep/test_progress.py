@@ -41,9 +41,9 @@ def test_the_bar_of_phase_1_moves_with_every_news_and_ends_with_the_bytes():
     assert bar.bar.n == 200
     bar.advance(news | {"source": "b.gz", "characters": 90})  # 3 characters a byte, as a guess
     assert bar.bar.n == 230
-    bar.finish_piece({"source": "a.jsonl", "bytes": 100, "characters": 50})
+    bar.finish_piece("a.jsonl", stored=100, characters=50)
     assert bar.bar.n == 280 and "0/2 files, 2 documents, 40 tokens" in bar.bar.postfix
-    bar.finish_piece({"source": "b.gz", "bytes": 100, "characters": 90})
+    bar.finish_piece("b.gz", stored=100, characters=90)
     assert bar.bar.n == 350 and "1/2 files" in bar.bar.postfix
     bar.advance(news | {"source": "a.jsonl", "characters": 900})
     assert bar.bar.n == 450  # never beyond the end
@@ -53,6 +53,6 @@ def test_the_bar_of_phase_1_moves_with_every_news_and_ends_with_the_bytes():
 def test_files_of_unknown_size_do_no_harm():
     bar = ReadingBar([("s3://bucket/b.gz", 0)])
     bar.advance({"documents": 1, "tokens": 2, "characters": 5, "source": "s3://bucket/b.gz"})
-    bar.finish_piece({"source": "s3://bucket/b.gz", "bytes": 0, "characters": 5})
+    bar.finish_piece("s3://bucket/b.gz", stored=0, characters=5)
     assert bar.bar.n == 0 and "1/1 files" in bar.bar.postfix
     bar.close(whole=True)

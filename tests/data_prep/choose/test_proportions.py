@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from apex_composer.data_prep.choose.proportions import (
     LLAMA1,
-    make_streams,
     read_proportions,
     share_out,
+    streams_block,
 )
 from apex_composer.data_prep.errors import SettingsError
 
@@ -40,5 +40,5 @@ def test_proportions_come_from_a_file(tmp_path):
 def test_the_streams_block_is_yaml_of_llm_foundry():
     import yaml
 
-    streams = yaml.safe_load(make_streams("/a b/train", {"cc": 0.67, "c4": 0.33}))["streams"]
+    streams = yaml.safe_load(streams_block("/a b/train", {"cc": 0.67, "c4": 0.33}))["streams"]
     assert streams["cc"] == {"local": "/a b/train/cc", "remote": None, "proportion": 67.0}

@@ -2,7 +2,7 @@ import json
 
 import pytest
 from corpus import write_jsonl
-from reading import read, source_of
+from reading import source_of
 
 from apex_composer.data_prep.errors import SourceError
 from apex_composer.data_prep.read.documents import read_documents
@@ -26,12 +26,6 @@ def test_an_error_of_the_caller_is_not_blamed_on_the_file(tmp_path):
     with pytest.raises(OSError, match="disk full") as caught:
         list(read_documents(source_of(path), 0, None, fail))
     assert not isinstance(caught.value, SourceError)
-
-
-def test_an_archive_has_no_byte_ranges(tmp_path):
-    path = write_jsonl(tmp_path / "x.jsonl.gz", ["one"])
-    with pytest.raises(ValueError, match="cannot be split: start=5"):
-        read(path, 5, None)
 
 
 def test_v1_languages_are_a_string_here_and_a_list_there(tmp_path):
