@@ -39,7 +39,7 @@ def test_the_text_of_older_checkpoints_is_read():
 def test_the_commands_read_a_checkpoint_of_version_0_1():
     path = Path(__file__).parents[1] / "before_rooms" / "ep0-ba5-rank0.pt"
     checkpoint = read_checkpoint(path)
-    assert checkpoint.layout == StagePlan("ba", (4, 7, 9), (True, True, True))
+    assert checkpoint.plan == StagePlan("ba", (4, 7, 9), (True, True, True))
     assert checkpoint.ended == 1
 
 
