@@ -130,7 +130,7 @@ class APEX(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Do the event's part."""
-        if event not in (Event.INIT, Event.BEFORE_LOAD, Event.AFTER_LOAD):
+        if event not in (Event.INIT, Event.AFTER_LOAD):
             check_owner(self._closing, state)
         getattr(self, f"_on_{event.value}")(state, logger)
 
@@ -177,6 +177,7 @@ class APEX(Algorithm):
         """Refuse stages that do not fill the run as soon as its length can be known."""
         if state.max_duration is not None and state.train_dataloader is not None:
             self._lay_out_stages(state)
+        state.callbacks.remove(self._closing)  # until it is loaded
 
     def _on_after_load(self, state: State, logger: Logger) -> None:
         """See where the run comes from, and put changed settings of the optimizer back."""

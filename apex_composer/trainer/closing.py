@@ -23,9 +23,9 @@ class Closing(Callback):
     Every run has its own, which knows that run's objects only: Python may collect a Trainer, and
     so close it, while the next one trains with the same algorithm.
 
-    It joins the callbacks after loading: there is nothing to load, but Composer would miss it in
-    older checkpoints. Should building the trainer fail before, the model is closed when the state
-    is collected, as Composer's own callbacks are.
+    It leaves the callbacks while a checkpoint is loaded: there is nothing to load, but Composer
+    would miss it in older checkpoints. Should loading fail, the model is closed when the state is
+    collected.
 
     Args:
         swiglu: the run's.
@@ -39,6 +39,7 @@ class Closing(Callback):
         self.handed_over = False
         self._swiglu = swiglu
         self._held: list[Expander | Attachment] = []
+        state.callbacks.append(self)
         weakref.finalize(state, self.close).atexit = False
 
     def attach(self, expander: Expander, optimizer: Optimizer) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from composer.core import Callback, State
 from composer.loggers import Logger
+from torch.optim.lr_scheduler import LambdaLR
 
 from apex_composer.trainer.optimizer_settings import alike, put_back, read_settings, set_base_rates
 from apex_composer.trainer.resuming import check_stages
@@ -12,16 +13,26 @@ from apex_composer.trainer.stage_plan import StagePlan
 
 
 def find_stagewise(state: State) -> Any:
-    """The scheduler `stagewise` that a run has now, or None.
+    """The scheduler `stagewise` that a run has now, perhaps within another one, or None.
 
-    Composer turns its schedulers into torch's, and keeps them in the closures of these only.
+    Composer turns its schedulers into functions of torch's: it is known by answering to these.
     """
-    functions = [f for s in state.schedulers for f in getattr(s, "lr_lambdas", ())]
-    cells = [
-        cell for function in functions for cell in getattr(function, "__closure__", None) or ()
-    ]
-    found = [cell.cell_contents for cell in cells]
-    return next((one for one in found if hasattr(one, "lr_multipliers")), None)
+    rates = next((found for found in state.callbacks if isinstance(found, StageRates)), None)
+    if rates is None:
+        return None
+    rates.scheduler = None
+    _rates_now(state)
+    return rates.scheduler
+
+
+def _rates_now(state: State) -> list[Any] | None:
+    """What schedulers say for every param group; the last one counts, as in Composer."""
+    rates = None
+    for scheduler in state.schedulers:
+        if isinstance(scheduler, LambdaLR):
+            pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+            rates = [base * factor(scheduler.last_epoch) for base, factor in pairs]
+    return rates
 
 
 class StageRates(Callback):
@@ -36,20 +47,27 @@ class StageRates(Callback):
     Args:
         settings: `read_settings` of the optimizer, before a checkpoint is loaded.
         batch: where the run stands.
+
+    Attributes:
+        scheduler: the one that was called last.
     """
 
     def __init__(self, settings: list[dict[str, Any]], batch: int):
+        self.scheduler: Any = None
         self._optimizer, self._late = settings, batch > 0
         self._lrs = [group["lr"] for group in settings]
         self._trained: list[dict[str, Any]] | None = None  # the checkpoint's `optimizer`
         self._rates: dict[str, Any] = {}  # of the checkpoint, then of this run's last fit
 
     @classmethod
-    def join(cls, state: State) -> None:
-        """Add one to a run that has none."""
-        if not any(isinstance(callback, cls) for callback in state.callbacks):
+    def join(cls, scheduler: Any, state: State) -> None:
+        """Take note of the scheduler that was called; a run without such a callback gets one."""
+        found = next((callback for callback in state.callbacks if isinstance(callback, cls)), None)
+        if found is None:
             settings = read_settings(state.optimizers[0], state.model)
-            state.callbacks.append(cls(settings, state.timestamp.batch.value))
+            found = cls(settings, state.timestamp.batch.value)
+            state.callbacks.append(found)
+        found.scheduler = scheduler
 
     def after_load(self, state: State, logger: Logger) -> None:
         """Put the settings' base rates and hyper-parameters back over those of a checkpoint."""
@@ -65,10 +83,10 @@ class StageRates(Callback):
         one of the run before.
         """
         self.check_fit(state)
-        scheduler = find_stagewise(state)
-        if state.timestamp.batch == 0 and scheduler is not None:
-            for group in state.optimizers[0].param_groups:
-                group["lr"] = group["initial_lr"] * scheduler.multiplier(state)
+        if state.timestamp.batch == 0 and find_stagewise(state) is not None:
+            groups = state.optimizers[0].param_groups
+            for group, rate in zip(groups, _rates_now(state), strict=True):
+                group["lr"] = rate
 
     def check_fit(self, state: State) -> None:
         """Compare the stages that have begun with those of the checkpoint, or of the fit before.

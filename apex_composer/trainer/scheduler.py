@@ -67,7 +67,7 @@ class StagewiseScheduler(ComposerScheduler):
         """
         if ssr != 1.0:
             raise ValueError(f"scale_schedule_ratio: got {ssr}, allowed with stagewise: 1.0")
-        StageRates.join(state)
+        StageRates.join(self, state)
         return self.multiplier(state)
 
     def multiplier(self, state: State) -> float:

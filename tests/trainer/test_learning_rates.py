@@ -1,12 +1,13 @@
 """Stages that have begun keep their rates, whatever scheduler `fit` brings."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from composer import Callback, Trainer
-from composer.optim import ConstantScheduler
+from composer.optim import ComposerScheduler, ConstantScheduler
 from composer_run import assert_same_weights, make_trainer, state_of
 from helpers import tiny_llama
 
@@ -102,6 +103,39 @@ def test_a_run_gets_the_callback_once():
     trainer = build(Watch(), stagewise(1.0, 0.4))
     trainer.fit()
     assert [type(c).__name__ for c in trainer.state.callbacks].count("StageRates") == 1
+
+
+class Halved(ComposerScheduler):
+    """Another scheduler around `stagewise`."""
+
+    def __init__(self, inner: StagewiseScheduler):
+        self.inner = inner
+
+    def __call__(self, state, ssr=1.0):
+        return 0.5 * self.inner(state, ssr)
+
+
+def halved(inner: StagewiseScheduler):
+    return lambda state: 0.5 * inner(state)
+
+
+@pytest.mark.parametrize("around", [Halved, halved, partial])
+def test_a_scheduler_within_another_one_is_checked_too(around, tmp_path):
+    with pytest.raises(ValueError, match="stages: the scheduler stagewise ends them at .*3ba"):
+        build(Watch(), around(StagewiseScheduler(["3ba", "3ba"], lr_multipliers=[1.0, 0.4])))
+    watch = Watch(stop=3)
+    trainer = build(watch, around(stagewise(1.0, 0.4)))
+    trainer.fit()
+    assert watch.rates == pytest.approx([(1.0 if around is partial else 0.5) * LR] * 3)
+    resumed = build(Watch(), around(stagewise(0.3, 0.4)), load_path=saved(trainer, tmp_path))
+    with pytest.raises(ValueError, match="lr x lr_multipliers: stage 0 has begun with 0.01"):
+        resumed.fit()
+
+
+def test_of_several_schedulers_the_last_one_has_the_first_batch_too():
+    watch = Watch()
+    build(watch, [stagewise(0.5, 0.1), ConstantScheduler(alpha=0.7)]).fit()
+    assert watch.rates == pytest.approx([0.7 * LR] * 6)
 
 
 def test_another_kind_of_scheduler_has_the_first_batch_to_itself():

@@ -188,6 +188,15 @@ def test_ways_of_sharding_that_apex_does_not_know_are_refused():
         check_run(trainer.state)
 
 
+@pytest.mark.parametrize("stages", [3, 7], ids=["not the algorithm's", "more than batches"])
+def test_a_trainer_that_cannot_be_built_leaves_an_ordinary_model_at_once(stages):
+    """Not only when Python comes round to it: the next trainer may have the model by then."""
+    model, scheduler = tiny_llama(layers=1), StagewiseScheduler(stages, [1.0] * stages)
+    with pytest.raises(ValueError, match="stages: "):
+        make_trainer(APEX(stages=2, fused_swiglu=True), model=model, schedulers=scheduler)
+    assert all("forward" not in module.__dict__ for module in model.modules())
+
+
 def test_kernels_that_cannot_run_are_refused_at_init(monkeypatch):
     monkeypatch.setattr("apex_composer.triton_kernels.tiles.LARGEST_BLOCK", 3)
     ops.resolve_monarch.cache_clear()
