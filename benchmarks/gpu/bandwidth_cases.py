@@ -4,20 +4,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-import checkout
 import torch
 import torch.nn.functional as F
+import traffic
 from machine import is_importable
 from monarch_case import LLAMA_2_7B, TINYLLAMA, MonarchCase, Shape
 from torch import Tensor
 
-checkout.activate()
-
-import traffic  # noqa: E402
-
-from apex_composer import triton_kernels  # noqa: E402
-from apex_composer.ops import reference  # noqa: E402
-from apex_composer.ops.dispatch import swiglu_kernel  # noqa: E402
+from apex_composer import triton_kernels
+from apex_composer.ops import reference
+from apex_composer.ops.dispatch import swiglu_kernel
 
 Launch = Callable[[], object]
 

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import checkout
-from report import failed, print_table, read_json, write_json
+from machine import choose_device, describe, needs_pytest, now, progress_bar
+from report import Report, failed, print_table, read_json, write_json
 from tqdm.auto import tqdm
 
 checkout.activate()
-
-from machine import choose_device, describe, needs_pytest, now, progress_bar  # noqa: E402
 
 # Seconds of each part, and of grace for what it has begun: 1,455 in all at most.
 BUDGETS = {"correctness": 300, "bandwidth": 240, "training_step": 780}
@@ -71,7 +70,7 @@ def run_part(part: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         arguments.append("--small")
     start = time.monotonic()
     status, log = launch(part, arguments, budget + GRACE)
-    result = read_json(path) or {"part": part, "complete": False, "facts": {}, "lines": []}
+    result = read_json(path) or Report(part).as_dict()
     result |= {"date": now(), "exit_status": status, "seconds": round(time.monotonic() - start, 1)}
     if broke_down(result):
         tqdm.write(f"{part} broke down:\n{log}", file=sys.stderr)
@@ -120,12 +119,8 @@ def table_lines(parts: dict[str, Any]) -> list[dict[str, Any]]:
 
 def exit_status(parts: dict[str, Any], *, strict: bool) -> int:
     """1 where correctness fails or a part broke down; with `strict`, also for missed targets."""
-    correctness = parts.get("correctness")
-    wrong = correctness is not None and (
-        bool(failed(correctness["lines"])) or not correctness["complete"]
-    )
-    missed = strict and bool(failed(table_lines(parts)))
-    return int(wrong or missed or any(broke_down(result) for result in parts.values()))
+    missed = strict and failed(table_lines(parts))
+    return int(bool(missed) or any(result["exit_status"] for result in parts.values()))
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

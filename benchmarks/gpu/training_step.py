@@ -17,15 +17,7 @@ from pathlib import Path
 
 import checkout
 import torch
-from measuring import Deadline, seconds_of
-from report import Report, print_table
-from torch import Tensor
-from transformers.utils import is_flash_attn_2_available
-
-checkout.activate()
-
-from arms import ARMS, TINYLLAMA, Training, build_model  # noqa: E402
-from machine import (  # noqa: E402
+from machine import (
     choose_device,
     command_line,
     device_name,
@@ -34,6 +26,14 @@ from machine import (  # noqa: E402
     progress_bar,
     tf32_allowed,
 )
+from measuring import Deadline, seconds_of
+from report import Report, print_table
+from torch import Tensor
+from transformers.utils import is_flash_attn_2_available
+
+checkout.activate()
+
+from arms import ARMS, TINYLLAMA, Training, build_model  # noqa: E402
 from step_profile import write_profiles  # noqa: E402
 from step_results import missed_arms, report_arms  # noqa: E402
 
