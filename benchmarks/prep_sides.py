@@ -21,10 +21,8 @@ def run_pipeline(
 ) -> dict[str, float]:
     """A whole preparation: seconds, tokens in its shards, and their bytes."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        start = time.perf_counter()
-        convert(arguments, work / kind, Path(folder) / "out")
-        seconds = time.perf_counter() - start
-        return {"seconds": seconds, **measure_shards(Path(folder), arguments.sequence)}
+        spent, _ = timed(lambda: convert(arguments, work / kind, Path(folder) / "out"))
+        return spent | measure_shards(Path(folder), arguments.sequence)
 
 
 def convert_ours(arguments: argparse.Namespace, texts: Path, out: Path) -> None:
@@ -68,10 +66,8 @@ def run_in_memory(
         if characters >= BATCH_CHARACTERS:
             batches.append([])
             characters = 0
-    start, core = time.perf_counter(), core_seconds()
-    tokens = sum(len(tokens) for batch in batches for tokens in encode(batch))
-    spent = {"seconds": time.perf_counter() - start, "core_seconds": core_seconds() - core}
-    return spent | {"tokens": tokens}
+    spent, count = timed(lambda: sum(len(own) for batch in batches for own in encode(batch)))
+    return spent | {"tokens": count}
 
 
 def run_encode_batch_fast(arguments: argparse.Namespace, work: Path, kind: str) -> dict[str, float]:
@@ -109,9 +105,12 @@ def measure_shards(out: Path, sequence: int) -> dict[str, float]:
     return {"tokens": tokens, "bytes": sum(s["raw_data"]["bytes"] for s in shards.values())}
 
 
-def core_seconds() -> float:
-    """Seconds of computing so far, of this process and of those that it has ended."""
-    return sum(os.times()[:4])
+def timed(call: Callable[[], Any]) -> tuple[dict[str, float], Any]:
+    """Seconds of a call, and of computing by this process and those it has ended; its result."""
+    start, core = time.perf_counter(), sum(os.times()[:4])
+    result = call()
+    seconds = {"seconds": time.perf_counter() - start, "core_seconds": sum(os.times()[:4]) - core}
+    return seconds, result
 
 
 SIDES = {

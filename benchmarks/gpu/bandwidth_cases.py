@@ -68,11 +68,6 @@ def liger_swiglu() -> Callable[[Tensor, Tensor], Tensor] | None:
     return LigerSiLUMulFunction.apply
 
 
-def forward_of(swiglu: Callable, gate: Tensor, up: Tensor) -> Launch:
-    """A forward pass that keeps what the backward pass needs, as in training."""
-    return lambda: swiglu(gate, up)
-
-
 def backward_of(swiglu: Callable, gate: Tensor, up: Tensor, incoming: Tensor) -> Launch:
     """A backward pass that can be repeated."""
     product = swiglu(gate, up)
@@ -107,9 +102,10 @@ def swiglu_cases(size: tuple[int, ...], dtype: torch.dtype, device: torch.device
         return {name: one and launch_of(one, *tensors) for name, one in contestants.items()}
 
     passes = traffic.elementwise(*size_of, "gate, up, product", 3)
-    forward = rivals(forward_of, gate, up)
-    yield Case("K3", "SwiGLU forward", forward_of(kernel, gate, up), passes, forward)
-    yield Case("K3", "SwiGLU forward with sums", lambda: kernel(gate, up, sums), passes, forward)
+    # Forward passes keep what the backward pass needs, as in training.
+    forward = rivals(partial, gate, up)
+    yield Case("K3", "SwiGLU forward", partial(kernel, gate, up), passes, forward)
+    yield Case("K3", "SwiGLU forward with sums", partial(kernel, gate, up, sums), passes, forward)
     passes = traffic.elementwise(*size_of, "incoming, gate, up, gradients of gate and up", 5)
     tensors = gate, up, incoming
     launch = backward_of(kernel, *tensors)

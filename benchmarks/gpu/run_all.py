@@ -61,8 +61,7 @@ def launch(part: str, arguments: Sequence[str], limit: float) -> tuple[int, str]
 def run_part(part: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """A part's report, with its exit status and, where it broke down, what it said last."""
     path, budget = folder / f"{part}.json", getattr(options, f"{part}_budget")
-    arguments = ["--json", str(path), "--budget", str(budget)]
-    arguments += ["--device", options.device] if options.device else []
+    arguments = ["--json", str(path), "--budget", str(budget), "--device", options.device]
     if part == "training_step":
         profiles = options.out.with_suffix("") / "profiles"
         arguments += ["--profile", "missed", "--profiles", str(profiles), *options.step.split()]
@@ -135,7 +134,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         )  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="missed targets are errors too")
     parser.add_argument("--commit", help="where the checkout is not a git repository")
-    parser.add_argument("--device", help="default cuda; cpu interprets the kernels")
+    parser.add_argument("--device", default="cuda", help="cpu interprets the kernels")
     parser.add_argument("--small", action="store_true", help="tiny shapes of kernels in bandwidth")
     parser.add_argument(
         "--step", default="", help="further options of training_step.py in one string"
