@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-BATCH_CHARACTERS = 1 << 19
+from apex_composer.data_prep.tokens.long_texts import batch_parts
 
 
 def run_pipeline(
@@ -57,15 +57,10 @@ def convert_with_llmfoundry(arguments: argparse.Namespace, texts: Path, out: Pat
 def run_in_memory(
     arguments: argparse.Namespace, work: Path, kind: str, encode: Callable[[list[str]], list[Any]]
 ) -> dict[str, float]:
-    """A tokenizer alone on texts in memory: seconds and tokens."""
-    batches, characters = [[]], 0
-    for line in (work / kind / "text" / "text.jsonl").open():
-        text = json.loads(line)["text"]
-        batches[-1].append(text)
-        characters += len(text)
-        if characters >= BATCH_CHARACTERS:
-            batches.append([])
-            characters = 0
+    """A tokenizer alone on texts in memory, in our pipeline's batches: seconds and tokens."""
+    lines = (work / kind / "text" / "text.jsonl").open()
+    texts = ((None, json.loads(line)["text"]) for line in lines)
+    batches = [[part for _, part, _ in batch] for batch in batch_parts(texts, gives_blank=False)]
     spent, count = timed(lambda: sum(len(own) for batch in batches for own in encode(batch)))
     return spent | {"tokens": count}
 

@@ -145,6 +145,5 @@ class Training:
         self._optimizer.step()
 
     def _autocast(self):
-        if self._precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        enabled = self._precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)

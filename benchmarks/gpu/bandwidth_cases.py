@@ -25,10 +25,7 @@ SHAPES = [
 ] + [shape._replace(matrices=8) for shape in LLAMA_2_7B[:2]]
 # samples, tokens, units, unit size; the channels' are also those of SwiGLU
 NORMS = {"heads": (4, 4096, 32, 64), "channels": (4, 4096, 5632, 1)}
-SMALL_SHAPES = [
-    Shape("small", 19, 20, 2, 4, axis=0, matrices=3),
-    Shape("small", 19, 20, 2, 4, axis=1, matrices=3),
-]
+SMALL_SHAPES = [Shape("small", 19, 20, 2, 4, axis=axis, matrices=3) for axis in (0, 1)]
 SMALL_NORMS = {"heads": (2, 9, 4, 6), "channels": (2, 9, 20, 1)}
 
 
