@@ -89,12 +89,6 @@ def parse() -> argparse.Namespace:
     numbers |= {"pairs": 20, "repeats": 3, "warmup": 2, "threads": 2}
     parser = command_line(__doc__.splitlines()[0], numbers)
     parser.add_argument("--goal", type=float, default=5.0, help="exit with 1 below this ratio")
-    parser.add_argument(
-        "--keep-memory",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="let malloc keep freed memory (glibc); --no-keep-memory measures its page faults too",
-    )
     return parser.parse_args()
 
 
@@ -102,8 +96,7 @@ def main() -> int:
     """Measure, print, compare with the goal."""
     arguments = parse()
     torch.set_num_threads(arguments.threads)
-    if arguments.keep_memory:
-        keep_memory()
+    keep_memory()
     with torch.no_grad():
         seconds = measure(arguments)
     results = {work: summarise(seconds, work) for work in WORK}

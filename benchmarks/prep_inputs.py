@@ -2,14 +2,13 @@
 
 import io
 import json
-from collections import Counter
 from collections.abc import Iterable
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apex_composer.data_prep.progress import progress_bar
-from apex_composer.data_prep.read.documents import read_documents
 from apex_composer.data_prep.read.sources import find_sources
+from apex_composer.demo.documents import take_documents
 from apex_composer.demo.embedded import write_embedded_corpus
 from apex_composer.demo.tokenizer import save_tokenizer, train_tokenizer
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 FAMILIES = ("byte-level", "sentencepiece")
 # A domain of the embedded corpus at most: all that there is, for start-up to be a small part.
 EMBEDDED_BYTES = 60_000_000
-FEW_BYTES = 100_000  # some sequences for every domain, and a hundredth of the whole at most
+FEW_CHARACTERS = 100_000  # some sequences for every domain, and a hundredth of the whole at most
 # Text that a tokenizer learns from: every so many-th document, up to this size.
 SAMPLE_BYTES = 30_000_000
 
@@ -32,31 +31,28 @@ def write_texts(data: Path | None, megabytes: float, work: Path) -> list[str]:
 
     Args:
         data: RedPajama folder, or None for the embedded corpus.
-        megabytes: text used at most, shared equally among the domains.
+        megabytes: text to take, shared equally among the domains (see `take_documents`).
         work: folder to write.
 
     Returns:
         The texts.
     """
     data = data or write_embedded_corpus(work / "embedded", domain_limit=EMBEDDED_BYTES)
-    sources = find_sources(data)
-    limit = megabytes * 1e6 / len({source.domain for source in sources})
-    texts, taken = {"all": [], "few": []}, Counter()
-    for source in progress_bar(sources, desc="reading", unit="file"):
-        for document in read_documents(source, 0, None, lambda *reject: None):
-            size = len(document.text.encode())
-            if taken[document.domain] + size > limit:
-                continue
-            texts["all"].append(document.text)
-            if taken[document.domain] < FEW_BYTES:
-                texts["few"].append(document.text)
-            taken[document.domain] += size
-    for kind, chosen in texts.items():
+    texts = take_documents(find_sources(data), int(megabytes * 1e6))
+    few = [
+        text
+        for own in texts.values()
+        for text, before in zip(own, accumulate(map(len, own), initial=0), strict=False)
+        if before < FEW_CHARACTERS
+    ]
+    whole = list(chain.from_iterable(texts.values()))
+    for kind, chosen in {"all": whole, "few": few}.items():
         (work / kind / "text").mkdir(parents=True)
         lines = (json.dumps({"text": text}) + "\n" for text in chosen)
         (work / kind / "text" / "text.jsonl").write_text("".join(lines))
-    print(f"{sum(taken.values()) / 1e6:.0f} MB of text: {dict(taken)}")
-    return texts["all"]
+    sizes = {domain: sum(len(text.encode()) for text in own) for domain, own in texts.items()}
+    print(f"{sum(sizes.values()) / 1e6:.0f} MB of text: {sizes}")
+    return whole
 
 
 def write_tokenizer(family: str, texts: list[str], vocabulary: int, folder: Path) -> None:

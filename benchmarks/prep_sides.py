@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-BATCH_CHARACTERS = 1 << 19
+from apex_composer.data_prep.tokens.long_texts import batch_parts
 
 
 def run_pipeline(
@@ -21,10 +21,8 @@ def run_pipeline(
 ) -> dict[str, float]:
     """A whole preparation: seconds, tokens in its shards, and their bytes."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        start = time.perf_counter()
-        convert(arguments, work / kind, Path(folder) / "out")
-        seconds = time.perf_counter() - start
-        return {"seconds": seconds, **measure_shards(Path(folder), arguments.sequence)}
+        spent, _ = timed(lambda: convert(arguments, work / kind, Path(folder) / "out"))
+        return spent | measure_shards(Path(folder), arguments.sequence)
 
 
 def convert_ours(arguments: argparse.Namespace, texts: Path, out: Path) -> None:
@@ -59,19 +57,12 @@ def convert_with_llmfoundry(arguments: argparse.Namespace, texts: Path, out: Pat
 def run_in_memory(
     arguments: argparse.Namespace, work: Path, kind: str, encode: Callable[[list[str]], list[Any]]
 ) -> dict[str, float]:
-    """A tokenizer alone on texts in memory: seconds and tokens."""
-    batches, characters = [[]], 0
-    for line in (work / kind / "text" / "text.jsonl").open():
-        text = json.loads(line)["text"]
-        batches[-1].append(text)
-        characters += len(text)
-        if characters >= BATCH_CHARACTERS:
-            batches.append([])
-            characters = 0
-    start, core = time.perf_counter(), core_seconds()
-    tokens = sum(len(tokens) for batch in batches for tokens in encode(batch))
-    spent = {"seconds": time.perf_counter() - start, "core_seconds": core_seconds() - core}
-    return spent | {"tokens": tokens}
+    """A tokenizer alone on texts in memory, in our pipeline's batches: seconds and tokens."""
+    lines = (work / kind / "text" / "text.jsonl").open()
+    texts = ((None, json.loads(line)["text"]) for line in lines)
+    batches = [[part for _, part, _ in batch] for batch in batch_parts(texts, gives_blank=False)]
+    spent, count = timed(lambda: sum(len(own) for batch in batches for own in encode(batch)))
+    return spent | {"tokens": count}
 
 
 def run_encode_batch_fast(arguments: argparse.Namespace, work: Path, kind: str) -> dict[str, float]:
@@ -109,9 +100,12 @@ def measure_shards(out: Path, sequence: int) -> dict[str, float]:
     return {"tokens": tokens, "bytes": sum(s["raw_data"]["bytes"] for s in shards.values())}
 
 
-def core_seconds() -> float:
-    """Seconds of computing so far, of this process and of those that it has ended."""
-    return sum(os.times()[:4])
+def timed(call: Callable[[], Any]) -> tuple[dict[str, float], Any]:
+    """Seconds of a call, and of computing by this process and those it has ended; its result."""
+    start, core = time.perf_counter(), sum(os.times()[:4])
+    result = call()
+    seconds = {"seconds": time.perf_counter() - start, "core_seconds": sum(os.times()[:4]) - core}
+    return seconds, result
 
 
 SIDES = {

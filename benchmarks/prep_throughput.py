@@ -18,10 +18,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from prep_inputs import FAMILIES, write_texts, write_tokenizer
-from prep_sides import SIDES, core_seconds
+from prep_sides import SIDES
 
 from apex_composer.data_prep.progress import progress_bar
 from apex_composer.data_prep.tokens.tokenizer import load_tokenizer
@@ -77,23 +78,16 @@ def measure(
 
 def measure_here(arguments: argparse.Namespace) -> dict[str, float]:
     """The work of such a process: on a few documents per domain, then on all."""
-    run = SIDES[arguments.side]
-    run(arguments, arguments.work, "few")  # imports, which the next two do not repeat
-    few = [measure_once(arguments, "few") for _ in range(2)]
+    run = partial(SIDES[arguments.side], arguments, arguments.work)
+    run("few")  # imports, which the next two do not repeat
+    few = [run("few") for _ in range(2)]
     small = {name: min(one[name] for one in few) for name in few[0]}
-    result = measure_once(arguments, "all")
+    result = run("all")
     tokens = result["tokens"] - small["tokens"]
     result["startup"] = small["seconds"]
     result["rate"] = tokens / (result["seconds"] - small["seconds"])
     result["core_rate"] = tokens / (result["core_seconds"] - small["core_seconds"])
     return result
-
-
-def measure_once(arguments: argparse.Namespace, kind: str) -> dict[str, float]:
-    """One run, with the seconds of computing of this process and of those that it started."""
-    begin = core_seconds()
-    result = SIDES[arguments.side](arguments, arguments.work, kind)
-    return {"core_seconds": core_seconds() - begin} | result
 
 
 def report(measured: Measured) -> dict[str, dict[str, float]]:
@@ -135,12 +129,8 @@ def show(found: dict[str, dict[str, float]]) -> None:
 def measure_family(arguments: argparse.Namespace, work: Path, tokenizer: Path) -> Measured:
     """All sides in turn, as often as asked for."""
     measured: Measured = {side: [] for side in SIDES if side in arguments.sides}
-    with progress_bar(total=arguments.repeats * len(measured), unit="run") as bar:
-        for _ in range(arguments.repeats):
-            for side, results in measured.items():
-                bar.set_description(side, refresh=False)
-                results.append(measure(arguments, side, work, tokenizer))
-                bar.update()
+    for side in progress_bar([*measured] * arguments.repeats, desc=tokenizer.name, unit="run"):
+        measured[side].append(measure(arguments, side, work, tokenizer))
     return measured
 
 

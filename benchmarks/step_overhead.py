@@ -10,6 +10,7 @@ step times with its spread and the time that APEX's own parts take; exits with 1
 import argparse
 import statistics
 import sys
+from functools import partial
 
 import torch
 from paired import command_line, ratio_text, ratios, timed, turns, write
@@ -55,26 +56,24 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     shape = (arguments.batch, arguments.length)
 
     def batch() -> torch.Tensor:
-        return torch.randint(0, arguments.vocabulary, shape, generator=generator)
+        ids = torch.randint(0, arguments.vocabulary, shape, generator=generator)
+        return ids.to(arguments.device)
 
     def apex_step(ids: torch.Tensor) -> None:
         with expander.assessing():
             step(models["apex"], optimizers["apex"], ids)
 
+    arms = {"vanilla": partial(step, models["vanilla"], optimizers["vanilla"]), "apex": apex_step}
     with torch.no_grad(), expander.assessing():
-        models["apex"](batch().to(arguments.device))
+        models["apex"](batch())
     expander.begin_stage()
     expander.stopwatch.running = True
     seconds: dict[str, list[float]] = {"vanilla": [], "apex": [], "parts": []}
     for order in turns(models, arguments.warmup + arguments.steps):
-        ids = batch().to(arguments.device)
-        arms = {
-            "vanilla": lambda ids=ids: step(models["vanilla"], optimizers["vanilla"], ids),
-            "apex": lambda ids=ids: apex_step(ids),
-        }
+        ids = batch()
         for name in order:
             expander.stopwatch.read()
-            seconds[name].append(timed(arms[name]))
+            seconds[name].append(timed(partial(arms[name], ids)))
             if name == "apex":
                 seconds["parts"].append(expander.stopwatch.read() / 1000)
     return {name: own[arguments.warmup :] for name, own in seconds.items()}

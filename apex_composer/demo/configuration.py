@@ -40,11 +40,6 @@ def load_template(yaml: Path, out: Path, overrides: Sequence[str] = ()) -> DictC
         FileNotFoundError: there is no such file.
         ValueError: an override is not of the form key=value or names a key that does not exist.
     """
-    if not yaml.is_file():
-        raise FileNotFoundError(
-            f"yaml={str(yaml)!r} does not exist. Run from a checkout of the repository, or give "
-            "the path of its yamls/demo.yaml (--yaml)."
-        )
     template = OmegaConf.load(yaml)
     OmegaConf.set_struct(template, True)
     for override in overrides:

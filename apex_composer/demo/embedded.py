@@ -8,9 +8,7 @@ domain's validation documents.
 import ast
 import hashlib
 import json
-import os
 import re
-import shutil
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from apex_composer.data_prep.atomic_files import new_file, new_folder
 from apex_composer.data_prep.progress import progress_bar
 
 SOURCES_SKIPPED = {
@@ -61,16 +60,14 @@ def write_embedded_corpus(out: Path | str, *, domain_limit: int = 8_000_000) -> 
         "github": standard_library_sources,
         "packages": package_texts,
     }
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for domain, collect in collectors.items():
-        with progress_bar(
-            total=domain_limit, unit="B", unit_scale=True, desc=f"collecting {domain}"
-        ) as bar:
-            documents = choose_documents(collect(), domain_limit, bar)
-        records = ({"text": text, "meta": {"source": name}} for name, text in documents)
-        write_documents(partial / domain / f"{domain}.jsonl.zst", records)
-    os.replace(partial, out)
+    with new_folder(out) as partial:
+        for domain, collect in collectors.items():
+            with progress_bar(
+                total=domain_limit, unit="B", unit_scale=True, desc=f"collecting {domain}"
+            ) as bar:
+                documents = choose_documents(collect(), domain_limit, bar)
+            records = ({"text": text, "meta": {"source": name}} for name, text in documents)
+            write_documents(partial / domain / f"{domain}.jsonl.zst", records)
     return out
 
 
@@ -114,9 +111,7 @@ def standard_library_sources() -> Iterator[Document]:
             "own text (make train DATA=<folder>)."
         )
     for path in paths:
-        text = _read_text(path)
-        if text is not None:
-            yield f"stdlib/{path.relative_to(root).as_posix()}", text
+        yield f"stdlib/{path.relative_to(root).as_posix()}", _read_text(path)
 
 
 def documentation() -> Iterator[Document]:
@@ -127,10 +122,8 @@ def documentation() -> Iterator[Document]:
         yield f"pydoc/{name}", text
     root = Path(sysconfig.get_path("purelib"))
     for path in _python_files(root):
-        source = _read_text(path)
-        text = module_docstrings(source) if source else ""
-        if text:
-            yield f"docstrings/{path.relative_to(root).as_posix()}", text
+        text = module_docstrings(_read_text(path))
+        yield f"docstrings/{path.relative_to(root).as_posix()}", text
 
 
 def module_docstrings(source: str) -> str:
@@ -157,14 +150,11 @@ def module_docstrings(source: str) -> str:
 def package_texts() -> Iterator[Document]:
     """Yield the long description (usually the README) and the licences of installed packages."""
     for distribution in _distributions():
-        payload = distribution.metadata.get_payload()
-        text = payload if isinstance(payload, str) and payload.strip() else None
-        yield f"readme/{distribution.name}", text or distribution.metadata.get("Description", "")
+        yield f"readme/{distribution.name}", distribution.metadata.get("Description", "")
         for file in sorted(distribution.files or [], key=str):
             if ".dist-info" in str(file) and LICENCE_NAME.search(file.name):
                 text = _read_text(Path(str(distribution.locate_file(file))))
-                if text is not None:
-                    yield f"license/{distribution.name}/{file.name}", text
+                yield f"license/{distribution.name}/{file.name}", text
 
 
 def _distributions() -> list[metadata.Distribution]:
@@ -191,12 +181,12 @@ def _python_files(root: Path) -> list[Path]:
     )
 
 
-def _read_text(path: Path) -> str | None:
-    """Read UTF-8 text, or None where a file is missing or in another encoding."""
+def _read_text(path: Path) -> str:
+    """Read UTF-8 text; nothing where a file is missing or in another encoding."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        return None
+        return ""
 
 
 def _duplicate_key(text: str) -> str:
@@ -209,12 +199,11 @@ def write_documents(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write records of RedPajama's form as an archive of jsonl.
 
     Args:
-        path: file to write, `.jsonl.zst`, in a folder that does not exist.
+        path: file to write, `.jsonl.zst`; its folder is created when missing.
         records: each with its `text`.
     """
     import pyarrow
 
-    path.parent.mkdir(parents=True)
-    with pyarrow.output_stream(str(path), compression="zstd") as stream:
+    with new_file(path) as file, pyarrow.CompressedOutputStream(file, "zstd") as stream:
         for record in records:
             stream.write(json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n")

@@ -87,16 +87,15 @@ def prepare_from_scratch(
         clear(out)
         made = {"wanted": wanted, "text": write_text_and_tokenizer(sources, out, *sizes)}
         write_json(out / MADE_FROM, made)
-    manifests = {}
-    for folder in (out / TEXT / split for split in SPLITS):
-        if folder.is_dir():
-            target = out / folder.name
-            manifests[folder.name] = read_manifest(target) or prepare(
-                folder, target, tokenizer=out / TOKENIZER, options=options, workers=workers
-            )
+    given = {"tokenizer": out / TOKENIZER, "options": options, "workers": workers}
     splits = {split: {} for split in SPLITS}
-    splits |= {split: manifest["splits"]["train"] for split, manifest in manifests.items()}
-    return Prepared(**made["text"], tokenizer=manifests[PRETRAIN]["tokenizer"], splits=splits)
+    for split in SPLITS:
+        if (out / TEXT / split).is_dir():
+            manifest = read_manifest(out / split) or prepare(
+                out / TEXT / split, out / split, **given
+            )
+            splits[split] = manifest["splits"]["train"]
+    return Prepared(**made["text"], tokenizer=manifest["tokenizer"], splits=splits)
 
 
 def clear(out: Path) -> None:

@@ -34,9 +34,6 @@ def write_model_folder(
         architectures=["LlamaForCausalLM"],
         **architecture,
     )
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(tokenizer, partial)
-    config.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    shutil.copytree(tokenizer, folder)
+    config.save_pretrained(folder)

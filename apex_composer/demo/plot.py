@@ -9,8 +9,7 @@ from apex_composer.data_prep.atomic_files import new_file
 
 # Blue and vermillion of Okabe and Ito: apart for every kind of colour vision, and in grey.
 COLOURS = {"vanilla": "#0072B2", "apex": "#D55E00"}
-LABELS = {"vanilla": "vanilla", "apex": "APEX"}
-LINES = {"vanilla": "-", "apex": "--"}
+CURVES = {"vanilla": ("vanilla", "-"), "apex": ("APEX", "--")}
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -38,16 +37,16 @@ def plot_losses(path: Path, losses: dict[str, list[float]], summary: dict[str, A
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     batches = np.arange(1, len(losses["vanilla"]) + 1)
     window = max(1, len(batches) // 20)
-    for run in ("vanilla", "apex"):
+    for run, (label, line) in CURVES.items():
         values = np.array(losses[run])
         above.plot(batches, values, color=COLOURS[run], alpha=0.2, linewidth=0.8)
         total = summary[f"{run}_ppl"]["total"]
         above.plot(
             batches,
             smooth(values, window),
-            LINES[run],
+            line,
             color=COLOURS[run],
-            label=f"{LABELS[run]} (validation perplexity {total:.3f})",
+            label=f"{label} (validation perplexity {total:.3f})",
         )
     _draw_difference(below, batches, losses, window)
     for axes in (above, below):

@@ -15,12 +15,9 @@ STEPS = {
 
 def expected_minutes(template: Any) -> dict[str, float]:
     """Estimate the duration of every step on two CPU cores."""
-    batches, base = template.variables.batches, template.variables.base_batches
-    seconds = {"data": DATA} | {
-        run: RUN + BATCH * count
-        for run, count in (("base", base), ("vanilla", batches), ("apex", batches))
-    }
-    return {step: value / 60 for step, value in seconds.items()}
+    base, continued = template.variables.base_batches, template.variables.batches
+    batches = {"base": base, "vanilla": continued, "apex": continued}
+    return {"data": DATA / 60} | {run: (RUN + BATCH * n) / 60 for run, n in batches.items()}
 
 
 def describe_steps(minutes: dict[str, float]) -> str:

@@ -7,18 +7,15 @@ optimizers. Leaving an arm of APEX fuses its operators into the weights and take
 import gc
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import NamedTuple
 
-import checkout
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-checkout.activate()
-
-from apex_composer import Expander, FusedSwiGLU, find_sites  # noqa: E402
-from apex_composer.ops.full_precision import full_float32  # noqa: E402
+from apex_composer import Expander, FusedSwiGLU, find_sites
+from apex_composer.ops.full_precision import full_float32
 
 Step = Callable[[Tensor], None]
 
@@ -88,7 +85,6 @@ class Training:
         device: of the model.
         microbatch: sequences of one forward pass.
         precision: of the model: `bf16` by autocast, or `fp32`, without TF32 where it is allowed.
-        threshold: APEX's share of units on each side.
         lr: learning rate; small, because the data are random.
     """
 
@@ -99,11 +95,10 @@ class Training:
         *,
         microbatch: int,
         precision: str = "bf16",
-        threshold: float = 0.125,
         lr: float = 1e-5,
     ):
         self.model, self.device = model, device
-        self._microbatch, self._precision, self._threshold = microbatch, precision, threshold
+        self._microbatch, self._precision = microbatch, precision
         self._optimizer = torch.optim.AdamW(
             model.parameters(), lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True
         )
@@ -117,25 +112,19 @@ class Training:
             ids: [sequences, length] for the assessment before the stage; one microbatch is used.
         """
         gc.collect()  # what an arm before left in circles must not count in this one's memory
-        expander = None
-        if arm.implementation is not None:
-            expander = Expander(
-                find_sites(self.model),
-                threshold=self._threshold,
-                implementation=arm.implementation,
-            )
-        collector = None if expander is None else expander.assessment.reserve_norms
-        fused = FusedSwiGLU(self.model, True, collector=collector) if arm.fused else None
-        attachment = None if expander is None else self._begin(expander, ids)
-        try:
-            yield (lambda batch: self._step(batch, expander)), expander
-        finally:
+        expander = collector = None
+        with ExitStack() as leaving:  # in reverse
+            if arm.implementation is not None:
+                sites = find_sites(self.model)
+                expander = Expander(sites, threshold=0.125, implementation=arm.implementation)
+                collector = expander.assessment.reserve_norms
+            if arm.fused:
+                leaving.callback(FusedSwiGLU(self.model, True, collector=collector).remove)
             if expander is not None:
-                attachment.remove()
-                expander.fuse()
-                expander.remove()
-            if fused is not None:
-                fused.remove()
+                leaving.callback(expander.remove)
+                leaving.callback(expander.fuse)
+                leaving.callback(self._begin(expander, ids).remove)
+            yield (lambda batch: self._step(batch, expander)), expander
 
     def _begin(self, expander: Expander, ids: Tensor):
         with torch.no_grad(), expander.assessing(), self._autocast():
@@ -156,6 +145,5 @@ class Training:
         self._optimizer.step()
 
     def _autocast(self):
-        if self._precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        enabled = self._precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -4,20 +4,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-import checkout
 import torch
 import torch.nn.functional as F
+import traffic
 from machine import is_importable
 from monarch_case import LLAMA_2_7B, TINYLLAMA, MonarchCase, Shape
 from torch import Tensor
 
-checkout.activate()
-
-import traffic  # noqa: E402
-
-from apex_composer import triton_kernels  # noqa: E402
-from apex_composer.ops import reference  # noqa: E402
-from apex_composer.ops.dispatch import swiglu_kernel  # noqa: E402
+from apex_composer import triton_kernels
+from apex_composer.ops import reference
+from apex_composer.ops.dispatch import swiglu_kernel
 
 Launch = Callable[[], object]
 
@@ -29,10 +25,7 @@ SHAPES = [
 ] + [shape._replace(matrices=8) for shape in LLAMA_2_7B[:2]]
 # samples, tokens, units, unit size; the channels' are also those of SwiGLU
 NORMS = {"heads": (4, 4096, 32, 64), "channels": (4, 4096, 5632, 1)}
-SMALL_SHAPES = [
-    Shape("small", 19, 20, 2, 4, axis=0, matrices=3),
-    Shape("small", 19, 20, 2, 4, axis=1, matrices=3),
-]
+SMALL_SHAPES = [Shape("small", 19, 20, 2, 4, axis=axis, matrices=3) for axis in (0, 1)]
 SMALL_NORMS = {"heads": (2, 9, 4, 6), "channels": (2, 9, 20, 1)}
 
 
@@ -72,11 +65,6 @@ def liger_swiglu() -> Callable[[Tensor, Tensor], Tensor] | None:
     return LigerSiLUMulFunction.apply
 
 
-def forward_of(swiglu: Callable, gate: Tensor, up: Tensor) -> Launch:
-    """A forward pass that keeps what the backward pass needs, as in training."""
-    return lambda: swiglu(gate, up)
-
-
 def backward_of(swiglu: Callable, gate: Tensor, up: Tensor, incoming: Tensor) -> Launch:
     """A backward pass that can be repeated."""
     product = swiglu(gate, up)
@@ -111,9 +99,10 @@ def swiglu_cases(size: tuple[int, ...], dtype: torch.dtype, device: torch.device
         return {name: one and launch_of(one, *tensors) for name, one in contestants.items()}
 
     passes = traffic.elementwise(*size_of, "gate, up, product", 3)
-    forward = rivals(forward_of, gate, up)
-    yield Case("K3", "SwiGLU forward", forward_of(kernel, gate, up), passes, forward)
-    yield Case("K3", "SwiGLU forward with sums", lambda: kernel(gate, up, sums), passes, forward)
+    # Forward passes keep what the backward pass needs, as in training.
+    forward = rivals(partial, gate, up)
+    yield Case("K3", "SwiGLU forward", partial(kernel, gate, up), passes, forward)
+    yield Case("K3", "SwiGLU forward with sums", partial(kernel, gate, up, sums), passes, forward)
     passes = traffic.elementwise(*size_of, "incoming, gate, up, gradients of gate and up", 5)
     tensors = gate, up, incoming
     launch = backward_of(kernel, *tensors)

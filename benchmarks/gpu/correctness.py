@@ -8,18 +8,17 @@ shapes of real models too. What is not an option of this script goes to pytest.
 Exits with 1 where a test fails or finds no time to be run.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import checkout
+from machine import choose_device, command_line, needs_pytest
 from measuring import Deadline
 from report import Report, print_table
 
 checkout.activate()
-
-from machine import choose_device, command_line, needs_pytest  # noqa: E402
 
 FOLDER = checkout.ROOT / "tests" / "triton_kernels"
 TESTS = [FOLDER / f"test_kernel_{name}.py" for name in ("swiglu", "norms", "monarch", "steps")]
@@ -75,23 +74,20 @@ def _message(report) -> str:
     return " ".join(line.strip() for line in crash.message.splitlines()[:3])
 
 
-def run(
-    arguments: Sequence[str] = (), *, budget: float | None = None, path: Path | None = None
-) -> Report:
+def run(options: argparse.Namespace, arguments: Sequence[str]) -> Report:
     """All tests, each a line of the report.
 
     Args:
+        options: those of the script.
         arguments: further ones of pytest.
-        budget: seconds after which no further test begins.
-        path: of the JSON file.
     """
     import pytest
 
-    report = Report("correctness", path)
+    report = Report("correctness", options.json)
     settings = ["--rootdir", str(checkout.ROOT), "-c", str(checkout.ROOT / "pyproject.toml")]
     status = pytest.main(
         [*settings, "-q", "-p", "no:cacheprovider", *map(str, TESTS), *arguments],
-        plugins=[Recorder(report, Deadline(budget))],
+        plugins=[Recorder(report, Deadline(options.budget))],
     )
     report.facts["pytest_exit_status"] = int(status)
     report.complete = status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
@@ -104,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     needs_pytest()
     options, rest = command_line(__doc__).parse_known_args(arguments)
     choose_device(options.device)
-    report = run(rest, budget=options.budget, path=options.json)
+    report = run(options, rest)
     print_table(report.lines, "correctness")
     return int(not (report.complete and all(line["met"] for line in report.lines)))
 

@@ -41,8 +41,8 @@ def peak_flops(device_name: str) -> tuple[float | None, str]:
     return None, f"no peak is known for {device_name}"
 
 
-def choose_device(wanted: str | None) -> torch.device:
-    """The device of a benchmark, default the first GPU.
+def choose_device(wanted: str) -> torch.device:
+    """The device of a benchmark.
 
     Args:
         wanted: `cuda`, `cpu` (kernels interpreted: to try the scripts, its times mean nothing).
@@ -52,7 +52,7 @@ def choose_device(wanted: str | None) -> torch.device:
     """
     from apex_composer.triton_kernels import unavailable_reason
 
-    device = torch.device(wanted or "cuda")
+    device = torch.device(wanted)
     reason = unavailable_reason(device)
     if reason is not None:
         raise SystemExit(f"no benchmark on {device}: {reason}")
@@ -87,7 +87,7 @@ def progress_bar(iterable: Iterable[Any], **options: Any) -> tqdm:
 def command_line(description: str, **settings: Any) -> ArgumentParser:
     """What every part takes; further options are added to it."""
     parser = ArgumentParser(description=description.splitlines()[0], **settings)
-    parser.add_argument("--device", help="default cuda; cpu interprets the kernels")
+    parser.add_argument("--device", default="cuda", help="cpu interprets the kernels")
     parser.add_argument("--budget", type=float, help="seconds after which nothing more begins")
     parser.add_argument("--json", type=Path, help="write the result here")
     return parser
@@ -134,11 +134,9 @@ def now() -> str:
 
 def is_importable(package: str) -> bool:
     """Whether a package or module that only some machines have can really be imported."""
-    if find_spec(package.partition(".")[0]) is None:
-        return False
     try:
         import_module(package)
-    except Exception:  # a wheel for another torch fails with whatever its C code raises
+    except Exception:  # not there; or a wheel for another torch, whose C code raises whatever
         return False
     return True
 

@@ -2,15 +2,12 @@
 
 from typing import NamedTuple
 
-import checkout
 import torch
 from torch import Tensor
 
-checkout.activate()
-
-from apex_composer import triton_kernels  # noqa: E402
-from apex_composer.ops import reference  # noqa: E402
-from apex_composer.ops.monarch import MonarchFactors  # noqa: E402
+from apex_composer import triton_kernels
+from apex_composer.ops import reference
+from apex_composer.ops.monarch import MonarchFactors
 
 
 class Shape(NamedTuple):

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import checkout
-from report import failed, print_table, read_json, write_json
+from machine import choose_device, describe, needs_pytest, now, progress_bar
+from report import Report, failed, print_table, read_json, write_json
 from tqdm.auto import tqdm
 
 checkout.activate()
-
-from machine import choose_device, describe, needs_pytest, now, progress_bar  # noqa: E402
 
 # Seconds of each part, and of grace for what it has begun: 1,455 in all at most.
 BUDGETS = {"correctness": 300, "bandwidth": 240, "training_step": 780}
@@ -62,8 +61,7 @@ def launch(part: str, arguments: Sequence[str], limit: float) -> tuple[int, str]
 def run_part(part: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """A part's report, with its exit status and, where it broke down, what it said last."""
     path, budget = folder / f"{part}.json", getattr(options, f"{part}_budget")
-    arguments = ["--json", str(path), "--budget", str(budget)]
-    arguments += ["--device", options.device] if options.device else []
+    arguments = ["--json", str(path), "--budget", str(budget), "--device", options.device]
     if part == "training_step":
         profiles = options.out.with_suffix("") / "profiles"
         arguments += ["--profile", "missed", "--profiles", str(profiles), *options.step.split()]
@@ -71,7 +69,7 @@ def run_part(part: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         arguments.append("--small")
     start = time.monotonic()
     status, log = launch(part, arguments, budget + GRACE)
-    result = read_json(path) or {"part": part, "complete": False, "facts": {}, "lines": []}
+    result = read_json(path) or Report(part).as_dict()
     result |= {"date": now(), "exit_status": status, "seconds": round(time.monotonic() - start, 1)}
     if broke_down(result):
         tqdm.write(f"{part} broke down:\n{log}", file=sys.stderr)
@@ -120,12 +118,8 @@ def table_lines(parts: dict[str, Any]) -> list[dict[str, Any]]:
 
 def exit_status(parts: dict[str, Any], *, strict: bool) -> int:
     """1 where correctness fails or a part broke down; with `strict`, also for missed targets."""
-    correctness = parts.get("correctness")
-    wrong = correctness is not None and (
-        bool(failed(correctness["lines"])) or not correctness["complete"]
-    )
-    missed = strict and bool(failed(table_lines(parts)))
-    return int(wrong or missed or any(broke_down(result) for result in parts.values()))
+    missed = strict and failed(table_lines(parts))
+    return int(bool(missed) or any(result["exit_status"] for result in parts.values()))
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -140,7 +134,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         )  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="missed targets are errors too")
     parser.add_argument("--commit", help="where the checkout is not a git repository")
-    parser.add_argument("--device", help="default cuda; cpu interprets the kernels")
+    parser.add_argument("--device", default="cuda", help="cpu interprets the kernels")
     parser.add_argument("--small", action="store_true", help="tiny shapes of kernels in bandwidth")
     parser.add_argument(
         "--step", default="", help="further options of training_step.py in one string"

@@ -27,9 +27,8 @@ def write_profiles(
     """
     folder.mkdir(parents=True, exist_ok=True)
     times: dict[str, dict[str, float]] = {}
-    tables: dict[str, str] = {}
     for name in dict.fromkeys([*(ARMS[name].base for name in names), *names]):
-        times[name], tables[name], parts = _profile(training, name, ids)
+        times[name], table, parts = _profile(training, name, ids)
         path = folder / f"{name}.txt"
         base = ARMS[name].base
         text = f"{name}, one step of {len(ids)} sequences\n"
@@ -37,7 +36,7 @@ def write_profiles(
             text += f"APEX's own parts by its stopwatch: {parts:.3f} ms\n"
         if base != name:
             text += f"\n{_difference(times[name], times[base], base)}\n"
-        path.write_text(f"{text}\n{tables[name]}\n")
+        path.write_text(f"{text}\n{table}\n")
         report.add(f"{name}: profile", path.name, arm=name, apex_parts_milliseconds=parts)
 
 

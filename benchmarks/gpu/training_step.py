@@ -17,15 +17,7 @@ from pathlib import Path
 
 import checkout
 import torch
-from measuring import Deadline, seconds_of
-from report import Report, print_table
-from torch import Tensor
-from transformers.utils import is_flash_attn_2_available
-
-checkout.activate()
-
-from arms import ARMS, TINYLLAMA, Training, build_model  # noqa: E402
-from machine import (  # noqa: E402
+from machine import (
     choose_device,
     command_line,
     device_name,
@@ -34,6 +26,14 @@ from machine import (  # noqa: E402
     progress_bar,
     tf32_allowed,
 )
+from measuring import Deadline, seconds_of
+from report import Report, print_table
+from torch import Tensor
+from transformers.utils import is_flash_attn_2_available
+
+checkout.activate()
+
+from arms import ARMS, TINYLLAMA, Training, build_model  # noqa: E402
 from step_profile import write_profiles  # noqa: E402
 from step_results import missed_arms, report_arms  # noqa: E402
 
@@ -126,7 +126,7 @@ def run(device: torch.device, options: argparse.Namespace) -> Report:
     report = Report("training_step", options.json)
     # Profiles come last: leave them time.
     deadline = Deadline(options.budget and 0.9 * options.budget)
-    attention = options.attention or best_attention()
+    attention = best_attention()
     model = build_model(options, device, attention)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     training = Training(model, device, microbatch=options.microbatch, precision=options.precision)
@@ -160,9 +160,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help="number")
     parser.add_argument("--warmup", type=int, default=1, help="rounds that do not count")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of autocast")
-    parser.add_argument(
-        "--attention", help="flash_attention_2, sdpa or eager; default the first that is installed"
-    )
     parser.add_argument("--profile", nargs="?", choices=PROFILE, const="always", default="never")
     parser.add_argument(
         "--profiles", type=Path, default=Path("profiles"), help="folder of the profiles"

@@ -37,18 +37,18 @@ def test_shares_and_ratios_follow_from_the_times(device, monkeypatch):
 
     times = {ours: [0.004, 0.002, 0.003], theirs: [0.006]}
     monkeypatch.setattr(bandwidth, "device_seconds", lambda f, *_: (times[f], 1e-5))
-    copies = bandwidth.Copies(device, 1)
-    copies._seconds = {3_000_000: 0.0024, 1_000_000: 0.0006}
+    copies = {3_000_000: 0.0024, 1_000_000: 0.0006}
+    monkeypatch.setattr(bandwidth, "copy_seconds", lambda moved, *_: copies[moved])
     report = Report("bandwidth")
     case = Case("K1", "fold", ours, Traffic("x", 3_000_000, 1_000_000), {"bmm": theirs, "no": None})
-    bandwidth.measure(case, copies, report, device, 1)
+    bandwidth.measure(case, report, device, 1)
     own, other, missing = report.lines
     assert own["share_of_copy"] == pytest.approx(0.8) and own["met"]
     assert own["needed_share_of_copy"] == pytest.approx(0.2)
     assert "80.0 % of copy: 0.00 TB/s, 3.000 ms (20.0 % by" in own["found"]
     assert other["times_the_kernels"] == pytest.approx(2) and other["met"] is None
     assert missing["found"] == "no is not installed"
-    bandwidth.measure(case._replace(kernel="K2", others={}), copies, report, device, 1)
+    bandwidth.measure(case._replace(kernel="K2", others={}), report, device, 1)
     assert report.lines[-1]["met"] is False and report.lines[-1]["target"] == ">= 85 % of copy"
 
 
@@ -78,5 +78,5 @@ def test_the_weights_of_tinyllama_are_all_there():
 
 
 def test_no_group_begins_after_the_time_is_over(device):
-    report = bandwidth.run(device, small=True, repeats=1, budget=-1)
+    report = bandwidth.run(device, bandwidth.parse(["--small", "--repeats", "1", "--budget", "-1"]))
     assert not report.complete and "not run" in report.lines[-1]["found"]
