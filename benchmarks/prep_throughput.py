@@ -40,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=32_000, help="tokens of the tokenizer")
     parser.add_argument("--sequence", type=int, default=4096, help="tokens in a sequence")
     parser.add_argument("--cores", type=int, default=2, help="cores, workers and threads")
-    parser.add_argument("--megabytes", type=float, default=200.0, help="text used at most")
+    parser.add_argument("--megabytes", type=float, default=200.0, help="text to take")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each side")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     # How the benchmark starts itself for one measurement, so that no side warms another.
