@@ -86,8 +86,9 @@ def prepare(
     check_budgets(options, sorted({s.domain for s in sources if s.domain is not None}))
     with tempfile.TemporaryDirectory(prefix="apex-prep-") as folder:
         description = load_tokenizer(str(tokenizer), Path(folder))
-        check_ours(out)
-        if not overwrite:
+        if overwrite:
+            check_ours(out)
+        else:
             open_target(out, options, sources, description)  # before the lock writes anything
         with locked(out, shard):
             if overwrite:

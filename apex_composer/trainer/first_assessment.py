@@ -92,16 +92,8 @@ def assess_training_data(
         goal: how much to read; where the data ends before, a warning says so.
         device: where sums over ranks are made.
     """
-    done, bar = (
-        0,
-        progress_bar(
-            desc="apex: first assessment",
-            total=goal.total,
-            unit=goal.unit,
-            delay=5,
-            disable=global_rank() != 0,
-        ),
-    )
+    options = {"total": goal.total, "unit": goal.unit, "disable": global_rank() != 0}
+    done, bar = 0, progress_bar(desc="apex: first assessment", delay=5, **options)
     with undisturbed(dataloader), bar, _evaluating(model), torch.no_grad():
         for batch in _one_epoch(dataloader):
             forward(batch)
