@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from apex_composer.assessment.selection import Selection, seeded_generator
 from apex_composer.model.sites import Site
 from apex_composer.ops import reference
-from apex_composer.ops.monarch import MonarchFactors, init_factors, multiply
+from apex_composer.ops.monarch import MonarchFactors, add_gradients, init_factors, multiply
 
 
 class ExpansionOperator:
@@ -107,8 +107,7 @@ class ExpansionOperator:
                 self.disadvantageous,
                 axis=self.site.axis,
             )
-            for factor, own in zip(self.factors, part, strict=True):
-                factor.grad = own if factor.grad is None else factor.grad + own
+            add_gradients(self.factors, part)
 
     @torch.no_grad()
     def relative_norm(self) -> Tensor:
