@@ -27,6 +27,8 @@ LOCK = f"{WORK}/lock"
 # In how many parts the array job runs.
 PARTS = f"{WORK}/parts.json"
 PIECES = f"{WORK}/pieces"
+# What the manifest will say of every shard that is written.
+SHARDS = f"{WORK}/shards"
 
 # In the folder of a piece.
 TOKENS = "tokens.bin"

@@ -77,7 +77,8 @@ def prepare_from_scratch(
         As `prepare`, and ValueError for a vocabulary that cannot hold all bytes.
     """
     check_apart(data, out)
-    options = Options(sequence_length=sequence_length, val_tokens=None)
+    # Our own files, whatever a domain's name looks like.
+    options = Options(sequence_length=sequence_length, format="jsonl", val_tokens=None)
     sizes = [vocabulary_size, sequence_length, text_limit]
     sources = find_sources(data)
     dated = [asdict(date_source(source)) for source in sources]

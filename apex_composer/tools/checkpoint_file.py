@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apex_composer.data_prep.progress import progress_bar
 from apex_composer.trainer.stage_plan import StagePlan
 
 _BLOCK = 1 << 24
@@ -81,9 +82,11 @@ def read_checkpoint(path: Path | str) -> CheckpointFile:
 
 
 def hash_file(path: Path) -> str:
-    """The sha256 of a file that may be larger than the memory."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
+    """The sha256 of a file that may be larger than the memory, with a bar where it takes long."""
+    digest, size = hashlib.sha256(), path.stat().st_size
+    bar = progress_bar(desc="sha256", total=size, unit="B", unit_scale=True, delay=2)
+    with path.open("rb") as file, bar:
         while block := file.read(_BLOCK):
             digest.update(block)
+            bar.update(len(block))
     return digest.hexdigest()

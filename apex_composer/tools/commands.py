@@ -1,7 +1,7 @@
 """The commands `plan`, `doctor`, `show` and `branch` of `apex-composer`, with light imports."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -16,10 +16,10 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the YAML
 
 
 @contextmanager
-def status_of_errors(waiting: str) -> Iterator[None]:
+def status_of_errors(waiting: str | None) -> Iterator[None]:
     """One line for what the user can repair, and exit status 1."""
     try:
-        with console.status(waiting):
+        with console.status(waiting) if waiting else nullcontext():
             yield
     except (OSError, ValueError, TypeError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
@@ -44,7 +44,7 @@ def branch(
     """
     with status_of_errors("reading the checkpoint"):
         from apex_composer.tools.branch import write_branch
-
+    with status_of_errors(None):  # hashing has a bar of its own
         written = write_branch(checkpoint, yaml, out, changes or [], overwrite=overwrite)
     point = written.point
     console.print(f"{out}: run {written.run_name!r} goes on from batch {point['batch']}")

@@ -28,6 +28,9 @@ LEAST_DISK = 20_000_000_000
 BACKEND_SECONDS = 120.0
 
 
+# Among what they ask for are all that changes a run: torch has triton and CUDA's libraries,
+# transformers tokenizers.
+_ASKING = ("apex-composer", "llm-foundry", "torch", "transformers")
 _STYLES = {"ok": "green", "warning": "yellow", "failure": "red"}
 
 
@@ -66,11 +69,11 @@ def examine(config: Settings | None) -> Iterator[Finding]:
 
 
 def check_versions() -> Iterator[Finding]:
-    """Installed packages against the versions that this package and llm-foundry ask for."""
+    """Installed packages against the versions that those which compute ask for."""
     from packaging.requirements import Requirement
 
     wrong = []
-    packages = [name for name in ("apex-composer", "llm-foundry") if _installed(name)]
+    packages = [name for name in _ASKING if _installed(name)]
     for wanted in map(Requirement, chain.from_iterable(map(requires, packages))):
         if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
             found = _installed(wanted.name)

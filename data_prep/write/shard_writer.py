@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from apex_composer.data_prep.atomic_files import write_bytes
+from apex_composer.data_prep.atomic_files import read_json, write_bytes, write_json
 from apex_composer.data_prep.choose.document_index import Corpus, Stream
 from apex_composer.data_prep.choose.splits import stream_spans
-from apex_composer.data_prep.paths import TOKENS, piece_folder
+from apex_composer.data_prep.paths import SHARDS, TOKENS, piece_folder
 from apex_composer.data_prep.write.mds import (
     Shard,
     ShardFormat,
@@ -70,7 +70,7 @@ def _join(reads: np.ndarray) -> np.ndarray:
 def write_shard(
     task: dict[str, Any], report_progress: Callable[[int], None]
 ) -> tuple[str, int, Shard]:
-    """Write one shard.
+    """Write one shard and a record of it, unless an earlier run has done so.
 
     Args:
         task: one of `shard_tasks`.
@@ -82,23 +82,39 @@ def write_shard(
     Raises:
         DiskFullError: the disk is full.
     """
-    out, format = Path(task["out"]), task["format"]
+    out = Path(task["out"])
+    record = out / SHARDS / f"{task['name']}.json"
+    shard = read_json(record)
+    if shard is None or not _is_whole(out, shard):
+        shard = _write(out, task)
+        write_json(record, shard)
+    report_progress(task["tokens"])
+    return task["stream"], task["number"], shard
+
+
+def _is_whole(out: Path, shard: Shard) -> bool:
+    """Whether a recorded shard is there; its tokens need not be gathered and compressed again."""
+    path = out / shard["file"]
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == shard["sha256"]
+
+
+def _write(out: Path, task: dict[str, Any]) -> Shard:
+    format = task["format"]
     tokens = read_tokens(out, task["reads"], task["tokens"], format.dtype)
     sequences = tokens.reshape(-1, format.sequence_length)
     raw = encode_shard(sequences, format)
     content = compress(raw, format.compression)
     path = out / task["name"]
-    if not path.is_file() or path.read_bytes() != content:  # else an earlier run has written it
+    # A run killed between the shard and its record leaves a whole shard, which is kept.
+    if not path.is_file() or path.read_bytes() != content:
         write_bytes(path, content)
-    report_progress(len(tokens))
-    description = {
+    return {
         "sequences": len(sequences),
         "file": task["name"],
         "raw_bytes": len(raw),
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    return task["stream"], task["number"], description
 
 
 def read_tokens(out: Path, reads: np.ndarray, count: int, dtype: str) -> np.ndarray:

@@ -69,6 +69,14 @@ def test_domains_of_few_documents_end_in_what_they_have(prepared):
     assert min(sequences(made, "book")) > 0
 
 
+def test_a_domain_may_be_named_as_a_file_of_a_release(tmp_path):
+    for number, domain in enumerate(("github_sample", "my_sample")):
+        path = tmp_path / "corpus" / domain / "x.jsonl"
+        write_jsonl(path, [sentences(100 * number + seed, 40) for seed in range(20)])
+    made = prepare(tmp_path / "corpus", tmp_path / "out")
+    assert made.domains == list(made.splits["validation"]) == ["github_sample", "my_sample"]
+
+
 def test_the_same_input_gives_the_same_bytes(prepared, tmp_path):
     folder, made = prepared
     assert prepare(folder / "corpus", tmp_path, workers=2).splits == made.splits

@@ -1,15 +1,18 @@
 """`apex-composer branch` and `show`, from a real checkpoint to a run that trains."""
 
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 from composer_run import make_trainer
+from tqdm import tqdm
 from typer.testing import CliRunner
 
 from apex_composer import APEX
 from apex_composer.cli import app
+from apex_composer.tools import commands
 from apex_composer.tools.checkpoint_file import hash_file, read_checkpoint
 
 STAGES = ["2ba", "3ba"]
@@ -94,6 +97,29 @@ def test_a_branch_is_a_yaml_that_trains(parent, invoke, tmp_path):
     rows = [re.findall(r"[^│\s][^│]*", line) for line in text.splitlines() if "samples" in line]
     starts = [row[2].strip() for row in rows if len(row) == 6]
     assert starts == ["0", "2", "3"]
+
+
+def test_the_checkpoint_is_hashed_behind_a_bar(parent, invoke, tmp_path, monkeypatch):
+    shown, spinners = [], []
+
+    @contextmanager
+    def spinner(text):
+        spinners.append(text)
+        yield
+        spinners.pop()
+
+    class Bar(tqdm):
+        def update(self, n=1):
+            shown.append((self.total, n, len(spinners)))
+            return super().update(n)
+
+    monkeypatch.setattr(commands.console, "status", spinner)
+
+    monkeypatch.setattr("apex_composer.data_prep.progress.tqdm", Bar)
+    assert invoke(*branch_arguments(3, tmp_path / "child.yaml"))[0] == 0
+    size = (parent / checkpoint(3)).stat().st_size
+    assert sum(n for _, n, _ in shown) == size
+    assert {(total, live) for total, _, live in shown} == {(size, 0)}  # no spinner over the bar
 
 
 def test_show_tells_the_end_of_a_run(invoke):

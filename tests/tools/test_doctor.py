@@ -29,6 +29,17 @@ def test_versions(monkeypatch):
     assert "none-such missing, needed >=2" in text and "numpy" not in text and "x " not in text
 
 
+@pytest.mark.parametrize("package", ["triton", "tokenizers", "mosaicml", "torch"])
+def test_an_unfit_version_of_what_computes_is_found(monkeypatch, package):
+    installed = doctor._installed
+    monkeypatch.setattr(doctor, "_installed", lambda n: "0.0.1" if n == package else installed(n))
+    torch_asks = ["triton==3.3.0"]  # that of a CPU leaves it out
+    real = doctor.requires
+    monkeypatch.setattr(doctor, "requires", lambda n: torch_asks if n == "torch" else real(n))
+    status, text = found(doctor.check_versions())["versions"]
+    assert status == "warning" and f"{package} 0.0.1, needed" in text
+
+
 def test_a_cpu_needs_fp32(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert found(doctor.check_gpu({}))["GPU"][0] == "warning"

@@ -1,12 +1,13 @@
 """Shards that any worker writes for itself are the stream of the documents, cut."""
 
 import random
+import shutil
 
 import numpy as np
 import pytest
 
 from apex_composer.data_prep.choose.document_index import Corpus, Stream
-from apex_composer.data_prep.paths import TOKENS, piece_folder
+from apex_composer.data_prep.paths import PIECES, SHARDS, TOKENS, piece_folder
 from apex_composer.data_prep.write.mds import ShardFormat, encode_shard
 from apex_composer.data_prep.write.shard_writer import shard_tasks, write_shard
 
@@ -61,11 +62,21 @@ def test_a_whole_shard_is_kept_and_a_damaged_one_written_again(tmp_path, pieces)
     [task] = shard_tasks(tmp_path, corpus, [stream], FORMAT)
     path = tmp_path / write_shard(task, lambda tokens: None)[2]["file"]
     content, written = path.read_bytes(), path.stat().st_ino
+    (tmp_path / SHARDS / f"{task['name']}.json").unlink()  # a kill between the two
     write_shard(task, lambda tokens: None)
     assert path.stat().st_ino == written
     path.write_bytes(content[:-1])
     write_shard(task, lambda tokens: None)
     assert path.read_bytes() == content
+
+
+def test_a_shard_that_was_written_needs_no_pieces(tmp_path, pieces):
+    corpus, _ = pieces
+    stream = Stream("train", "book", np.arange(corpus.first[-1]), 0, 2, 0)
+    [task] = shard_tasks(tmp_path, corpus, [stream], FORMAT)
+    done, told = write_shard(task, lambda tokens: None), []
+    shutil.rmtree(tmp_path / PIECES)
+    assert write_shard(task, told.append) == done and told == [task["tokens"]]
 
 
 def test_a_piece_that_is_cut_short_is_named(tmp_path, pieces):
