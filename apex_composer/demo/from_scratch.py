@@ -15,14 +15,7 @@ from apex_composer.data_prep.preparation import prepare
 from apex_composer.data_prep.read.sources import Source, find_sources
 from apex_composer.data_prep.tokens.word_encoder import Encoder, make_encoder
 from apex_composer.data_prep.write.manifest import read_manifest
-from apex_composer.demo.documents import (
-    PRETRAIN,
-    SPLITS,
-    TRAIN,
-    Texts,
-    divide,
-    take_documents,
-)
+from apex_composer.demo.documents import PRETRAIN, SPLITS, TRAIN, Texts, divide, take_documents
 from apex_composer.demo.embedded import write_documents
 from apex_composer.demo.tokenizer import save_tokenizer, train_tokenizer
 

@@ -11,13 +11,7 @@ from apex_composer.data_prep.atomic_files import read_json, write_bytes, write_j
 from apex_composer.data_prep.choose.document_index import Corpus, Stream
 from apex_composer.data_prep.choose.splits import stream_spans
 from apex_composer.data_prep.paths import SHARDS, TOKENS, piece_folder
-from apex_composer.data_prep.write.mds import (
-    Shard,
-    ShardFormat,
-    compress,
-    encode_shard,
-    shard_name,
-)
+from apex_composer.data_prep.write.mds import Shard, ShardFormat, compress, encode_shard, shard_name
 
 
 def shard_tasks(
