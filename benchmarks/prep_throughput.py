@@ -62,9 +62,8 @@ def measure(
 ) -> dict[str, float]:
     """Measure one side in a process of its own, with start-up subtracted."""
     command = [sys.executable, __file__, "--side", side, "--work", str(work)]
-    command += ["--tokenizer", str(tokenizer)]
-    for name in ("sequence", "cores"):
-        command += [f"--{name}", str(getattr(arguments, name))]
+    command += [f"--tokenizer={tokenizer}", f"--sequence={arguments.sequence}"]
+    command += [f"--cores={arguments.cores}"]
     environment = os.environ | {
         "RAYON_NUM_THREADS": str(arguments.cores),
         "TOKENIZERS_PARALLELISM": "true" if arguments.cores > 1 else "false",

@@ -19,7 +19,7 @@ from apex_composer.data_prep.choose.estimate import Estimate, estimate_domains, 
 from apex_composer.data_prep.errors import DiskFullError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.read.sources import find_sources
-from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts, load_tokenizer, token_type
+from apex_composer.data_prep.tokens.tokenizer import load_tokenizer, token_type
 from apex_composer.data_prep.workers import check_workers
 
 # Reading and parsing a file whose documents are mostly left out: bytes of text per second and core.
@@ -74,26 +74,16 @@ def estimate_preparation(
     Raises:
         As `prepare` before it writes anything.
     """
-    options, workers = options or Options(), check_workers(workers)
+    out, options, workers = Path(out), options or Options(), check_workers(workers)
     sources = find_sources(input, options.format)
     with tempfile.TemporaryDirectory(prefix="apex-prep-") as folder:
-        description = load_tokenizer(str(tokenizer), Path(folder))
+        vocabulary = load_tokenizer(str(tokenizer), Path(folder)).vocabulary_size
         estimates = estimate_domains(take_samples(sources), Path(folder) / "tokenizer.json")
-    return _add_up(estimates, description, Path(out), options, workers)
-
-
-def _add_up(
-    estimates: dict[str, Estimate],
-    tokenizer: TokenizerFacts,
-    out: Path,
-    options: Options,
-    workers: int,
-) -> Needs:
     check_budgets(options, list(estimates))
     everything = dict.fromkeys(estimates, 1.0)
     kept = everything if options.takes_all else parts_for_budgets(estimates, options)
     wanted = _wanted(estimates, options)
-    size = np.dtype(token_type(tokenizer.vocabulary_size)).itemsize
+    size = np.dtype(token_type(vocabulary)).itemsize
     tokenised = {domain: kept[domain] * e.tokens for domain, e in estimates.items()}
     documents = sum(kept[domain] * e.documents for domain, e in estimates.items())
     work = sum(tokenised.values()) * size + documents * DOCUMENT_BYTES

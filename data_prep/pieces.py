@@ -33,9 +33,8 @@ def tokenise_pieces(out: Path, plan: Plan, workers: int, part: tuple[int, int] |
         sum(sizes[number] for number in sizes.keys() - pieces.keys()),
     )
 
-    def finish(result: tuple[int, PieceReport]) -> None:
-        number, report = result
-        bar.finish_piece(report.source, sizes[number], report.characters)
+    def finish(task: dict[str, Any], report: PieceReport) -> None:
+        bar.finish_piece(report.source, sizes[task["piece"].number], report.characters)
 
     tasks = ({"name": piece.name, "piece": piece} for piece in pieces.values())
     whole = False
@@ -46,8 +45,8 @@ def tokenise_pieces(out: Path, plan: Plan, workers: int, part: tuple[int, int] |
         bar.close(whole)
 
 
-def _work(task: dict[str, Any], report_progress: Progress) -> tuple[int, PieceReport]:
-    return task["piece"].number, tokenise_piece(task["piece"], report_progress)
+def _work(task: dict[str, Any], report_progress: Progress) -> PieceReport:
+    return tokenise_piece(task["piece"], report_progress)
 
 
 def _piece_bytes(plan: Plan, number: int) -> int:

@@ -23,7 +23,7 @@ def run_tasks(
     tasks: Iterable[Task],
     workers: int,
     on_progress: Callable[[Any], None] = lambda progress: None,
-    on_result: Callable[[Any], None] = lambda result: None,
+    on_result: Callable[[Task, Any], None] = lambda task, result: None,
 ) -> None:
     """Run tasks, in this process when `workers` is 1, else in processes of their own.
 
@@ -32,7 +32,7 @@ def run_tasks(
         tasks: each with a `name` for messages.
         workers: number of processes.
         on_progress: called with whatever a worker reports.
-        on_result: called with each result, in the order in which they come.
+        on_result: called with each task and its result, in the order in which they come.
 
     Raises:
         WorkerDiedError: a worker ended without an answer, killed for its memory for example.
@@ -42,7 +42,7 @@ def run_tasks(
     if workers == 1:
         with _one_thread():
             for task in tasks:
-                on_result(work(task, on_progress))
+                on_result(task, work(task, on_progress))
         return
     with _one_thread(), _processes(work, workers) as crew:
         _supervise(crew, iter(tasks), on_progress, on_result)
@@ -52,7 +52,7 @@ def _supervise(
     crew: dict[Connection, Any],
     tasks: Iterator[Task],
     on_progress: Callable[[Any], None],
-    on_result: Callable[[Any], None],
+    on_result: Callable[[Task, Any], None],
 ) -> None:
     free, current = list(crew), {}
     while True:
@@ -71,9 +71,8 @@ def _supervise(
             if kind == "progress":
                 on_progress(content)
             else:
-                del current[connection]
                 free.append(connection)
-                on_result(content)
+                on_result(current.pop(connection), content)
 
 
 @contextmanager

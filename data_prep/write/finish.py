@@ -83,14 +83,14 @@ def _write_shards(
     tokens = sum(stream.sequences for stream in streams) * format.sequence_length
     # Starting a worker costs more than writing one shard.
     workers = min(workers, 1 + 2 * tokens // format.shard_bytes)
-    written: list[tuple[str, int, Shard]] = []
+    written: list[tuple[str, Shard]] = []
     tasks = shard_tasks(out, corpus, streams, format)
     options = {"total": tokens, "unit": " tokens", "unit_scale": True}
     with progress_bar(desc="writing shards", **options) as bar:
-        run_tasks(write_shard, tasks, workers, bar.update, written.append)
+        run_tasks(write_shard, tasks, workers, bar.update, lambda *done: written.append(done))
     shards: dict[str, list[Shard]] = {}
-    for stream, _, shard in sorted(written, key=lambda one: one[:2]):
-        shards.setdefault(stream, []).append(shard)
+    for task, shard in sorted(written, key=lambda one: (one[0]["stream"], one[0]["number"])):
+        shards.setdefault(task["stream"], []).append(shard)
     return shards
 
 

@@ -61,9 +61,7 @@ def _join(reads: np.ndarray) -> np.ndarray:
     return joined
 
 
-def write_shard(
-    task: dict[str, Any], report_progress: Callable[[int], None]
-) -> tuple[str, int, Shard]:
+def write_shard(task: dict[str, Any], report_progress: Callable[[int], None]) -> Shard:
     """Write one shard and a record of it, unless an earlier run has done so.
 
     Args:
@@ -71,7 +69,7 @@ def write_shard(
         report_progress: called with the number of tokens written.
 
     Returns:
-        Its stream, its number, and its description.
+        Its description.
 
     Raises:
         DiskFullError: the disk is full.
@@ -83,7 +81,7 @@ def write_shard(
         shard = _write(out, task)
         write_json(record, shard)
     report_progress(task["tokens"])
-    return task["stream"], task["number"], shard
+    return shard
 
 
 def _is_whole(out: Path, shard: Shard) -> bool:

@@ -42,7 +42,7 @@ def verify(out: Path | str, *, workers: int | None = None) -> list[str]:
     ]
     workers = min(check_workers(workers), len(tasks))
     with progress_bar(total=len(tasks), unit=" files", desc="verifying") as bar:
-        run_tasks(check_file, tasks, workers, bar.update, faults.extend)
+        run_tasks(check_file, tasks, workers, bar.update, lambda _, found: faults.extend(found))
     return sorted(faults)
 
 

@@ -50,7 +50,7 @@ def test_shards_are_those_of_the_documents_laid_end_to_end(tmp_path, pieces):
             expected[name] = encode_shard(part, FORMAT)
     written = {}
     for task in shard_tasks(tmp_path, corpus, streams, FORMAT):
-        _, _, shard = write_shard(task, lambda tokens: None)
+        shard = write_shard(task, lambda tokens: None)
         written[shard["file"]] = (tmp_path / shard["file"]).read_bytes()
         assert shard["bytes"] == shard["raw_bytes"] == len(written[shard["file"]])
     assert written == expected and len(expected) > 20
@@ -60,7 +60,7 @@ def test_a_whole_shard_is_kept_and_a_damaged_one_written_again(tmp_path, pieces)
     corpus, _ = pieces
     stream = Stream("train", "book", np.arange(corpus.first[-1]), 0, 2, 0)
     [task] = shard_tasks(tmp_path, corpus, [stream], FORMAT)
-    path = tmp_path / write_shard(task, lambda tokens: None)[2]["file"]
+    path = tmp_path / write_shard(task, lambda tokens: None)["file"]
     content, written = path.read_bytes(), path.stat().st_ino
     (tmp_path / SHARDS / f"{task['name']}.json").unlink()  # a kill between the two
     write_shard(task, lambda tokens: None)
