@@ -39,7 +39,7 @@ def demo(
         typer.Option(help="Folder <data>/<domain>/**.jsonl[.zst|.gz]; default: embedded text."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/demo"),
-    yaml: Annotated[Path, typer.Option(exists=True, help="The job's settings.")] = DEFAULT_YAML,
+    yaml: Annotated[Path, typer.Option(help="The job's settings.")] = DEFAULT_YAML,
 ) -> None:
     """Train a small base model, then continue it twice on the same batches: vanilla and APEX."""
     try:
