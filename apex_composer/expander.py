@@ -20,11 +20,11 @@ from apex_composer.assessment.selection import (
 from apex_composer.assessment.stage_record import stage_record
 from apex_composer.model.sites import Site, check_sites
 from apex_composer.operators.executors import Executor
+from apex_composer.operators.factor_optimizer import to_cpu
 from apex_composer.operators.operator import ExpansionOperator
-from apex_composer.operators.optimizer import to_cpu
 from apex_composer.operators.stage_operators import StageOperators
 from apex_composer.operators.step_hooks import Attachment
-from apex_composer.sharding.executors import check_executors, make_executors
+from apex_composer.sharding.make_executors import check_executors, make_executors
 from apex_composer.sharding.shards import reshard
 from apex_composer.stopwatch import Stopwatch
 

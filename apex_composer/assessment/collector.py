@@ -1,4 +1,4 @@
-"""Scores of units from the activations of ordinary forward passes (paper eq. 3-6).
+"""Scores of units from the activations of ordinary forward passes (paper eq. 3).
 
 Shape legend
     B  samples of one microbatch: rows, or the sequences of packed rows    U  units of a group

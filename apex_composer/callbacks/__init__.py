@@ -1,1 +1,1 @@
-"""Callbacks for any llm-foundry run, with or without APEX. Imports what comes before trainer."""
+"""Callbacks for any llm-foundry run. Imports trainer and what stands before it, and data_prep."""

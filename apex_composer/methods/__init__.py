@@ -1,1 +1,1 @@
-"""The methods that APEX is compared with, one file each. Imports trainer and the rooms before."""
+"""The methods that APEX is compared with, one file each; none yet. Imports as callbacks does."""

@@ -1,1 +1,1 @@
-"""What is known of architectures: which weights are expanded. Imports ops and settings."""
+"""Architectures: which weights are expanded, and their SwiGLU. Imports settings and ops."""

@@ -26,7 +26,7 @@ _SILU = ("SiLU", "SiLUActivation")
 
 # Given the name of an MLP's channels and the gate: where the sums of squares go, and the mask; None
 # for nowhere.
-Collector = Callable[[str, Tensor], tuple[Tensor, Tensor | None] | None]
+ReserveNorms = Callable[[str, Tensor], tuple[Tensor, Tensor | None] | None]
 
 
 def find_swiglus(model: nn.Module) -> dict[str, nn.Module]:
@@ -66,7 +66,7 @@ class FusedSwiGLU:
         setting: bool | str = "auto",
         *,
         device: torch.device | str | None = None,
-        collector: Collector | None = None,
+        collector: ReserveNorms | None = None,
     ):
         check_choice("fused_swiglu", setting, FUSED_SWIGLU)
         self.modules = find_swiglus(model) if setting is not False else {}
@@ -110,7 +110,7 @@ def _reason_against(
     return None if chosen == "triton" else f"the kernel does not run on {device}"
 
 
-def _fused_forward(module: nn.Module, name: str, collector: Collector | None) -> Any:
+def _fused_forward(module: nn.Module, name: str, collector: ReserveNorms | None) -> Any:
     swiglu = swiglu_kernel()
 
     def forward(self: nn.Module, x: Tensor) -> Tensor:

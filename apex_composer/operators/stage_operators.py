@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from apex_composer.model.sites import Site
 from apex_composer.operators.changes import Gradients, versions
 from apex_composer.operators.executors import Executor
+from apex_composer.operators.factor_optimizer import OperatorOptimizer
 from apex_composer.operators.main_optimizer import param_group_places, warn_of_other_rates
 from apex_composer.operators.operator import ExpansionOperator
-from apex_composer.operators.optimizer import OperatorOptimizer
 from apex_composer.stopwatch import Stopwatch
 
 

@@ -1,1 +1,1 @@
-"""The mathematics, in torch or by the kernels, which no other room may import. Imports settings."""
+"""The mathematics, in torch or by the kernels (imported nowhere else). Imports settings."""

@@ -1,4 +1,4 @@
-"""The ranks that share the weights, and all that they say to each other."""
+"""The ranks that share the weights, and all that they say to each other in a step."""
 
 from typing import Any
 

@@ -24,7 +24,7 @@ from apex_composer.ops.reference import product_gradients
 from apex_composer.sharding.ranks import ShardRanks
 from apex_composer.sharding.routes import Matrix
 from apex_composer.sharding.shards import Shard, reshard
-from apex_composer.sharding.transport import Carrier, Parts
+from apex_composer.sharding.transport import Parts, Transport
 
 _CHANGED = (
     "sharded weights were changed since the last step of this stage (load_state_dict, an in-place "
@@ -69,7 +69,7 @@ class ShardedExecutor:
     Attributes:
         folded: whether the parameters hold the effective weights, as they do outside of steps.
         operators: those given.
-        carrier: this rank's end of the exchanges.
+        transport: this rank's end of the exchanges.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class ShardedExecutor:
             job.matrix(of_ranks)
             for job, of_ranks in zip(self._jobs, zip(*intervals, strict=True), strict=True)
         ]
-        self.carrier = Carrier(matrices, ranks, self._jobs[0].shard.parameter.device)
+        self.transport = Transport(matrices, ranks, self._jobs[0].shard.parameter.device)
         self._selected: list[Tensor] | None = None  # W[P] as this rank works on it, by family
         self._deltas: Parts | None = None  # what the last fold added to this rank's shards
 
@@ -98,7 +98,7 @@ class ShardedExecutor:
     def fold(self) -> None:
         """W[N] <- W[N] + T W[P]."""
         self._deltas = self._expand()
-        self.carrier.add("N", self._deltas, self._values())
+        self.transport.add("N", self._deltas, self._values())
         self.folded = True
 
     @torch.no_grad()
@@ -106,7 +106,7 @@ class ShardedExecutor:
         """W[N] <- W[N] - T W[P], what the last fold added; a resumed run computes it first."""
         if self._deltas is None:
             self._deltas = self._expand()
-        self.carrier.add("N", self._deltas, self._values(), -1)
+        self.transport.add("N", self._deltas, self._values(), -1)
         self._selected = None  # the optimizer changes W[P] now
         self.folded = False
 
@@ -118,7 +118,7 @@ class ShardedExecutor:
         subtracts the same again, so the base weight stays what the failed step left of it.
         """
         reshard([operator.site for operator in self.operators])
-        self.carrier.add("N", self._deltas, self._values())
+        self.transport.add("N", self._deltas, self._values())
         self.folded = True
 
     def refresh(self) -> None:
@@ -144,25 +144,25 @@ class ShardedExecutor:
             torch.zeros_like(job.shard.values()) if gradient is None else gradient
             for job, gradient in zip(self._jobs, gradients, strict=True)
         ]
-        selected, received = self._gather_selected(), self.carrier.to_workers("N", given)
+        selected, received = self._gather_selected(), self.transport.to_workers("N", given)
         for factor in self._all_factors():
             factor.grad = None
         additions = []
-        for family, x, g in zip(self.carrier.families, selected, received, strict=True):
+        for family, x, g in zip(self.transport.families, selected, received, strict=True):
             shares, addition = product_gradients(self._factors(family), x, g)
             additions.append(addition)
             for i, *share in zip(family, *shares, strict=True):
                 add_gradients(self._jobs[i].operator.factors, share)
         self._sum_shares()
-        self.carrier.add("P", self.carrier.to_owners("P", additions), gradients)
+        self.transport.add("P", self.transport.to_owners("P", additions), gradients)
 
     @torch.no_grad()
     def relative_norms(self) -> dict[str, float]:
         """|T W[P]| / |W_eff[N]| by site (collective, waits for the device)."""
         if self._deltas is None:
             self._deltas = self._expand()
-        parts = self._deltas, self.carrier.take("N", self._values())
-        squares = torch.stack([self.carrier.square_sums("N", part) for part in parts])
+        parts = self._deltas, self.transport.take("N", self._values())
+        squares = torch.stack([self.transport.square_sums("N", part) for part in parts])
         delta, target = self._ranks.sum(squares).sqrt().tolist()
         return {
             job.operator.site.name: delta[i] / max(target[i], 1e-30)
@@ -176,7 +176,7 @@ class ShardedExecutor:
     def _gather_selected(self) -> list[Tensor]:
         """W[P] of every family, kept since the last fold or gathered now."""
         if self._selected is None:
-            self._selected = self.carrier.to_workers("P", self._values())
+            self._selected = self.transport.to_workers("P", self._values())
         return self._selected
 
     def _expand(self) -> Parts:
@@ -184,9 +184,9 @@ class ShardedExecutor:
         selected = self._gather_selected()
         deltas = [
             multiply(self._factors(family), x)
-            for family, x in zip(self.carrier.families, selected, strict=True)
+            for family, x in zip(self.transport.families, selected, strict=True)
         ]
-        return self.carrier.to_owners("N", deltas)
+        return self.transport.to_owners("N", deltas)
 
     def _factors(self, family: Sequence[int]) -> MonarchFactors:
         factors = [self._jobs[i].operator.factors for i in family]

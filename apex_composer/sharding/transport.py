@@ -31,7 +31,7 @@ class Parts:
     singles: Tensor
 
 
-class Carrier:
+class Transport:
     """One rank's end of all exchanges of a stage.
 
     Sets are named P and N. Tensors are given by matrix as this rank's flat shards of them: the

@@ -1,1 +1,1 @@
-"""APEX under Composer and llm-foundry. Imports the expander and the rooms below it."""
+"""APEX under Composer and llm-foundry. Imports the expander and the rooms before it."""

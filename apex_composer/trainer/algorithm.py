@@ -16,9 +16,9 @@ from apex_composer.model.sites import find_sites
 from apex_composer.trainer.batches import Layout, look_at, open_assessment
 from apex_composer.trainer.closing import Closing, check_owner
 from apex_composer.trainer.first_assessment import assess_first_stage, first_goal
-from apex_composer.trainer.learning_rates import StageRates, find_stagewise
 from apex_composer.trainer.metrics import final_metrics, stage_metrics, step_metrics
 from apex_composer.trainer.optimizer_settings import put_back, read_settings
+from apex_composer.trainer.resumed_rates import StageRates, find_stagewise
 from apex_composer.trainer.resuming import check_branch, check_further, restore, trace, warn_anew
 from apex_composer.trainer.run_checks import check_agreement, check_expansion, check_fit, check_run
 from apex_composer.trainer.stage_plan import StagePlan

@@ -1,6 +1,6 @@
 """What a run may change of the one whose checkpoint it goes on from.
 
-Here: stages, settings and branches. `learning_rates.py` has the rates of stages that were trained,
+Here: stages, settings and branches. `resumed_rates.py` has the rates of stages that were trained,
 `optimizer_settings.py` the optimizer.
 """
 

@@ -11,7 +11,7 @@ from apex_composer.assessment.collector import assessments
 from apex_composer.model.sites import Site, clean_name
 from apex_composer.operators.main_optimizer import param_group_places
 from apex_composer.operators.step_hooks import attachments
-from apex_composer.sharding.executors import check_sharded
+from apex_composer.sharding.make_executors import check_sharded
 from apex_composer.trainer.stage_plan import StagePlan
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from composer.core import State
 from composer.optim import ComposerScheduler
 
 from apex_composer.settings import check_finite, check_keys
-from apex_composer.trainer.learning_rates import StageRates
+from apex_composer.trainer.resumed_rates import StageRates
 from apex_composer.trainer.stage_plan import StagePlan
 from apex_composer.trainer.stages import convert, parse_duration, parse_stages, plan_stages
 

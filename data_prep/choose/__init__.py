@@ -1,1 +1,1 @@
-"""Which documents go where. Imports read and tokens."""
+"""Which documents go where. Imports options, read and tokens."""

@@ -4,7 +4,7 @@ The order of the hashes is a shuffle that depends on nothing but the texts, so n
 the files nor the number of workers moves a document. Equal texts have equal hashes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -99,26 +99,3 @@ def _take(ordered: np.ndarray, lengths: np.ndarray, want: Want, domain: str) -> 
         return None
     # Copies of the last text come along: they may not stay behind for another split.
     return int(np.searchsorted(ordered, ordered[reached], side="right"))
-
-
-def stream_spans(
-    lengths: np.ndarray, tokens_per_shard: int, total: int
-) -> Iterator[tuple[int, int, int, int]]:
-    """Cut documents laid end to end into shards.
-
-    Args:
-        lengths: tokens of the documents of one stream, in order: [n].
-        tokens_per_shard: tokens of every shard but the last.
-        total: tokens of all shards together.
-
-    Yields:
-        For each shard: its first document, the document after its last, the tokens of the first
-        one that belong to earlier shards, and the shard's tokens.
-    """
-    ends = np.cumsum(lengths, dtype=np.int64)
-    for start in range(0, total, tokens_per_shard):
-        stop = min(start + tokens_per_shard, total)
-        first = int(np.searchsorted(ends, start, side="right"))
-        last = int(np.searchsorted(ends, stop, side="left"))
-        before = int(ends[first - 1]) if first else 0
-        yield first, last + 1, start - before, stop - start

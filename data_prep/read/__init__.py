@@ -1,1 +1,1 @@
-"""From files of every release to documents. Imports errors and the top's names of files."""
+"""From files of every release to documents. Imports errors."""

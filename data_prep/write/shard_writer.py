@@ -9,7 +9,6 @@ import numpy as np
 
 from apex_composer.data_prep.atomic_files import read_json, write_bytes, write_json
 from apex_composer.data_prep.choose.document_index import Corpus, Stream
-from apex_composer.data_prep.choose.splits import stream_spans
 from apex_composer.data_prep.paths import SHARDS, TOKENS, piece_folder
 from apex_composer.data_prep.write.mds import Shard, ShardFormat, compress, encode_shard, shard_name
 
@@ -34,6 +33,29 @@ def shard_tasks(
                 "tokens": tokens,
                 "format": format,
             }
+
+
+def stream_spans(
+    lengths: np.ndarray, tokens_per_shard: int, total: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Cut documents laid end to end into shards.
+
+    Args:
+        lengths: tokens of the documents of one stream, in order: [n].
+        tokens_per_shard: tokens of every shard but the last.
+        total: tokens of all shards together.
+
+    Yields:
+        For each shard: its first document, the document after its last, the tokens of the first
+        one that belong to earlier shards, and the shard's tokens.
+    """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    for start in range(0, total, tokens_per_shard):
+        stop = min(start + tokens_per_shard, total)
+        first = int(np.searchsorted(ends, start, side="right"))
+        last = int(np.searchsorted(ends, stop, side="left"))
+        before = int(ends[first - 1]) if first else 0
+        yield first, last + 1, start - before, stop - start
 
 
 def _locate(

@@ -79,7 +79,7 @@ def test_sharded_checkpoints_are_left_alone(tmp_path):
 
 
 class KilledError(Exception):
-    """Stands for SIGKILL; `test_resume.py` has the real one."""
+    """Stands for SIGKILL; `test_killed_runs.py` has the real one."""
 
 
 def train(folder, *callbacks):

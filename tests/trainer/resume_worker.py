@@ -1,4 +1,4 @@
-"""A training run in a process of its own, which may kill itself: `test_resume.py` starts it.
+"""A training run in a process of its own, which may kill itself: `test_killed_runs.py` starts it.
 
 Usage: resume_worker.py DATA FOLDER DEATH [FOLDER DEATH ...]. Of several runs each has a process of
 its own, one after the other, all forked from this one, which has imported everything and prints

@@ -7,7 +7,6 @@ from apex_composer.data_prep.choose.splits import (
     BEYOND,
     DUPLICATE,
     choose_splits,
-    stream_spans,
 )
 from apex_composer.data_prep.errors import ShortfallError
 from apex_composer.data_prep.tokens.document_hash import HASHES
@@ -94,18 +93,3 @@ def test_what_is_left_over_is_beyond_the_budget_or_a_copy(rows):
 def test_a_domain_that_is_too_small_is_named_with_its_numbers():
     with pytest.raises(ShortfallError, match="train/b needs 50 tokens and has 0"):
         choose_splits(*arrays([(1, 3, 0)] * 20), DOMAINS, {"train": {"a": 10, "b": 50}})
-
-
-@given(st.lists(st.integers(1, 30), min_size=1), st.integers(1, 40), st.integers(0, 100))
-def test_spans_are_the_stream_cut_into_equal_parts(lengths, per_shard, percent):
-    total = sum(lengths) * percent // 100
-    stream = np.concatenate([np.full(length, number) for number, length in enumerate(lengths)])
-    parts = []
-    for first, last, skipped, tokens in stream_spans(np.array(lengths), per_shard, total):
-        whole = np.concatenate([np.full(lengths[n], n) for n in range(first, last)])
-        assert skipped < lengths[first] and tokens <= per_shard
-        parts.append(whole[skipped : skipped + tokens])
-        assert len(parts[-1]) == tokens
-    joined = np.concatenate(parts) if parts else stream[:0]
-    assert joined.tolist() == stream[:total].tolist()
-    assert all(len(part) == per_shard for part in parts[:-1])

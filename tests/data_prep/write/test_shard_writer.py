@@ -5,11 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from apex_composer.data_prep.choose.document_index import Corpus, Stream
 from apex_composer.data_prep.paths import PIECES, SHARDS, TOKENS, piece_folder
 from apex_composer.data_prep.write.mds import ShardFormat, encode_shard
-from apex_composer.data_prep.write.shard_writer import shard_tasks, write_shard
+from apex_composer.data_prep.write.shard_writer import shard_tasks, stream_spans, write_shard
 
 FORMAT = ShardFormat("uint16", 8, 400, None)
 DOMAINS = ["book", "cc"]
@@ -89,3 +91,18 @@ def test_a_piece_that_is_cut_short_is_named(tmp_path, pieces):
     with pytest.raises(OSError, match=f"{path} is cut short. Remove {path.parent}"):
         for task in shard_tasks(tmp_path, corpus, [stream], FORMAT):
             write_shard(task, lambda tokens: None)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1), st.integers(1, 40), st.integers(0, 100))
+def test_spans_are_the_stream_cut_into_equal_parts(lengths, per_shard, percent):
+    total = sum(lengths) * percent // 100
+    stream = np.concatenate([np.full(length, number) for number, length in enumerate(lengths)])
+    parts = []
+    for first, last, skipped, tokens in stream_spans(np.array(lengths), per_shard, total):
+        whole = np.concatenate([np.full(lengths[n], n) for n in range(first, last)])
+        assert skipped < lengths[first] and tokens <= per_shard
+        parts.append(whole[skipped : skipped + tokens])
+        assert len(parts[-1]) == tokens
+    joined = np.concatenate(parts) if parts else stream[:0]
+    assert joined.tolist() == stream[:total].tolist()
+    assert all(len(part) == per_shard for part in parts[:-1])

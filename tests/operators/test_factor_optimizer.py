@@ -7,8 +7,8 @@ import torch
 from helpers import linear_site, selection
 from torch.optim import SGD, AdamW
 
+from apex_composer.operators.factor_optimizer import OperatorOptimizer
 from apex_composer.operators.operator import ExpansionOperator
-from apex_composer.operators.optimizer import OperatorOptimizer
 
 pytestmark = pytest.mark.numeric
 
