@@ -1,0 +1,58 @@
+import json
+
+import pytest
+from corpus import sentences, write_jsonl
+from prepared import tokenizer_folder
+
+from apex_composer.data_prep.choose.estimate import (
+    FILES_SAMPLED,
+    TEXT_SAMPLED,
+    estimate_domains,
+    take_samples,
+)
+from apex_composer.data_prep.read.sources import find_sources
+from apex_composer.data_prep.tokens.tokenizer import read_backend
+
+TOKENIZER = tokenizer_folder() / "tokenizer.json"
+
+
+def estimate(folder):
+    return estimate_domains(take_samples(find_sources(folder)), TOKENIZER)
+
+
+def tokens_of(texts: list[str]) -> int:
+    """Counted by the library, bos and eos included."""
+    encoded = read_backend(str(TOKENIZER)).encode_batch(texts, add_special_tokens=False)
+    return sum(len(one) + 2 for one in encoded)
+
+
+def test_what_is_read_whole_is_counted(tmp_path):
+    texts = [sentences(seed) for seed in range(12)]
+    write_jsonl(tmp_path / "book" / "a.jsonl", texts[:5])
+    write_jsonl(tmp_path / "book" / "b.jsonl.gz", texts[5:])
+    found = estimate(tmp_path)["book"]
+    assert (found.documents, found.sampled) == (12, 12)
+    assert found.text_bytes == sum(len(text.encode()) for text in texts)
+    assert found.tokens == tokens_of(texts)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+def test_the_beginning_of_a_file_stands_for_all_of_it(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("apex_composer.data_prep.choose.estimate.DOMAIN_SAMPLED", TEXT_SAMPLED)
+    texts = [sentences(seed) for seed in range(1000)]
+    # RedPajama's records say where a text is from.
+    meta = {"url": "https://example.org/" + 80 * "x", "timestamp": "2020-01-01"}
+    records = [json.dumps({"text": text, "meta": meta}).encode() for text in texts]
+    write_jsonl(tmp_path / "book" / name, records)
+    found = estimate(tmp_path)["book"]
+    assert found.sampled < 400
+    assert found.documents == pytest.approx(1000, rel=0.05)
+    assert found.tokens == pytest.approx(tokens_of(texts), rel=0.05)
+
+
+def test_files_that_are_not_looked_into_count_by_their_size(tmp_path):
+    for number in range(FILES_SAMPLED + 4):
+        write_jsonl(tmp_path / "book" / f"{number:02}.jsonl", [sentences(number)])
+    found = estimate(tmp_path)["book"]
+    assert found.sampled == FILES_SAMPLED
+    assert found.documents == pytest.approx(FILES_SAMPLED + 4, rel=0.05)
