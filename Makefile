@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    exit 1; \
 	  fi; \
 	  echo "First, once: $(VENV) with $$("$$chosen" --version), about 7 GB, most of it torch with CUDA: about 5 minutes,"; \
-	  echo "more with a slow package registry. Then: make $(or $(MAKECMDGOALS),install)$(if $(filter train,$(MAKECMDGOALS)), (about 9 minutes on 2 CPU cores))."; \
+	  echo "more with a slow package registry. Then: make $(or $(MAKECMDGOALS),install)$(if $(filter train,$(MAKECMDGOALS)), (about 10 minutes on 2 CPU cores))."; \
 	  "$$chosen" -m venv $(VENV); \
 	fi
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
