@@ -257,9 +257,8 @@ def test_square_sums_carry_no_gradient_and_leave_the_activation_alone():
     ("mask", "told"), [(None, "none"), (RAGGED, "8 tokens"), (RAGGED[:2], "8 tokens")]
 )
 def test_activations_without_a_sample_axis_need_a_mask_that_fits(mask, told):
-    kept = 9
     with pytest.raises(ValueError, match=rf"shape \(9, 4\).*{told}.*use_pad_tok_in_ffn: true"):
-        unit_square_sums(torch.randn(kept, 4), 1, mask)
+        unit_square_sums(torch.randn(9, 4), 1, mask)
 
 
 @pytest.mark.parametrize("unit_size", [1, 3])
