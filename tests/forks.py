@@ -1,6 +1,7 @@
 """Runs in processes forked from one that has imported everything: starting one takes no time."""
 
 import os
+import signal
 import socket
 import traceback
 from collections.abc import Callable
@@ -28,7 +29,8 @@ def exit_status(child: int) -> int:
 def fork_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[int]:
     """Call a function in so many processes as the ranks of a run; their exit statuses.
 
-    The environment is that of Composer's launcher, as far as its `dist` reads it.
+    The environment is that of Composer's launcher, as far as its `dist` reads it. As there, a rank
+    that fails ends the others, which would wait for it.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -40,4 +42,11 @@ def fork_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> lis
         environment = common | {"RANK": rank, "LOCAL_RANK": rank}
         os.environ.update({name: str(value) for name, value in environment.items()})
         children.append(fork(function, *arguments))
-    return [exit_status(child) for child in children]
+    statuses: dict[int, int] = {}
+    while len(statuses) < count:
+        child, status = os.wait()
+        statuses[child] = os.waitstatus_to_exitcode(status)
+        if statuses[child]:
+            for other in set(children) - set(statuses):
+                os.kill(other, signal.SIGKILL)
+    return [statuses[child] for child in children]

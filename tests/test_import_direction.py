@@ -127,9 +127,8 @@ def test_rooms_of_data_preparation_import_only_those_before_them():
 
 
 def test_there_are_no_import_cycles():
-    TopologicalSorter(
-        {module: own(module) for module in sources()}
-    ).prepare()  # raises CycleError, which names the cycle
+    graph = {module: own(module) for module in sources()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 
 def test_only_three_rooms_know_composer():

@@ -40,6 +40,10 @@ def load_template(yaml: Path, out: Path, overrides: Sequence[str] = ()) -> DictC
         FileNotFoundError: there is no such file.
         ValueError: an override is not of the form key=value or names a key that does not exist.
     """
+    if not yaml.is_file():
+        raise FileNotFoundError(
+            f"--yaml: got {yaml}, which is no file. Give one like {DEFAULT_YAML}, or leave it out."
+        )
     template = OmegaConf.load(yaml)
     OmegaConf.set_struct(template, True)
     for override in overrides:
@@ -104,13 +108,7 @@ def training_splits(run: str, splits: Splits) -> dict[str, str]:
     return {domain: split for split in (PRETRAIN, TRAINED[run]) for domain in splits[split]}
 
 
-def _build(
-    run: str,
-    template: DictConfig,
-    splits: Splits,
-    data: Path,
-    precision: str,
-) -> Settings:
+def _build(run: str, template: DictConfig, splits: Splits, data: Path, precision: str) -> Settings:
     template = OmegaConf.create(OmegaConf.to_container(template))  # a copy that may grow keys
     merged = OmegaConf.merge(
         {"variables": template.variables, "precision": precision},
@@ -118,9 +116,8 @@ def _build(
     )
     settings = OmegaConf.to_container(merged, resolve=True)
     trained = training_splits(run, splits)
-    _check_batch(
-        run, settings, sum(splits[s][domain]["sequences"] for domain, s in trained.items())
-    )
+    sequences = sum(splits[split][domain]["sequences"] for domain, split in trained.items())
+    _check_batch(run, settings, sequences)
     settings["train_loader"]["dataset"]["streams"] = _streams(data, trained)
     settings["eval_loader"] = [
         _evaluation_loader(settings["eval_loader"], data, domain) for domain in splits[VALIDATION]

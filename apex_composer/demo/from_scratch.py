@@ -84,10 +84,9 @@ def prepare_from_scratch(
     given = {"tokenizer": out / TOKENIZER, "options": options, "workers": workers}
     splits = {split: {} for split in SPLITS}
     for split in SPLITS:
-        if (out / TEXT / split).is_dir():
-            manifest = read_manifest(out / split) or prepare(
-                out / TEXT / split, out / split, **given
-            )
+        text = out / TEXT / split
+        if text.is_dir():
+            manifest = read_manifest(out / split) or prepare(text, out / split, **given)
             splits[split] = manifest["splits"]["train"]
     return Prepared(**made["text"], tokenizer=manifest["tokenizer"], splits=splits)
 

@@ -83,14 +83,18 @@ def _write_shards(
     tokens = sum(stream.sequences for stream in streams) * format.sequence_length
     # Starting a worker costs more than writing one shard.
     workers = min(workers, 1 + 2 * tokens // format.shard_bytes)
-    written: list[tuple[str, Shard]] = []
+    written: list[tuple[str, int, Shard]] = []
     tasks = shard_tasks(out, corpus, streams, format)
+
+    def keep(task: dict[str, Any], shard: Shard) -> None:
+        written.append((task["stream"], task["number"], shard))  # not the task: it holds documents
+
     options = {"total": tokens, "unit": " tokens", "unit_scale": True}
     with progress_bar(desc="writing shards", **options) as bar:
-        run_tasks(write_shard, tasks, workers, bar.update, lambda *done: written.append(done))
+        run_tasks(write_shard, tasks, workers, bar.update, keep)
     shards: dict[str, list[Shard]] = {}
-    for task, shard in sorted(written, key=lambda one: (one[0]["stream"], one[0]["number"])):
-        shards.setdefault(task["stream"], []).append(shard)
+    for stream, _, shard in sorted(written, key=lambda one: one[:2]):
+        shards.setdefault(stream, []).append(shard)
     return shards
 
 
