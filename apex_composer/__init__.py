@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apex_composer.expander import Expander as Expander
+    from apex_composer.model.find_sites import find_sites as find_sites
     from apex_composer.model.fused_swiglu import FusedSwiGLU as FusedSwiGLU
     from apex_composer.model.sites import Group as Group
     from apex_composer.model.sites import Site as Site
-    from apex_composer.model.sites import find_sites as find_sites
     from apex_composer.ops.monarch import MonarchFactors as MonarchFactors
     from apex_composer.trainer.algorithm import APEX as APEX
     from apex_composer.trainer.scheduler import StagewiseScheduler as StagewiseScheduler
@@ -27,7 +27,7 @@ _MODULES = {
     "MonarchFactors": "ops.monarch",
     "Site": "model.sites",
     "StagewiseScheduler": "trainer.scheduler",
-    "find_sites": "model.sites",
+    "find_sites": "model.find_sites",
 }
 __all__ = [*_MODULES]
 

@@ -1,5 +1,7 @@
 """What every architecture's sites are held to, and the layers of an MPT by its weights' names."""
 
+from collections import defaultdict
+
 import torch
 from helpers import tokens
 from torch import nn
@@ -13,6 +15,7 @@ FUSED = [
 ]
 OUT_PROJ = ("attn.out_proj.weight", 1, "attn.heads")
 UP = ("ffn.up_proj.weight", 0, "ffn.channels")
+VALUES = ("v_proj.weight", "Wv.weight", "[values]")
 DOWN = ("ffn.down_proj.weight", 1, "ffn.channels")
 
 
@@ -29,20 +32,21 @@ def in_layers(prefix: str, layer: list[tuple], layers: int = 2) -> list[tuple]:
 
 
 def check_weights(model: nn.Module, sites: list[Site]) -> None:
-    """A site's name is its weight's name, and its units fill the axis from its offset on."""
+    """A site's name is its weight's name, and the units of its sites fill a weight's axis."""
     parameters = dict(model.named_parameters())
+    indices: dict[str, list[int]] = defaultdict(list)
     for site in sites:
         name = site.name.split("[")[0]
         assert site.weight is parameters[name]
         bias = parameters.get(name.removesuffix("weight") + "bias")
-        expected = [site.weight, bias] if bias is not None and site.axis == 0 else [site.weight]
+        outputs = site.module is not site.group.probe
+        expected = [site.weight, bias] if bias is not None and outputs else [site.weight]
         assert len(site.parameters()) == len(expected)
         assert all(a is b for a, b in zip(site.parameters(), expected, strict=True))
-        length = site.weight.shape[site.axis]
-        if name == site.name:
-            assert (site.offset, site.group.units * site.group.unit_size) == (0, length)
-        else:
-            assert site.offset + site.group.units * site.group.unit_size <= length
+        indices[name] += site.indices(torch.arange(site.group.units)).tolist()
+        assert sorted(indices[name])[-1] < site.weight.shape[site.axis]
+    for site in sites:
+        assert sorted(indices[site.name.split("[")[0]]) == list(range(site.weight.shape[site.axis]))
 
 
 def inputs_of_probes(model: nn.Module, groups: list[Group]) -> dict[str, torch.Tensor]:
@@ -59,32 +63,42 @@ def inputs_of_probes(model: nn.Module, groups: list[Group]) -> dict[str, torch.T
 
 
 def check_units(model: nn.Module, sites: list[Site]) -> None:
-    """Changing one unit's rows changes that unit's activation in its layer and no other unit's.
+    """Changing one unit's outputs changes that unit's activation in its layer and no other unit's.
 
-    For a KV head: of the query heads that share it. For columns: zeroing a unit's columns is the
-    same as zeroing its activation.
+    For a KV head: of the query heads that share it. A token that sees no other reads values alone.
+    For inputs: zeroing a unit's weights is the same as zeroing its activation.
     """
     for site in sites:
-        group, heads = site.group, site.group.assessed_by or site.group
-        for unit in (0, group.units - 1):
-            before = inputs_of_probes(model, [heads])[heads.name]
-            indices = site.indices(torch.tensor([unit]))
+        for unit in (0, site.group.units - 1):
+            saved = [p.detach().clone() for p in site.parameters()]
+            check = _check_inputs if site.module is site.group.probe else _check_outputs
             with torch.no_grad():
-                saved = [p.clone() for p in site.parameters()]
-                if site.axis == 1:
-                    activation = torch.randn(3, heads.units, heads.unit_size)
-                    removed = activation.clone()
-                    removed[:, unit] = 0
-                    expected = site.module(removed.flatten(1))
-                    site.weight[:, indices] = 0
-                    torch.testing.assert_close(site.module(activation.flatten(1)), expected)
-                else:
-                    for parameter in site.parameters():
-                        parameter[indices] += 1.5 + torch.rand_like(parameter[indices])
-                    after = inputs_of_probes(model, [heads])[heads.name]
-                    changed = (after != before).flatten(0, 1).any(-1).any(0).nonzero().flatten()
-                    shared = heads.units // group.units
-                    expected = list(range(unit * shared, (unit + 1) * shared))
-                    assert changed.tolist() == expected, (site.name, unit)
+                check(model, site, unit)
                 for parameter, value in zip(site.parameters(), saved, strict=True):
                     parameter.copy_(value)
+
+
+def _check_inputs(model: nn.Module, site: Site, unit: int) -> None:
+    activation = torch.randn(3, site.group.units, site.group.unit_size)
+    removed = activation.clone()
+    removed[:, unit] = 0
+    expected = site.module(removed.flatten(1))
+    site.weight.index_fill_(site.axis, site.indices(torch.tensor([unit])), 0)
+    torch.testing.assert_close(site.module(activation.flatten(1)), expected)
+
+
+def _check_outputs(model: nn.Module, site: Site, unit: int) -> None:
+    heads = site.group.assessed_by or site.group
+    before = inputs_of_probes(model, [heads])[heads.name]
+    indices = site.indices(torch.tensor([unit]))
+    for parameter in site.parameters():
+        axis = site.axis if parameter.dim() == 2 else 0
+        change = 1.5 + torch.rand_like(parameter.index_select(axis, indices))
+        parameter.index_add_(axis, indices, change)
+    changed = (inputs_of_probes(model, [heads])[heads.name] != before).any(-1)
+    shared = heads.units // site.group.units
+    expected = list(range(unit * shared, (unit + 1) * shared))
+    assert changed.flatten(0, 1).any(0).nonzero().flatten().tolist() == expected, (site.name, unit)
+    if heads.unit == "head":
+        values = site.name.endswith(VALUES)
+        assert changed[:, 0].any(0).nonzero().flatten().tolist() == (expected if values else [])

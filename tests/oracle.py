@@ -72,7 +72,7 @@ class Oracle:
             positive, negative = operator["positive"], operator["negative"]
             for name in operator["names"]:
                 weight = values.get(name, self.model.get_parameter(name))
-                if operator["axis"] == 1:
+                if operator["axis"] == 1 and weight.dim() == 2:  # a bias has one axis
                     update = (dense @ weight[:, positive].t()).t()
                     values[name] = weight.index_add(1, negative, update)
                 else:

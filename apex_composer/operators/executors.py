@@ -78,12 +78,12 @@ class KernelExecutor:
 
     def __init__(self, operators: Sequence[ExpansionOperator]):
         self.folded = True
-        self._operators = operators
+        self._operators, self._axis = operators, operators[0].site.axis
         self._parameters = list(zip(*(o.site.parameters() for o in operators), strict=True))
         # The parameter itself: its memory may be replaced, and is looked up at every call. A bias
         # is seen as a matrix, see `_look_up`.
         self._matrices = [
-            [p if p.dim() == 2 else as_matrix(p) for p in parameters]
+            [p if p.dim() == 2 else as_matrix(p, self._axis) for p in parameters]
             for parameters in self._parameters
         ]
         self._batches = [
@@ -93,7 +93,7 @@ class KernelExecutor:
                 [o.factors.right for o in operators],
                 [o.advantageous for o in operators],
                 [o.disadvantageous for o in operators],
-                axis=operators[0].site.axis,
+                axis=self._axis,
             )
             for matrices in self._matrices
         ]
@@ -128,7 +128,9 @@ class KernelExecutor:
                 factor.grad = None
         self._look_up()
         for batch, parameters in zip(self._batches, self._parameters, strict=True):
-            gradients = [p.grad if p.grad is None else as_matrix(p.grad) for p in parameters]
+            gradients = [
+                p.grad if p.grad is None else as_matrix(p.grad, self._axis) for p in parameters
+            ]
             found = zip(*batch.map_gradient(gradients), strict=True)
             for operator, own in zip(self._operators, found, strict=True):
                 add_gradients(operator.factors, own)
@@ -138,7 +140,7 @@ class KernelExecutor:
         for parameters, matrices in zip(self._parameters, self._matrices, strict=True):
             for parameter, matrix in zip(parameters, matrices, strict=True):
                 if matrix.data_ptr() != parameter.data_ptr():
-                    matrix.data = as_matrix(parameter)
+                    matrix.data = as_matrix(parameter, self._axis)
 
     def relative_norms(self) -> dict[str, float]:
         """As `ExpansionOperator.relative_norms`, of all sites."""

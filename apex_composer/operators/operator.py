@@ -14,7 +14,7 @@ from apex_composer.ops.monarch import MonarchFactors, add_gradients, init_factor
 class ExpansionOperator:
     """T of paper eq. 7-12 for one site: W_eff[N] = W[N] + T W[P] along the site's axis.
 
-    The bias of an expanded output row is expanded with it, as one more column of W.
+    Where units are outputs their biases are expanded with them, as one more column of W (axis 0).
 
     Args:
         site: the weight and its axis.
@@ -62,7 +62,7 @@ class ExpansionOperator:
         self._deltas = None
 
     def parameters(self) -> list[nn.Parameter]:
-        """The weight, and the bias of an expanded output row."""
+        """The weight, and the bias where the units are outputs."""
         return self.site.parameters()
 
     def unfold(self) -> None:
@@ -79,14 +79,16 @@ class ExpansionOperator:
 
     def _expand(self) -> list[Tensor]:
         return [
-            reference.expand(as_matrix(p), self.factors, self.advantageous, axis=self.site.axis)
-            for p in self.site.parameters()
+            reference.expand(matrix, self.factors, self.advantageous, axis=self.site.axis)
+            for matrix in self._matrices()
         ]
 
     def _add(self, sign: int) -> None:
-        for parameter, delta in zip(self.site.parameters(), self._deltas, strict=True):
-            matrix, axis = as_matrix(parameter), self.site.axis
-            reference.add(matrix, delta, self.disadvantageous, axis=axis, sign=sign)
+        for matrix, delta in zip(self._matrices(), self._deltas, strict=True):
+            reference.add(matrix, delta, self.disadvantageous, axis=self.site.axis, sign=sign)
+
+    def _matrices(self) -> list[Tensor]:
+        return [as_matrix(parameter, self.site.axis) for parameter in self.site.parameters()]
 
     def map_gradient(self) -> None:
         """Turn the effective gradient into those of W (in place) and of the factors (`.grad`).
@@ -100,8 +102,8 @@ class ExpansionOperator:
             if parameter.grad is None:
                 continue
             part = reference.map_gradient(
-                as_matrix(parameter),
-                as_matrix(parameter.grad),
+                as_matrix(parameter, self.site.axis),
+                as_matrix(parameter.grad, self.site.axis),
                 self.factors,
                 self.advantageous,
                 self.disadvantageous,
@@ -123,7 +125,10 @@ class ExpansionOperator:
         return {self.site.name: float(self.relative_norm())}
 
 
-def as_matrix(parameter: nn.Parameter | Tensor) -> Tensor:
-    """A view that in-place writes go through; a bias becomes a matrix of one column."""
+def as_matrix(parameter: nn.Parameter | Tensor, axis: int) -> Tensor:
+    """A view that in-place writes go through, with the units along the axis.
+
+    A bias becomes a matrix of one column (axis 0), or of one row (1, where weights are transposed).
+    """
     values = parameter.detach()
-    return values.unsqueeze(1) if values.dim() == 1 else values
+    return values.unsqueeze(1 - axis) if values.dim() == 1 else values

@@ -43,15 +43,19 @@ class _Job:
     bias: bool
 
     @property
+    def axis(self) -> int:
+        """Where the units lie; a bias is a matrix of one column."""
+        return 0 if self.bias else self.operator.site.axis
+
+    @property
     def kind(self) -> tuple[int, ...]:
         """Jobs of one kind can be computed in one go: they come one behind the other."""
-        size = len(self.operator.advantageous)
-        return self.operator.site.axis, int(self.bias), size, self.shard.shape[1]
+        return self.axis, int(self.bias), len(self.operator.advantageous), self.shard.shape[1]
 
     def matrix(self, intervals: Sequence[tuple[int, int]]) -> Matrix:
         operator = self.operator
         sets = {"P": operator.advantageous.cpu(), "N": operator.disadvantageous.cpu()}
-        return Matrix(self.shard.shape, operator.site.axis, tuple(intervals), sets)
+        return Matrix(self.shard.shape, self.axis, tuple(intervals), sets)
 
 
 class ShardedExecutor:

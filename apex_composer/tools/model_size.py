@@ -124,7 +124,7 @@ def estimate_cost(model: Any, algorithm: Any) -> Cost:
         ValueError: the architecture is not known, or a group is too small.
     """
     from apex_composer.assessment.selection import count_by_group
-    from apex_composer.model.sites import find_sites
+    from apex_composer.model.find_sites import find_sites
     from apex_composer.ops.monarch import factor_pair
 
     targets = algorithm.targets + (("kv_head",) if "head" in algorithm.targets else ())

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from apex_composer import settings
 from apex_composer.expander import Expander, check_model
+from apex_composer.model.find_sites import find_sites
 from apex_composer.model.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
-from apex_composer.model.sites import find_sites
 from apex_composer.trainer.batches import Layout, look_at, open_assessment
 from apex_composer.trainer.closing import Closing, check_owner
 from apex_composer.trainer.first_assessment import assess_first_stage, first_goal

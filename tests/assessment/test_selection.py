@@ -17,7 +17,8 @@ from apex_composer.assessment.selection import (
     select_groups,
     select_random,
 )
-from apex_composer.model.sites import Group, find_sites
+from apex_composer.model.find_sites import find_sites
+from apex_composer.model.sites import Group
 from apex_composer.ops.monarch import has_factor_pair
 
 

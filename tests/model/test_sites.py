@@ -7,9 +7,11 @@ import torch
 from helpers import linear_site, tiny_llama
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, FalconConfig, FalconForCausalLM
 
-from apex_composer.model.sites import Group, Site, check_sites, clean_name, find_sites
+from apex_composer.model.architectures import ARCHITECTURES, Architecture
+from apex_composer.model.find_sites import find_sites
+from apex_composer.model.sites import Group, Site, check_sites, clean_name
 
 
 def test_groups_are_shared_by_the_sites_of_a_module():
@@ -22,12 +24,19 @@ def test_groups_are_shared_by_the_sites_of_a_module():
 
 
 @pytest.mark.parametrize(
-    ("unit_size", "offset", "expected"),
-    [(1, 0, [3, 0]), (1, 5, [8, 5]), (2, 0, [6, 7, 0, 1]), (2, 5, [11, 12, 5, 6])],
+    ("unit_size", "offset", "stride", "expected"),
+    [
+        (1, 0, None, [3, 0]),
+        (1, 5, None, [8, 5]),
+        (2, 0, None, [6, 7, 0, 1]),
+        (2, 5, None, [11, 12, 5, 6]),
+        (2, 4, 6, [22, 23, 4, 5]),
+    ],
 )
-def test_indices_of_units(unit_size, offset, expected):
+def test_indices_of_units(unit_size, offset, stride, expected):
     group = Group("g", "head", 4, unit_size, nn.Identity())
-    indices = Site("w", nn.Linear(1, 20), 0, group, offset).indices(torch.tensor([3, 0]))
+    site = Site("w", nn.Linear(1, 24), 0, group, offset, stride)
+    indices = site.indices(torch.tensor([3, 0]))
     assert indices.dtype == torch.int64 and indices.tolist() == expected
 
 
@@ -38,15 +47,31 @@ def test_the_weight_is_looked_up_when_asked_for():
     assert site.weight is replaced and site.parameters()[0] is replaced
 
 
-def test_an_unknown_architecture_is_told_what_was_seen_and_what_is_known():
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=2, n_positions=8))
+def test_an_unknown_architecture_is_told_what_was_seen_and_what_to_write():
+    """Falcon's heads share one key and value: there are no KV heads to select from."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = FalconForCausalLM(FalconConfig(vocab_size=8, multi_query=True, **sizes))
     with pytest.raises(ValueError) as error:
         find_sites(model)
     message = str(error.value)
-    assert "no sites to expand in GPT2LMHeadModel (model_type 'gpt2')" in message
+    assert "no sites to expand in FalconForCausalLM (model_type 'falcon')" in message
     seen, known = message.split("Module names seen: ")[1].split("Known architectures: ")
-    assert {"attn", "c_attn", "c_proj", "mlp"} <= set(seen.rstrip(". ").split(", "))
-    assert known.startswith("llama, mistral, mpt, qwen2. ")
+    assert {"self_attention", "query_key_value", "dense", "mlp"} <= set(
+        seen.rstrip(". ").split(", ")
+    )
+    assert known.startswith("gemma, gemma2, gemma3, gemma3_text, gpt2, gpt_neox, granite, llama, ")
+    lines = message.split("and tested:\n")[1]
+    table = eval(f"{{{lines}}}", {"Architecture": Architecture})
+    assert table == {"falcon": ARCHITECTURES["llama"]} and lines.count("\n") == 4
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+def test_mixtures_of_experts_are_refused(model_type):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "intermediate_size": 8, "vocab_size": 8}
+    config = AutoConfig.for_model(model_type, **sizes)
+    with pytest.raises(ValueError, match=f"model_type '{model_type}'"):
+        find_sites(AutoModelForCausalLM.from_config(config))
 
 
 def test_a_known_architecture_without_its_modules_is_refused():
@@ -170,6 +195,10 @@ def test_parts_of_a_fused_projection_share_weight_and_bias():
     queries = linear_site(12, 6, bias=True, name="queries")
     group = dataclasses.replace(queries.group, units=4)
     parts = [dataclasses.replace(queries, group=group, offset=4 * i, name=f"{i}") for i in range(3)]
-    check_sites(parts)
+    by_head = [dataclasses.replace(part, offset=i, stride=3) for i, part in enumerate(parts)]
+    for fused in (parts, by_head):
+        check_sites(fused)
+        with pytest.raises(ValueError, match="1 and 3 are one tied weight"):
+            check_sites([*fused, dataclasses.replace(fused[1], name="3")])
     with pytest.raises(ValueError, match="0 and 3 are one tied weight"):
         check_sites([*parts, dataclasses.replace(parts[1], offset=3, name="3")])

@@ -16,7 +16,7 @@ from helpers import VOCABULARY
 from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM
 from torch import nn
 
-from apex_composer.model.sites import find_sites
+from apex_composer.model.find_sites import find_sites
 
 SEPARATE = [
     ("attn.Wq.weight", 0, "attn.heads"),
