@@ -5,6 +5,7 @@ from streaming import StreamingDataset
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from apex_composer.assessment.selection import Selection
 from apex_composer.model.sites import Group, Site
@@ -174,14 +175,19 @@ def linear_site(
     unit_size: int = 1,
     offset: int = 0,
     bias: bool = False,
+    stride: int | None = None,
+    transposed: bool = False,
     name: str = "layer.weight",
     dtype: torch.dtype = torch.float64,
 ) -> Site:
-    """A site on a Linear of its own, [rows, columns], with all indices behind `offset` as units."""
+    """A site on a module of its own, [rows, columns], with units from `offset` to the end."""
     module = torch.nn.Linear(columns, rows, bias=bias, dtype=dtype)
-    units = ((columns if axis else rows) - offset) // unit_size
+    if transposed:
+        module = Conv1D(columns, rows).to(dtype)
+        module.bias = torch.nn.Parameter(torch.randn(columns, dtype=dtype)) if bias else None
+    units = ((columns if axis else rows) - offset) // (stride or unit_size)
     group = Group("group", "channel" if unit_size == 1 else "head", units, unit_size, module)
-    return Site(name, module, axis, group, offset)
+    return Site(name, module, axis, group, offset, stride, transposed)
 
 
 def selection(advantageous: list[int], disadvantageous: list[int]) -> Selection:

@@ -127,8 +127,7 @@ def estimate_cost(model: Any, algorithm: Any) -> Cost:
     from apex_composer.model.find_sites import find_sites
     from apex_composer.ops.monarch import factor_pair
 
-    targets = algorithm.targets + (("kv_head",) if "head" in algorithm.targets else ())
-    sites = [site for site in find_sites(model) if site.group.unit in targets]
+    sites = find_sites(model, algorithm.targets)
     counts = count_by_group(sites, algorithm.threshold, algorithm.kv_heads)
     kinds = _count_kinds(sites, counts)
     sites = [site for site in sites if site.group.name in counts]

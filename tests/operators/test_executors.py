@@ -25,7 +25,9 @@ NEAR = {"rtol": 1e-5, "atol": 1e-6}
 def some_operators() -> list[ExpansionOperator]:
     """Rows with a bias and columns, two of a kind, the same ones at every call."""
     torch.manual_seed(0)
-    kinds = [{"rows": 14, "columns": 5, "bias": True}, {"rows": 5, "columns": 14, "axis": 1}] * 2
+    columns = {"rows": 5, "columns": 14, "axis": 1}
+    transposed = {**columns, "bias": True, "transposed": True}
+    kinds = [{"rows": 14, "columns": 5, "bias": True}, columns, transposed] * 2
     sites = [
         linear_site(**kind, name=str(place), dtype=torch.float32)
         for place, kind in enumerate(kinds)
@@ -48,7 +50,7 @@ def test_kernels_do_what_operators_do_one_by_one():
         own[0].site.module.bias.grad = None  # frozen
         own[1].site.weight.grad = None  # not reached by the loss
     executors = whole_executors(operators, "triton")
-    assert [type(executor) for executor in executors] == [KernelExecutor] * 2
+    assert [type(executor) for executor in executors] == [KernelExecutor] * 3
     start = operators[0].site.weight.detach().clone()
     for step in ("fold", "map_gradient", "unfold", "fold"):
         for actor in (*executors, *copies):

@@ -10,23 +10,24 @@ from apex_composer.ops.monarch import MonarchFactors, to_dense
 
 pytestmark = pytest.mark.numeric
 
-# rows, columns, axis, unit_size, offset, bias: odd sizes, fused projections, biases
+# Odd sizes, fused projections, biases.
 SITES = {
-    "rows": (9, 5, 0, 1, 0, False),
-    "columns": (5, 9, 1, 1, 0, False),
-    "heads": (12, 7, 0, 2, 0, False),
-    "head columns": (7, 12, 1, 2, 0, True),
-    "bias": (9, 5, 0, 1, 0, True),
-    "fused part": (19, 5, 0, 2, 5, True),
+    "rows": {"rows": 9, "columns": 5},
+    "columns": {"rows": 5, "columns": 9, "axis": 1},
+    "heads": {"rows": 12, "columns": 7, "unit_size": 2},
+    "head columns": {"rows": 7, "columns": 12, "axis": 1, "unit_size": 2, "bias": True},
+    "bias": {"rows": 9, "columns": 5, "bias": True},
+    "fused part": {"rows": 19, "columns": 5, "unit_size": 2, "offset": 5, "bias": True},
+    "fused by head": {"rows": 34, "columns": 5, "unit_size": 2, "offset": 4, "stride": 6}
+    | {"bias": True},
+    "transposed": {"rows": 5, "columns": 9, "axis": 1, "bias": True, "transposed": True},
+    "transposed inputs": {"rows": 9, "columns": 5, "bias": True, "transposed": True},
 }
 all_sites = pytest.mark.parametrize("kind", SITES)
 
 
 def site_of(kind: str, dtype=torch.float64):
-    rows, columns, axis, unit_size, offset, bias = SITES[kind]
-    return linear_site(
-        rows, columns, axis=axis, unit_size=unit_size, offset=offset, bias=bias, dtype=dtype
-    )
+    return linear_site(**SITES[kind], dtype=dtype)
 
 
 SELECTED = selection([1, 4], [0, 3])
@@ -48,11 +49,10 @@ def effective(operator, weight, bias, left, right):
     """Effective weight and bias by dense algebra, differentiable in all."""
     dense = dense_operator(left, right)
     positive, negative = operator.advantageous, operator.disadvantageous
-    if operator.site.axis == 1:
-        columns = weight.t().index_add(0, negative, dense @ weight.t()[positive])
-        return columns.t(), bias
-    weight = weight.index_add(0, negative, dense @ weight[positive])
-    if bias is not None:
+    rows = weight.t() if operator.site.axis == 1 else weight
+    rows = rows.index_add(0, negative, dense @ rows[positive])
+    weight = rows.t() if operator.site.axis == 1 else rows
+    if bias is not None and len(operator.site.parameters()) == 2:
         bias = bias.index_add(0, negative, dense @ bias[positive])
     return weight, bias
 
@@ -115,7 +115,7 @@ def test_fold_writes_effective_weight_and_bias(kind):
     torch.testing.assert_close(module.weight.detach(), expected)
     if bias is not None:
         torch.testing.assert_close(module.bias.detach(), expected_bias)
-        assert torch.equal(module.bias, bias) == (site.axis == 1)
+        assert torch.equal(module.bias, bias) == (len(parameters) == 1)
     assert all(a is b for a, b in zip(site.parameters(), parameters, strict=True))
     operator.unfold()
     assert not operator.folded
@@ -136,11 +136,14 @@ def test_folding_leaves_requires_grad_and_the_graph_alone(kind):
 def test_mapped_gradients_equal_autograd(kind):
     site = site_of(kind)
     operator, module = random_operator(site), site.module
-    inputs = torch.randn(6, module.in_features, dtype=torch.float64)
+    transposed = site.transposed
+    inputs = torch.randn(6, module.weight.shape[int(not transposed)], dtype=torch.float64)
     bias = None if module.bias is None else module.bias.detach().clone().requires_grad_()
     weight = module.weight.detach().clone().requires_grad_()
     factors = [factor.clone().requires_grad_() for factor in operator.factors]
-    output = torch.nn.functional.linear(inputs, *effective(operator, weight, bias, *factors))
+    matrix, added = effective(operator, weight, bias, *factors)
+    matrix = matrix.t() if transposed else matrix
+    output = torch.nn.functional.linear(inputs, matrix, added)
     output.pow(3).sum().backward()
 
     operator.fold()

@@ -37,6 +37,7 @@ def sharded_sites(draw):
     for i in range(draw(st.integers(1, 4))):
         axis = draw(st.sampled_from([0, 1]))
         unit_size, bias = draw(st.sampled_from([1, 2])), draw(st.booleans())
+        transposed = draw(st.booleans())
         offset = draw(st.integers(0, 3))
         k = draw(st.sampled_from([1, 2, 3, 4]))
         units = draw(st.integers(2 * k, 2 * k + 3))
@@ -44,7 +45,14 @@ def sharded_sites(draw):
         length, other = units * unit_size + offset, draw(st.sampled_from([1, 3, 6, 8]))
         rows, columns = (length, other) if axis == 0 else (other, length)
         site = linear_site(
-            rows, columns, axis=axis, unit_size=unit_size, offset=offset, bias=bias, name=f"{i}"
+            rows,
+            columns,
+            axis=axis,
+            unit_size=unit_size,
+            offset=offset,
+            bias=bias,
+            transposed=transposed,
+            name=f"{i}",
         )
         advantageous, disadvantageous = sorted(chosen[:k]), sorted(chosen[k : 2 * k])
         operators.append(random_operator(site, advantageous, disadvantageous))
