@@ -13,44 +13,24 @@ from apex_composer import settings
 from apex_composer.assessment.collector import Assessment
 from apex_composer.assessment.selection import (
     Selection,
-    count_by_group,
     count_selected,
     select_groups,
 )
 from apex_composer.assessment.stage_record import stage_record
-from apex_composer.model.sites import Site, check_sites
+from apex_composer.model.sites import Site
 from apex_composer.operators.executors import Executor
 from apex_composer.operators.factor_optimizer import to_cpu
 from apex_composer.operators.operator import ExpansionOperator
 from apex_composer.operators.stage_operators import StageOperators
 from apex_composer.operators.step_hooks import Attachment
-from apex_composer.sharding.make_executors import check_executors, make_executors
+from apex_composer.sharding.make_executors import make_executors
 from apex_composer.sharding.shards import reshard
 from apex_composer.stopwatch import Stopwatch
+from apex_composer.trainable.check import check_model
+from apex_composer.trainable.row_steps import RowAttachment
+from apex_composer.trainable.training import RowTraining, embeddings
 
 STATE_VERSION = 1
-
-
-def check_model(
-    sites: Sequence[Site],
-    threshold: float,
-    kv_heads: str = "auto",
-    expansion: bool = True,
-    implementation: str = "auto",
-    device: torch.device | None = None,
-) -> tuple[list[Site], dict[str, int]]:
-    """The sites that an `Expander` with these settings expands, and K of every group by name.
-
-    The model is left alone. Arguments are those of `Expander`, already checked.
-
-    Raises:
-        ValueError: as `Expander`, for what the model is like.
-    """
-    counts = count_by_group(sites, threshold, kv_heads)
-    expanded = [site for site in sites if site.group.name in counts]
-    check_sites(expanded)
-    check_executors(expanded, counts, implementation, device, expansion=expansion)
-    return expanded, counts
 
 
 class Expander:
@@ -83,6 +63,12 @@ class Expander:
         operator_lr_scale: the operators' learning rate over the weights'. Default None: 1, with a
             warning where the optimizer's learning rates are not of Adam's size (SGD, Lion).
         implementation: `torch`, `triton` (kernels), or `auto` (where they run), the default.
+        trainable: `all`; `selected`: P, N and the operators; `half`: these, embeddings and head,
+            and other units at random up to the share; `disadvantageous`: N, without operators.
+            Default `all`. With others AdamW trains copies of the rows, in full precision, of
+            weights that may be bf16; the rest of the model is frozen.
+        trainable_share: trained parameters over all, to be met from below: by the threshold
+            (`selected`, `disadvantageous`), or by the units at random (`half`, default 0.52).
         device: where the model will run; default where it is.
 
     Raises:
@@ -102,9 +88,12 @@ class Expander:
         expansion: bool = True,
         operator_lr_scale: float | None = None,
         implementation: str = "auto",
+        trainable: str = "all",
+        trainable_share: float | None = None,
         device: torch.device | None = None,
     ):
-        self.threshold = settings.check_threshold(threshold)
+        share = settings.check_trainable(trainable, trainable_share)
+        settings.check_threshold(threshold, trainable)
         settings.check_choice("kv_heads", kv_heads, settings.KV_HEADS)
         settings.check_choice("method", method, settings.METHODS)
         settings.check_flag("expansion", expansion)
@@ -113,10 +102,26 @@ class Expander:
             scale = settings.check_positive("operator_lr_scale", scale, float)
         settings.check_choice("implementation", implementation, settings.IMPLEMENTATIONS)
         self.seed, self.kv_heads = settings.check_not_negative("seed", seed), kv_heads
-        self.method, self.expansion, self.implementation = method, expansion, implementation
-        self.sites, self.counts = check_model(
-            sites, self.threshold, kv_heads, expansion, implementation, device
+        self.method, self.implementation = method, implementation
+        self.trainable, self.trainable_share = trainable, share
+        self.expansion = expansion and trainable != "disadvantageous"
+        self.training = None
+        whole = embeddings(sites[0].model) if trainable == "half" else []
+        self.sites, self.counts, self.share = check_model(
+            sites,
+            threshold,
+            kv_heads,
+            self.expansion,
+            implementation,
+            device,
+            trainable=trainable,
+            share=share,
+            whole=whole,
         )
+        self.threshold = float(threshold if self.share is None else self.share.threshold)
+        if self.share is not None:
+            trained = sites if self.share.filled else self.sites
+            self.training = RowTraining(trainable, trained, self.share.filled, whole)
         self.groups = list({site.group.name: site.group for site in self.sites}.values())
         self.stage = -1
         self.selections: dict[str, Selection] = {}
@@ -161,7 +166,7 @@ class Expander:
         expansion = self.expansion if expansion is None else expansion
         reshard(self.sites)
         totals = self.assessment.totals()
-        if self.method != "random" and not totals:
+        if self.method != "random" and self.groups and not totals:
             raise RuntimeError(
                 "no scores to select units from: run forward passes over training data inside "
                 "`with expander.assessing():` before begin_stage()"
@@ -175,8 +180,15 @@ class Expander:
         record = stage_record(self.stage, expansion, before, self.selections, totals)
         self.history.append(record if batch is None else {**record, "start_batch": batch})
         self.assessment.reset()
-        if expansion:
+        self._begin_rows()
+        if expansion and self.sites:
             self._begin({}, {})
+
+    def _begin_rows(self) -> None:
+        if self.training is not None:
+            self.training.begin(self.selections, self.seed, self.stage)
+            if self.training.optimizer is not None:
+                self.running.follow(self.training.optimizer)
 
     def fuse(self) -> None:
         """End the stage: the weights already hold W + T, so operators go. Not inside a step."""
@@ -206,8 +218,15 @@ class Expander:
                 "this expander is attached to an optimizer already, and two attachments would act "
                 "twice on every step: call remove() of the first one before"
             )
+        reshard(self.sites)
+        if self.training is not None:
+            self.training.follow(optimizer)
+            if self.training.optimizer is not None:
+                self.running.follow(self.training.optimizer)
+            own = self.training.sites
+            self.attachment = RowAttachment(self.running, self.training, own, optimizer)
+            return self.attachment
         if self.expansion:
-            reshard(self.sites)
             self.running.check(self.sites, optimizer)
         self.running.follow(optimizer)
         self.attachment = Attachment(self.running, self.sites, optimizer)
@@ -238,6 +257,7 @@ class Expander:
             "moments": self.running.moments(),
             "scores": {name: [*to_cpu(t[:2]), t.samples] for name, t in totals.items()},
             "history": deepcopy(self.history),
+            **({} if self.training is None else {"rows": self.training.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -247,25 +267,33 @@ class Expander:
             ValueError: if the settings differ from the saved ones, naming both values.
         """
         settings.check_same("apex state version", state["version"], STATE_VERSION)
+        # Checkpoints of before there was a choice have no word of what is trained.
+        saved = {"trainable": "all", "trainable_share": None, **state["settings"]}
         for setting, now in self.settings().items():
-            settings.check_same(setting, state["settings"].get(setting), now)
+            settings.check_same(setting, saved.get(setting), now)
         settings.check_same_members("sites", state["sites"], [site.name for site in self.sites])
         self.fuse()
         self.stage, self.history = state["stage"], deepcopy(state["history"])
         self.selections = {name: Selection(*sets) for name, sets in state["selections"].items()}
         self.assessment.load_totals(state["scores"])
+        if self.training is not None and self.stage >= 0:
+            self._begin_rows()
+            self.training.load_state_dict(state["rows"])
         if state["factors"]:
             self._begin(state["factors"], state["moments"])
 
     def settings(self) -> dict[str, Any]:
         """The settings that a checkpoint keeps: a resumed run must have the same."""
         names = ("threshold", "seed", "kv_heads", "method", "expansion")
+        names += ("trainable", "trainable_share")
         return {name: getattr(self, name) for name in names}
 
     def remove(self) -> None:
         """Fold (see `StageOperators.recover`), and take the assessment's hooks off the model."""
         self.running.recover()
         self.assessment.remove()
+        if self.training is not None:
+            self.training.remove()
 
     @property
     def folded(self) -> bool:
@@ -284,15 +312,22 @@ class Expander:
 
     def _begin(self, factors: Mapping[str, Sequence[Tensor]], moments: dict[str, Any]) -> None:
         """Operators of a stage: fresh ones, or with saved factors and moments."""
+        rows = None if self.training is None else self.training.rows
         operators = [
             ExpansionOperator(
-                site,
-                self.selections[site.group.name],
+                site if rows is None else rows[site.name].copies,
+                self._selection(site),
                 factors.get(site.name),
                 seed=self.seed,
                 stage=self.stage,
             )
             for site in self.sites
         ]
-        executors = make_executors(operators, self.implementation)
+        shards = None if rows is None else [rows[site.name].shards() for site in self.sites]
+        executors = make_executors(operators, self.implementation, shards)
         self.running.begin(operators, executors, moments)
+
+    def _selection(self, site: Site) -> Selection:
+        """Of the site's group, or of the trained units among which operators see it."""
+        own = self.selections[site.group.name]
+        return own if self.training is None else self.training.rows[site.name].selection(own)

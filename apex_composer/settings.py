@@ -12,6 +12,8 @@ TARGETS = ("head", "channel")
 METHODS = ("rank", "average", "random")
 ASSESSMENT_SETTINGS = ("method", "tokens", "interval")
 IMPLEMENTATIONS = ("auto", "torch", "triton")
+# What is trained, by how many of the sides P and N of every group are.
+SIDES = {"all": 0, "selected": 2, "half": 2, "disadvantageous": 1}
 
 
 def check_choice(setting: str, value: Any, allowed: Iterable[Any]) -> None:
@@ -36,14 +38,29 @@ def check_keys(setting: str, given: Mapping[str, Any], allowed: Iterable[str]) -
             )
 
 
-def check_threshold(threshold: Any) -> float:
-    """The threshold as a float; ValueError unless 0 < threshold <= 0.5."""
-    if not is_number(threshold) or not 0 < threshold <= 0.5:
+def check_threshold(threshold: Any, trainable: str = "all") -> float:
+    """The threshold as a float; ValueError unless 0 < threshold <= 0.5 (`half`: or 0)."""
+    zero = trainable == "half" and is_number(threshold) and threshold == 0
+    if not zero and (not is_number(threshold) or not 0 < threshold <= 0.5):
         raise ValueError(
             f"threshold: got {threshold!r}, allowed: a number in (0, 0.5], the share of units on "
             "each side (paper: 0.125 for continued pre-training, 0.1875 for instruction tuning)"
         )
     return float(threshold)
+
+
+def check_trainable(trainable: Any, share: Any) -> float | None:
+    """The share as a float, or None; ValueError for another mode, or what is no share."""
+    check_choice("trainable", trainable, SIDES)
+    if share is None:
+        return 0.52 if trainable == "half" else None
+    if trainable == "all" or not is_number(share) or not 0 < share <= 1:
+        raise ValueError(
+            f"trainable_share: got {share!r} with trainable: {trainable}, allowed: a number in "
+            "(0, 1], the share of parameters that are trained, with trainable: selected, half, "
+            "disadvantageous"
+        )
+    return float(share)
 
 
 def check_positive(setting: str, value: Any, kind: type = int) -> Any:

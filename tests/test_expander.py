@@ -8,7 +8,7 @@ from helpers import cross_entropy, exact_norms, factors_now, tiny_llama, tokens
 from oracle import Oracle
 
 from apex_composer import Expander, find_sites
-from apex_composer.expander import check_model
+from apex_composer.trainable.check import check_model
 
 pytestmark = pytest.mark.numeric
 
@@ -211,7 +211,7 @@ def test_a_stage_is_numbered_and_its_record_tells_where_it_began():
 @pytest.mark.parametrize("kv_heads", ["auto", "expand"])
 def test_checking_a_model_leaves_no_hooks_and_finds_what_an_expander_expands(kv_heads):
     model = tiny_llama(kv_heads=2)
-    sites, counts = check_model(find_sites(model), 0.25, kv_heads)
+    sites, counts, _ = check_model(find_sites(model), 0.25, kv_heads)
     assert not any(module._forward_pre_hooks for module in model.modules())
     expander = Expander(find_sites(model), threshold=0.25, kv_heads=kv_heads)
     assert [site.name for site in sites] == [site.name for site in expander.sites]

@@ -86,15 +86,21 @@ def clean_name(name: str) -> str:
     return ".".join(parts[1:] if parts[0] == "module" else parts)
 
 
-def check_sites(sites: Sequence[Site]) -> None:
-    """Refuse an empty list, a site named twice, tied weights, and those that cannot be expanded."""
+def check_sites(sites: Sequence[Site], copied: bool = False) -> None:
+    """Refuse an empty list, a site named twice, tied weights, and those that cannot be expanded.
+
+    Args:
+        sites: those that are trained.
+        copied: whether training acts on copies in full precision, beside the model. Default False.
+    """
     if not sites:
         raise ValueError("no sites to expand: the list is empty, see find_sites(model)")
     if len({site.name for site in sites}) < len(sites):
         raise ValueError("sites: the list names a site twice, see find_sites(model)")
     sharing: dict[tuple, list[tuple[Site, str]]] = {}
     for site in sites:
-        _check_precision(site)
+        if not copied:
+            _check_precision(site)
         for parameter, what in zip(site.parameters(), ("weight", "bias"), strict=False):
             sharing.setdefault(_memory(parameter), []).append((site, what))
     for several in sharing.values():

@@ -113,7 +113,7 @@ class Attachment:
 def attachments(optimizer: Optimizer) -> list[Attachment]:
     """Those that act on an optimizer's steps."""
     owners = [getattr(h, "__self__", None) for h in optimizer._optimizer_step_pre_hooks.values()]
-    return [owner for owner in owners if isinstance(owner, Attachment)]
+    return [owner for owner in owners if hasattr(owner, "by_closure")]
 
 
 def _gradients_overflowed(optimizer: Optimizer) -> bool:

@@ -22,6 +22,7 @@ def check_executors(
     device: torch.device | None = None,
     *,
     expansion: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Refuse what could only fail when a stage begins, and log what `auto` will take.
 
@@ -31,12 +32,13 @@ def check_executors(
         implementation: `auto`, `torch` or `triton`.
         device: the one that the weights will be on; default where they are.
         expansion: False for stages without operators. Default True.
+        dtype: the one in which operators act on the weights; default the weights'.
 
     Raises:
         ValueError: as `make_executors`.
     """
     for site, shards in zip(sites, find_shards(sites), strict=True):
-        place = device or site.weight.device, site.weight.dtype
+        place = device or site.weight.device, dtype or site.weight.dtype
         resolve(implementation, *place)  # of the norms
         if expansion and shards[0].process_group is not None:
             check_sharded(implementation)
@@ -55,7 +57,9 @@ def check_sharded(implementation: str) -> None:
 
 
 def make_executors(
-    operators: Sequence[ExpansionOperator], implementation: str = "auto"
+    operators: Sequence[ExpansionOperator],
+    implementation: str = "auto",
+    shards: Sequence[Sequence[Shard]] | None = None,
 ) -> list[Executor]:
     """Executors that together act for all operators.
 
@@ -64,6 +68,7 @@ def make_executors(
     Args:
         operators: those of one stage, in the same order on all ranks.
         implementation: `auto`, `torch` or `triton`. Default `auto`.
+        shards: what this rank holds of every operator's weight and bias; default looked up.
 
     Raises:
         ValueError: for weights that are sharded in a way that cannot work, and as
@@ -71,14 +76,15 @@ def make_executors(
     """
     whole: list[ExpansionOperator] = []
     sharded: dict[tuple, list[tuple[ExpansionOperator, list[Shard]]]] = defaultdict(list)
-    sites = [operator.site for operator in operators]
-    for operator, shards in zip(operators, find_shards(sites), strict=True):
-        first = shards[0]
+    if shards is None:
+        shards = find_shards([operator.site for operator in operators])
+    for operator, own in zip(operators, shards, strict=True):
+        first = own[0]
         if first.process_group is None:
             whole.append(operator)
         else:
             ranks = first.process_group, first.replicas
-            sharded[ranks, first.parameter.dtype].append((operator, shards))
+            sharded[ranks, first.parameter.dtype].append((operator, own))
     if sharded:
         check_sharded(implementation)
     return whole_executors(whole, implementation) + [

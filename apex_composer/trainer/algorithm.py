@@ -10,9 +10,10 @@ from composer.loggers import Logger
 from torch import Tensor
 
 from apex_composer import settings
-from apex_composer.expander import Expander, check_model
+from apex_composer.expander import Expander
 from apex_composer.model.find_sites import find_sites
 from apex_composer.model.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
+from apex_composer.trainable.check import check_model
 from apex_composer.trainer.batches import Layout, look_at, open_assessment
 from apex_composer.trainer.closing import Closing, check_owner
 from apex_composer.trainer.first_assessment import assess_first_stage, first_goal
@@ -154,7 +155,7 @@ class APEX(Algorithm):
     def _on_init(self, state: State, logger: Logger) -> None:
         """Refuse, before data and weights are loaded, what could only fail later."""
         check_run(state, self._expander)
-        sites, _ = check_model(
+        sites, *_ = check_model(
             find_sites(state.model, self.targets),
             self.threshold,
             self.kv_heads,

@@ -1,0 +1,262 @@
+"""Training of some rows of a model: their gradients, their steps, and their way back into it."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from apex_composer.assessment.selection import Selection
+from apex_composer.model.sites import Site
+from apex_composer.sharding.shards import find_shards
+from apex_composer.trainable.row_optimizer import RowAdamW, check_main
+from apex_composer.trainable.rows import Part, Rows, carry, make_rows
+from apex_composer.trainable.units import trained_units
+
+
+class RowTraining:
+    """The trained rows through the stages of a run.
+
+    A weight's gradient lives until the trained rows' part of it is added to theirs, right after it
+    was accumulated; under DDP, which reduces whole gradients, until the step.
+
+    Args:
+        trainable: `selected`, `half` or `disadvantageous`.
+        sites: all whose units can be trained.
+        filled: of `half`, how many units of every group are drawn at random.
+        whole: parameters that the main optimizer trains as they are (embeddings, head).
+
+    Attributes:
+        rows: of the running stage, by the site's name.
+        optimizer: of the rows; None before `follow` and between stages.
+    """
+
+    def __init__(
+        self,
+        trainable: str,
+        sites: Sequence[Site],
+        filled: Mapping[str, int],
+        whole: Sequence[nn.Parameter] = (),
+    ):
+        self._trainable, self._filled, self._whole = trainable, filled, whole
+        self.sites = list(sites)
+        self._groups_of_units = list({site.group.name: site.group for site in sites}.values())
+        self._frozen: list[nn.Parameter] = []
+        self.rows: dict[str, Rows] = {}
+        self.optimizer: RowAdamW | None = None
+        self._main: Optimizer | None = None
+        self._groups: list[list[nn.Parameter]] = []  # of the main optimizer, as they were
+        self._places: dict[int, int] = {}
+        self._handles: list[Any] = []
+        self._by_parameter: dict[nn.Parameter, list[Part]] = {}
+        self._pending: dict[str, Any] = {}  # saved state whose moments have no optimizer yet
+
+    def begin(self, selections: Mapping[str, Selection], seed: int, stage: int) -> None:
+        """Copy the rows that a stage trains; those that stay keep their copies and moments.
+
+        Args:
+            selections: P and N of the groups that are selected from.
+            seed: the run's.
+            stage: its number.
+        """
+        units = trained_units(
+            self._trainable, self._groups_of_units, selections, self._filled, seed, stage
+        )
+        before, optimizer, self.optimizer, self._pending = self.rows, self.optimizer, None, {}
+        sites = [site for site in self.sites if site.group.name in units]
+        shards = find_shards(sites)
+        self.rows = {
+            site.name: make_rows(site, own, units[site.group.name])
+            for site, own in zip(sites, shards, strict=True)
+        }
+        common = [(before[name], self.rows[name]) for name in self.rows if name in before]
+        for old, new in common:
+            carry(old, new, [part.copy for part in old.parts], [part.copy for part in new.parts])
+        self._listen()
+        if self._main is not None:
+            self._follow()
+            for old, new in common if optimizer is not None else ():
+                self.optimizer.carry(optimizer, old, new)
+
+    def follow(self, main: Optimizer) -> None:
+        """Take the sites' weights out of the main optimizer, whose settings the rows follow."""
+        check_main(main)
+        self.freeze()
+        if self._main is not main:
+            self._main, self._groups = main, [list(g["params"]) for g in main.param_groups]
+            self._places = {id(p): i for i, own in enumerate(self._groups) for p in own}
+        whole = {id(parameter) for parameter in self._whole}
+        for group, own in zip(main.param_groups, self._groups, strict=True):
+            group["params"] = [parameter for parameter in own if id(parameter) in whole]
+        if self.rows:
+            self._follow()
+
+    def freeze(self) -> None:
+        """Freeze what is not trained, until `remove`."""
+        for model in self._models():
+            self._frozen += freeze_others(model, self.sites, self._whole)
+
+    def _models(self) -> list[nn.Module]:
+        return list({id(s.model): s.model for s in self.sites if s.model is not None}.values())
+
+    def _follow(self) -> None:
+        rows = list(self.rows.values())
+        places = [self._places[id(own.site.weight)] for own in rows]
+        self.optimizer = RowAdamW(rows, self._main, places)
+        self._load_moments()
+
+    def _listen(self) -> None:
+        """Take gradients as soon as they are there, where they are not reduced as a whole later."""
+        self._silence()
+        by_parameter: dict[nn.Parameter, list[Part]] = defaultdict(list)
+        for part in self.parts():
+            by_parameter[part.shard.parameter].append(part)
+        self._by_parameter = dict(by_parameter)
+        reduced = any(
+            isinstance(module, DistributedDataParallel)
+            for model in self._models()
+            for module in model.modules()
+        )
+        if not reduced:
+            self._handles = [
+                parameter.register_post_accumulate_grad_hook(self._take)
+                for parameter in self._by_parameter
+            ]
+
+    def _silence(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @torch.no_grad()
+    def _take(self, parameter: nn.Parameter) -> None:
+        if parameter.grad is not None:
+            for part in self._by_parameter[parameter]:
+                part.add_gradient(parameter.grad)
+            parameter.grad = None
+
+    def collect(self) -> None:
+        """Take the gradients that are still whole (DDP); before they are clipped, or a step."""
+        for parameter in self._by_parameter:
+            self._take(parameter)
+
+    def parts(self) -> list[Part]:
+        """Of all rows: weights, and biases."""
+        return [part for own in self.rows.values() for part in own.parts]
+
+    def write(self) -> None:
+        """Put all rows into the model."""
+        for part in self.parts():
+            part.write()
+
+    def clip_grad_norm(self, largest: float) -> Tensor:
+        """Scale all gradients so that their norm together is at most the given one.
+
+        Over the trained rows of dLoss/dW_eff and what is trained whole; all ranks call it.
+
+        Args:
+            largest: the norm that they may have.
+
+        Returns:
+            The norm before, a scalar tensor.
+        """
+        self.collect()
+        rows = [part.copy.grad for part in self.parts() if part.copy.grad is not None]
+        whole = [p for group in self._main.param_groups for p in group["params"]]
+        others = [parameter.grad for parameter in whole if parameter.grad is not None]
+        sharded = {part.gathered.process_group for part in self.parts()} - {None}
+        squares = _square_sum(rows, self.parts()[0].copy.device)
+        for group in sharded:
+            torch.distributed.all_reduce(squares, group=group)
+        for gradient in others:
+            norm = torch.linalg.vector_norm(gradient, dtype=squares.dtype)
+            squares += (norm.full_tensor() if isinstance(norm, DTensor) else norm).square()
+        norm = squares.sqrt()
+        # As torch.nn.utils.clip_grad_norm_.
+        for gradient in [*rows, *others]:
+            gradient.mul_((largest / (norm + 1e-6)).clamp(max=1.0).to(gradient.dtype))
+        return norm
+
+    def zero_grad(self) -> None:
+        """Forget the rows' gradients."""
+        for part in self.parts():
+            part.copy.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Units, copies and moments by the site's name, on the CPU (collective where sharded)."""
+        state = {}
+        for name, own in self.rows.items():
+            moments = self._pending.get(name, {}).get("moments", [[] for _ in own.parts])
+            if self.optimizer is not None:
+                moments = [
+                    [part.whole(tensor) for tensor in self.optimizer.moments(part.copy)]
+                    for part in own.parts
+                ]
+            rows = [part.whole(part.copy) for part in own.parts]
+            state[name] = {"units": own.units.clone(), "rows": rows, "moments": moments}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with saved rows; `begin` was given their units."""
+        for name, own in self.rows.items():
+            for part, rows in zip(own.parts, state[name]["rows"], strict=True):
+                with torch.no_grad():
+                    part.copy.copy_(part.own(rows, part.copy))
+        self._pending = dict(state)
+        self._load_moments()
+
+    def _load_moments(self) -> None:
+        for name, saved in self._pending.items() if self.optimizer is not None else ():
+            for part, moments in zip(self.rows[name].parts, saved["moments"], strict=True):
+                if moments:
+                    own = self.optimizer.moments(part.copy)
+                    for target, value in zip(own, moments, strict=True):
+                        target.copy_(part.own(value, target))
+        if self.optimizer is not None:
+            self._pending = {}
+
+    def remove(self) -> None:
+        """Leave the gradients alone, and give the main optimizer its parameters back."""
+        self._silence()
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        if self._main is not None:
+            for group, own in zip(self._main.param_groups, self._groups, strict=True):
+                group["params"] = own
+        self._main, self._frozen = None, []
+
+
+def _square_sum(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for tensor in tensors:
+        total += torch.linalg.vector_norm(tensor).double().square()
+    return total
+
+
+def embeddings(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a transformers model's input embeddings and of its output head."""
+    for module in model.modules():
+        if callable(getattr(module, "get_output_embeddings", None)):
+            found = (module.get_input_embeddings(), module.get_output_embeddings())
+            parameters = [p for own in found if own is not None for p in own.parameters()]
+            return list(dict.fromkeys(parameters))
+    return []
+
+
+def freeze_others(
+    model: nn.Module, sites: Sequence[Site], whole: Iterable[nn.Parameter]
+) -> list[nn.Parameter]:
+    """Freeze all parameters but those of the sites and those that are trained as they are.
+
+    Returns:
+        Those that were not frozen before, to be given back.
+    """
+    kept = {id(p) for site in sites for p in site.parameters()} | {id(p) for p in whole}
+    others = [p for p in model.parameters() if id(p) not in kept and p.requires_grad]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    return others
