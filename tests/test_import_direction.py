@@ -24,6 +24,7 @@ ORDER = [
     ["assessment"],
     ["operators"],
     ["sharding"],
+    ["trainable"],
     ["expander"],
     ["trainer"],
     ["callbacks", "methods"],

@@ -167,8 +167,9 @@ class Assessment:
 
     def close(self) -> None:
         """Rank what the last forward pass left, and stop counting."""
-        with self._stopwatch.block(self._cohorts[0].groups[0].probe.weight.device):
-            self._rank()
+        if self._cohorts:  # none where all units are drawn at random
+            with self._stopwatch.block(self._cohorts[0].groups[0].probe.weight.device):
+                self._rank()
         self._mask, self._packed, self._open = None, None, False
 
     @contextmanager

@@ -66,7 +66,7 @@ def operators_now(expander) -> list[dict]:
 MODES = {
     "selected": {"trainable": "selected", "threshold": 0.25},
     "disadvantageous": {"trainable": "disadvantageous", "threshold": 0.25},
-    "half": {"trainable": "half", "threshold": 0.25, "trainable_share": 0.84},
+    "half": {"trainable": "half", "threshold": 0.25, "trainable_share": 0.88},
     "half at 0": {"trainable": "half", "threshold": 0, "trainable_share": 0.67, "method": "random"},
 }
 
