@@ -1,7 +1,6 @@
 """Small models and data that several tests share."""
 
 import torch
-from streaming import StreamingDataset
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -135,14 +134,6 @@ class TokenDataset(Dataset):
             "labels": labels,
             "attention_mask": self.mask[index],
         }
-
-
-class StreamedTokens(StreamingDataset):
-    """MDS shards with a column `tokens` as model inputs."""
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        ids = torch.from_numpy(super().__getitem__(index)["tokens"].copy()).long()
-        return {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def factors_now(expander, prefix: str = "") -> list[dict]:
