@@ -104,6 +104,7 @@ def tiny_qwen(seed: int = 0, *, dtype: torch.dtype = torch.float32) -> Qwen2ForC
 
 def change_error(found: Tensor, expected: Tensor, start: Tensor) -> float:
     """|found - expected| over |expected - start|: the share of a tensor's change that is wrong."""
+    found, expected, start = found.detach(), expected.detach(), start.detach()
     return float((found - expected).norm() / (expected - start).norm())
 
 
