@@ -11,8 +11,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from apex_composer.assessment.selection import Selection
+from apex_composer.distributed import world_size
 from apex_composer.model.sites import Site
 from apex_composer.sharding.shards import find_shards
+from apex_composer.settings import check_trainable
+from apex_composer.trainable.check import check_model
 from apex_composer.trainable.row_optimizer import RowAdamW, check_main
 from apex_composer.trainable.rows import Part, Rows, carry, make_rows
 from apex_composer.trainable.units import trained_units
@@ -96,9 +99,30 @@ class RowTraining:
             self._follow()
 
     def freeze(self) -> None:
-        """Freeze what is not trained, until `remove`."""
-        for model in self._models():
-            self._frozen += freeze_others(model, self.sites, self._whole)
+        """Freeze what is not trained, until `remove`.
+
+        Raises:
+            ValueError: it is too late, or the model that reduces gradients is not known.
+        """
+        frozen = [p for m in self._models() for p in freeze_others(m, self.sites, self._whole)]
+        self._frozen += frozen
+        sharded = any(isinstance(p, DTensor) for own in self.sites for p in own.parameters())
+        if self._reduced() and frozen:
+            raise ValueError(
+                "trainable: DDP was told to wait for gradients of what is frozen now. Allowed: to "
+                "call freeze_untrained(find_sites(model), ...) before the model is wrapped"
+            )
+        if world_size() > 1 and not self._reduced() and not sharded:
+            raise ValueError(
+                "trainable: there are several ranks, but the sites are those of a model that "
+                "reduces no gradients. Allowed: to call find_sites(model) with the outermost model, "
+                "wrapped by DDP or sharded by FSDP2"
+            )
+
+    def _reduced(self) -> bool:
+        """Whether DDP reduces whole gradients, at the end of a backward pass."""
+        modules = (module for model in self._models() for module in model.modules())
+        return any(isinstance(module, DistributedDataParallel) for module in modules)
 
     def _models(self) -> list[nn.Module]:
         return list({id(s.model): s.model for s in self.sites if s.model is not None}.values())
@@ -116,12 +140,7 @@ class RowTraining:
         for part in self.parts():
             by_parameter[part.shard.parameter].append(part)
         self._by_parameter = dict(by_parameter)
-        reduced = any(
-            isinstance(module, DistributedDataParallel)
-            for model in self._models()
-            for module in model.modules()
-        )
-        if not reduced:
+        if not self._reduced():
             self._handles = [
                 parameter.register_post_accumulate_grad_hook(self._take)
                 for parameter in self._by_parameter
@@ -260,3 +279,24 @@ def freeze_others(
     for parameter in others:
         parameter.requires_grad_(False)
     return others
+
+
+def freeze_untrained(sites: Sequence[Site], **settings: Any) -> None:
+    """Freeze what an `Expander` with these settings does not train, before DDP wraps the model.
+
+    Args:
+        sites: those of the plain model.
+        settings: `trainable`, `trainable_share`, `threshold` and `kv_heads`, as of `Expander`.
+    """
+    trainable = settings.pop("trainable")
+    share = check_trainable(trainable, settings.pop("trainable_share", None))
+    whole = embeddings(sites[0].model) if trainable == "half" else []
+    expanded, _, found = check_model(
+        sites,
+        settings.pop("threshold", 0.125),
+        **settings,
+        trainable=trainable,
+        share=share,
+        whole=whole,
+    )
+    freeze_others(sites[0].model, sites if found.filled else expanded, whole)

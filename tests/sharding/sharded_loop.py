@@ -5,6 +5,7 @@ processes with gloo, one after the other; OUT gets <mode>-rank<rank>.pt of each.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,11 +20,18 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from apex_composer import Expander, find_sites
 from apex_composer.sharding.shards import find_shards
+from apex_composer.trainable.training import freeze_untrained
 
 # Sizes that no number of ranks divides: shards are cut in the middle of rows, some are empty.
 ODD = {"hidden": 18, "channels": 27, "heads": 6, "kv_heads": 2, "head_dim": 4}
 BATCH_SIZE = 8
+SHARDED = ("ShardedExecutor",)
 COUNTER = Counter()
+# Of which only some rows are trained.
+ROWS = {
+    "selected": {"trainable": "selected"},
+    "half": {"trainable": "half", "trainable_share": 0.9},
+}
 
 
 def fsdp1(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
@@ -44,6 +52,11 @@ def fsdp2(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     return model
 
 
+def ddp(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """The model with gradients that are averaged over the ranks."""
+    return nn.parallel.DistributedDataParallel(model)
+
+
 def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """All weights, gathered."""
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
@@ -56,22 +69,28 @@ def own_shards(expander: Expander) -> list[list]:
     return [[s.name, s.start, s.stop, s.values().clone()] for (s, *_) in found]
 
 
-def train_loop(model: nn.Module, mesh: DeviceMesh | None = None, shard=fsdp2) -> dict:
+def train_loop(model: nn.Module, mesh: DeviceMesh | None = None, shard=fsdp2, **settings) -> dict:
     """Two stages of three steps; every rank takes its part of each batch.
 
     Args:
         model: trained in place, in float64: where a gradient is next to zero, rounding in float32
             decides AdamW's step.
         mesh: (replicas, shards) or (shards,), or None for one process.
-        shard: fsdp1 or fsdp2.
+        shard: fsdp1, fsdp2 or ddp.
+        settings: more of the Expander's.
     """
     share = slice(None)
     if mesh is not None:
+        if shard is ddp:
+            names = ("trainable", "trainable_share")
+            own = {name: settings[name] for name in names if name in settings}
+            freeze_untrained(find_sites(model), threshold=0.25, kv_heads="expand", **own)
         model = shard(model, mesh)
         rank, ranks = torch.distributed.get_rank(), mesh.size()
         share = slice(BATCH_SIZE * rank // ranks, BATCH_SIZE * (rank + 1) // ranks)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1)
-    expander = Expander(find_sites(model), threshold=0.25, kv_heads="expand", operator_lr_scale=3.0)
+    settings = {"threshold": 0.25, "kv_heads": "expand", "operator_lr_scale": 3.0, **settings}
+    expander = Expander(find_sites(model), **settings)
     expander.attach(optimizer)
     with torch.no_grad(), expander.assessing():
         model(tokens(BATCH_SIZE)[share])
@@ -83,6 +102,8 @@ def train_loop(model: nn.Module, mesh: DeviceMesh | None = None, shard=fsdp2) ->
         with expander.assessing():
             loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
+        if expander.training is not None:
+            expander.training.clip_grad_norm(0.05)
         COUNTER.calls.clear()
         with COUNTER.counting():
             optimizer.step()
@@ -91,6 +112,7 @@ def train_loop(model: nn.Module, mesh: DeviceMesh | None = None, shard=fsdp2) ->
         "shards": own_shards(expander),
         "calls": list(COUNTER.calls),
         "factors": expander.state_dict()["factors"],
+        "rows": expander.state_dict().get("rows"),
         "norms": expander.relative_norms(),
         "executors": [type(executor).__name__ for executor in expander.executors],
     }
@@ -116,16 +138,17 @@ def check_shards(ranks: list[dict], whole: dict[str, torch.Tensor]) -> int:
     return inside
 
 
-def check_loops(ranks: list[dict], expected: dict) -> None:
+def check_loops(ranks: list[dict], expected: dict, executors: Sequence[str] = SHARDED) -> None:
     """Every rank has trained what one process has, and all of them the same bits."""
     for own in ranks:
-        assert own["executors"] == ["ShardedExecutor"]
+        assert own["executors"] == [*executors]
         torch.testing.assert_close(own["norms"], expected["norms"], rtol=1e-9, atol=0)
         torch.testing.assert_close(own["weights"], expected["weights"], rtol=0, atol=1e-10)
         for name, weight in ranks[0]["weights"].items():
             assert torch.equal(own["weights"][name], weight)
         for name, pair in ranks[0]["factors"].items():
             assert all(map(torch.equal, own["factors"][name], pair))
+        torch.testing.assert_close(own["rows"], expected["rows"], rtol=0, atol=1e-10)
 
 
 def one_rank(out: Path, modes: list[str]) -> None:
@@ -134,7 +157,9 @@ def one_rank(out: Path, modes: list[str]) -> None:
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     for mode in modes:
         model = tiny_llama(**ODD, dtype=torch.float64)
-        end = train_loop(model, mesh, {"fsdp1": fsdp1, "fsdp2": fsdp2}[mode])
+        way, _, rows = mode.partition(" ")
+        shard = {"fsdp1": fsdp1, "fsdp2": fsdp2, "ddp": ddp}[way]
+        end = train_loop(model, mesh, shard, **ROWS.get(rows, {}))
         torch.save(end, out / f"{mode}-rank{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()
 

@@ -14,7 +14,9 @@ import torch
 from helpers import tiny_llama
 from sharded_loop import ODD, check_loops, check_shards, train_loop
 
-MODES = ["fsdp1", "fsdp2"]
+WHOLE = ["fsdp1", "fsdp2"]
+ROWS = ["fsdp2 selected", "fsdp2 half", "ddp selected", "ddp half"]
+MODES = [*WHOLE, *ROWS]
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +39,26 @@ def load(path: Path) -> dict:
     return torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", WHOLE)
 def test_two_ranks_train_what_one_process_trains(ends, mode):
     check_loops(ends[mode], train_loop(tiny_llama(**ODD, dtype=torch.float64)))
 
 
+@pytest.mark.parametrize("mode", ROWS)
+def test_two_ranks_train_the_rows_that_one_process_trains(ends, mode):
+    way, rows = mode.split(" ")
+    expected = train_loop(tiny_llama(**ODD, dtype=torch.float64), **sharded_loop.ROWS[rows])
+    executors = expected["executors"] if way == "ddp" else sharded_loop.SHARDED
+    check_loops(ends[mode], expected, executors)
+
+
 def test_shards_are_what_this_rank_holds(ends):
-    inside = {mode: check_shards(own, own[0]["weights"]) for mode, own in ends.items()}
+    inside = {mode: check_shards(ends[mode], ends[mode][0]["weights"]) for mode in WHOLE}
     assert inside["fsdp1"], "the odd sizes are to make FSDP1 cut rows"
     assert not inside["fsdp2"]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [mode for mode in MODES if "fsdp" in mode])
 def test_a_step_has_five_collectives_however_many_weights(ends, mode):
     for own in ends[mode]:
         assert sorted(own["calls"]) == ["all_reduce"] + ["all_to_all_single"] * 4

@@ -54,11 +54,17 @@ class RowOracle:
                 optimizer.load_state_dict(kept[key].state_dict())
             self.row_optimizers[key] = optimizer
         self.operators = [
-            {**o, "left": nn.Parameter(o["left"].clone()), "right": nn.Parameter(o["right"].clone())}
+            {
+                **o,
+                "left": nn.Parameter(o["left"].clone()),
+                "right": nn.Parameter(o["right"].clone()),
+            }
             for o in operators
         ]
         leaves = [o[side] for o in self.operators for side in ("left", "right")]
-        self.factors = torch.optim.AdamW(leaves, **{**self.options, "weight_decay": 0.0}) if leaves else None
+        self.factors = (
+            torch.optim.AdamW(leaves, **{**self.options, "weight_decay": 0.0}) if leaves else None
+        )
 
     def effective(self) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}

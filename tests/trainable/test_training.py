@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import cross_entropy, factors_now, tiny_llama, tokens
+from helpers import cross_entropy, factors_now, tokens
 from row_oracle import RowOracle
 from tiny_models import in_float64, tiny_model
 from torch.optim import AdamW
@@ -78,17 +78,23 @@ def test_training_equals_autograd(mode, model_type):
     with in_float64():
         model, twin = (tiny_model(model_type, torch.float64) for _ in range(2))
         run = make_run(model, **MODES[mode])
-        whole = [n for n, p in twin.named_parameters() if "embed" in n or "wte" in n or "lm_head" in n]
+        whole = [
+            n for n, p in twin.named_parameters() if "embed" in n or "wte" in n or "lm_head" in n
+        ]
         oracle = RowOracle(twin, whole if "half" in mode else [], OPTIONS)
         start = copy.deepcopy(model.state_dict())
         for step, beginning in train(run, range(STEPS)):
             if beginning:
                 oracle.begin_stage(rows_now(run.expander), operators_now(run.expander))
-            oracle.step(lambda call, step=step: loss_of(lambda **kw: call(**kw), step), OPTIONS["lr"])
+            oracle.step(
+                lambda call, step=step: loss_of(lambda **kw: call(**kw), step), OPTIONS["lr"]
+            )
         oracle.begin_stage({}, [])
     expected = twin.state_dict()
     moved = 0
     for name, weight in model.state_dict().items():
-        torch.testing.assert_close(weight, expected[name], rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            weight, expected[name], rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+        )
         moved += int((weight != start[name]).sum())
     assert moved > 0
