@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from apex_composer.assessment.selection import Selection
 from apex_composer.distributed import world_size
 from apex_composer.model.sites import Site
-from apex_composer.sharding.shards import find_shards
 from apex_composer.settings import check_trainable
+from apex_composer.sharding.shards import find_shards
 from apex_composer.trainable.check import check_model
 from apex_composer.trainable.row_optimizer import RowAdamW, check_main
 from apex_composer.trainable.rows import Part, Rows, carry, make_rows
@@ -115,8 +115,8 @@ class RowTraining:
         if world_size() > 1 and not self._reduced() and not sharded:
             raise ValueError(
                 "trainable: there are several ranks, but the sites are those of a model that "
-                "reduces no gradients. Allowed: to call find_sites(model) with the outermost model, "
-                "wrapped by DDP or sharded by FSDP2"
+                "reduces no gradients. Allowed: find_sites(model) of the outermost model, wrapped "
+                "by DDP or sharded by FSDP2"
             )
 
     def _reduced(self) -> bool:

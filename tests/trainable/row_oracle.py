@@ -10,6 +10,7 @@ import torch
 from oracle import dense_operator
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.optim import AdamW
 
 
 class RowOracle:
@@ -25,12 +26,12 @@ class RowOracle:
         self.model, self.options = model, options
         self.rows: dict[tuple[str, int, int], nn.Parameter] = {}
         self.operators: list[dict] = []
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = AdamW(
             [p for name, p in model.named_parameters() if name in whole] or [torch.zeros(1)],
             **options,
         )
-        self.row_optimizers: dict[tuple, torch.optim.AdamW] = {}
-        self.factors: torch.optim.AdamW | None = None
+        self.row_optimizers: dict[tuple, AdamW] = {}
+        self.factors: AdamW | None = None
 
     def begin_stage(self, trained: Mapping[tuple[str, int], Sequence[int]], operators: list[dict]):
         """Fuse, then train the given rows.
@@ -39,44 +40,36 @@ class RowOracle:
             trained: indices along an axis, by the parameter's name and the axis.
             operators: as of `Oracle.begin_stage`.
         """
-        with torch.no_grad():
-            for name, value in self.effective().items():
-                self.model.get_parameter(name).copy_(value)
+        before = {name: value.detach() for name, value in self.effective().items()}
+        self.write()
         keys = {(name, axis, i) for (name, axis), rows in trained.items() for i in rows}
-        kept = {key: o for key, o in self.row_optimizers.items() if key in keys}
+        kept = {key: own for key, own in self.row_optimizers.items() if key in keys}
         self.rows, self.row_optimizers = {}, {}
         for name, axis, i in sorted(keys):
             key = name, axis, i
-            value = self.model.get_parameter(name).detach().select(axis, i).clone()
-            self.rows[key] = nn.Parameter(value)
-            optimizer = torch.optim.AdamW([self.rows[key]], **self.options)
+            values = before[name] if key in kept else wide(self.model.get_parameter(name))
+            self.rows[key] = nn.Parameter(values.select(axis, i).clone())
+            self.row_optimizers[key] = AdamW([self.rows[key]], **self.options)
             if key in kept:
-                optimizer.load_state_dict(kept[key].state_dict())
-            self.row_optimizers[key] = optimizer
+                self.row_optimizers[key].load_state_dict(kept[key].state_dict())
+        sides = ("left", "right")
         self.operators = [
-            {
-                **o,
-                "left": nn.Parameter(o["left"].clone()),
-                "right": nn.Parameter(o["right"].clone()),
-            }
-            for o in operators
+            {**o, **{side: nn.Parameter(o[side].clone()) for side in sides}} for o in operators
         ]
-        leaves = [o[side] for o in self.operators for side in ("left", "right")]
-        self.factors = (
-            torch.optim.AdamW(leaves, **{**self.options, "weight_decay": 0.0}) if leaves else None
-        )
+        leaves = [o[side] for o in self.operators for side in sides]
+        self.factors = AdamW(leaves, **{**self.options, "weight_decay": 0.0}) if leaves else None
 
     def effective(self) -> dict[str, Tensor]:
+        """W_eff of every weight with trained rows, in full precision, differentiable in them."""
         values: dict[str, Tensor] = {}
         for (name, axis, i), row in self.rows.items():
-            weight = values.get(name, self.model.get_parameter(name).detach())
-            index = torch.tensor([i])
-            values[name] = weight.index_copy(axis, index, row.unsqueeze(axis))
+            weight = values.get(name, wide(self.model.get_parameter(name)))
+            values[name] = weight.index_copy(axis, torch.tensor([i]), row.unsqueeze(axis))
         for operator in self.operators:
             dense = dense_operator(operator["left"], operator["right"])
             positive, negative = operator["positive"], operator["negative"]
-            base = {name: values[name] for name in operator["names"]}
-            for name, weight in base.items():
+            for name in operator["names"]:
+                weight = values[name]
                 if operator["axis"] == 1 and weight.dim() == 2:
                     update = (dense @ weight[:, positive].t()).t()
                     values[name] = weight.index_add(1, negative, update)
@@ -84,12 +77,27 @@ class RowOracle:
                     values[name] = weight.index_add(0, negative, dense @ weight[positive])
         return values
 
-    def step(self, loss_of: Callable, lr: float) -> None:
+    def write(self) -> None:
+        """Put W_eff into the model, in the model's precision."""
+        with torch.no_grad():
+            for name, value in self.effective().items():
+                self.model.get_parameter(name).copy_(value)
+
+    def step(self, loss_of: Callable) -> None:
+        """One step of everything; `loss_of` computes the loss from `call(**inputs)`."""
         everything = [self.optimizer, *self.row_optimizers.values()]
         everything += [self.factors] if self.factors else []
         for optimizer in everything:
             optimizer.zero_grad()
-            optimizer.param_groups[0]["lr"] = lr
-        loss_of(lambda **kw: functional_call(self.model, self.effective(), kwargs=kw)).backward()
+        weights = {
+            name: value.to(self.model.get_parameter(name).dtype)
+            for name, value in self.effective().items()
+        }
+        loss_of(lambda **kw: functional_call(self.model, weights, kwargs=kw)).backward()
         for optimizer in everything:
             optimizer.step()
+
+
+def wide(parameter: Tensor) -> Tensor:
+    """The values in float32, or wider where they are."""
+    return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
