@@ -15,6 +15,10 @@ PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 # Arguments for pytest, for example TESTS="tests/test_yamls.py -x".
 TESTS ?=
 
+# What is tested without Composer, llm-foundry and data preparation.
+CORE_TESTS := tests/ops tests/model tests/assessment tests/operators tests/sharding tests/triton_kernels \
+	tests/test_expander.py tests/test_exactness.py tests/test_settings.py tests/test_stopwatch.py
+
 # Exits with 0 under an interpreter that runs the project and can make a virtual environment with pip in it.
 PYTHON_FITS := import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 # An interpreter named by the user is taken or refused, never replaced by another.

@@ -1,4 +1,4 @@
-"""A short Composer run on a tiny Llama, as several tests need it."""
+"""A short Composer run on a tiny Llama, and its data, as several tests need it."""
 
 from types import SimpleNamespace
 
@@ -8,11 +8,21 @@ from composer.core import Time, Timestamp, TimeUnit
 from composer.loggers import InMemoryLogger
 from composer.models import HuggingFaceModel
 from helpers import TokenDataset, tiny_llama
+from streaming import StreamingDataset
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from apex_composer import APEX
 
 BATCH_SIZE = 4
+
+
+class StreamedTokens(StreamingDataset):
+    """MDS shards with a column `tokens` as model inputs."""
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        ids = torch.from_numpy(super().__getitem__(index)["tokens"].copy()).long()
+        return {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
 
 
 class Batches(Callback):

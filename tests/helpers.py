@@ -1,7 +1,6 @@
 """Small models and data that several tests share."""
 
 import torch
-from streaming import StreamingDataset
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -106,6 +105,7 @@ def tiny_qwen(seed: int = 0, *, dtype: torch.dtype = torch.float32) -> Qwen2ForC
 
 def change_error(found: Tensor, expected: Tensor, start: Tensor) -> float:
     """|found - expected| over |expected - start|: the share of a tensor's change that is wrong."""
+    found, expected, start = found.detach(), expected.detach(), start.detach()
     return float((found - expected).norm() / (expected - start).norm())
 
 
@@ -136,14 +136,6 @@ class TokenDataset(Dataset):
             "labels": labels,
             "attention_mask": self.mask[index],
         }
-
-
-class StreamedTokens(StreamingDataset):
-    """MDS shards with a column `tokens` as model inputs."""
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        ids = torch.from_numpy(super().__getitem__(index)["tokens"].copy()).long()
-        return {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def factors_now(expander, prefix: str = "") -> list[dict]:

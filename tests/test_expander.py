@@ -1,11 +1,8 @@
 """The stages of APEX in a plain training loop, and the state that such a loop goes on from."""
 
-import copy
-
 import pytest
 import torch
-from helpers import cross_entropy, exact_norms, factors_now, tiny_llama, tokens
-from oracle import Oracle
+from helpers import cross_entropy, exact_norms, tiny_llama, tokens
 
 from apex_composer import Expander, find_sites
 from apex_composer.expander import check_model
@@ -31,31 +28,6 @@ def plain_step(model, optimizer, ids):
     optimizer.zero_grad()
     cross_entropy(model(ids).logits, ids).backward()
     optimizer.step()
-
-
-def test_plain_loop_of_two_stages_equals_autograd():
-    model = tiny_llama(kv_heads=2, dtype=torch.float64)
-    twin = copy.deepcopy(model)
-    expander, optimizer = make_expander(model), make_optimizer(model)
-    oracle = Oracle(twin, make_optimizer(twin), BETAS, EPS)
-    expander.begin_stage()
-    attachment = expander.attach(optimizer)
-    oracle.begin_stage(factors_now(expander))
-    for step in range(6):
-        ids = tokens(4, seed=step)
-        if step == 3:
-            with torch.no_grad(), expander.assessing():
-                model(ids)
-            expander.begin_stage()
-            oracle.begin_stage(factors_now(expander))
-        plain_step(model, optimizer, ids)
-        part = lambda call, ids=ids: cross_entropy(call(input_ids=ids).logits, ids)  # noqa: E731
-        oracle.step([part], LR, None, microbatches=1)
-    expander.fuse()
-    oracle.fuse()
-    attachment.remove()
-    for name, weight in model.state_dict().items():
-        torch.testing.assert_close(weight, twin.state_dict()[name], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kv_heads", ["expand", "skip"])

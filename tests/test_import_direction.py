@@ -1,6 +1,7 @@
 """Who may import whom: a room only those before it, and only a few rooms know a trainer."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,14 @@ DATA_ORDER = [
 KNOW_COMPOSER = {"trainer", "callbacks", "methods"}
 TRAINERS = {"composer", "llmfoundry"}
 HEAVY = TRAINERS | {"torch", "transformers", "streaming"}
+# What the core's tests do without, and the tests' own modules, which are imported by bare names.
+NOT_OF_CORE = TRAINERS | {"streaming", "torch_optimizer", "omegaconf", "typer", "pyarrow"}
+HELPERS = {
+    path.stem: path
+    for folder in ("tests", "tests/sharding", "tests/triton_kernels", "tests/trainer")
+    for path in (ROOT / folder).glob("*.py")
+    if not path.stem.startswith(("test_", "conftest"))
+}
 
 
 def modules_of(node: ast.AST) -> set[str]:
@@ -69,15 +78,23 @@ def sources() -> dict[str, Path]:
     return found
 
 
-@cache
-def imports(module: str) -> frozenset[str]:
-    """All that a module imports, in functions and for type checkers too."""
-    nodes = ast.walk(ast.parse(sources()[module].read_text()))
+def imports_of(path: Path) -> frozenset[str]:
+    """All that a file imports, in functions and for type checkers too."""
+    nodes = ast.walk(ast.parse(path.read_text()))
     return frozenset().union(*map(modules_of, nodes))
 
 
+@cache
+def imports(module: str) -> frozenset[str]:
+    return imports_of(sources()[module])
+
+
+def packages(names: frozenset[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
 def top_level(module: str) -> set[str]:
-    return {name.split(".")[0] for name in imports(module)}
+    return packages(imports(module))
 
 
 @cache
@@ -152,6 +169,28 @@ def test_only_ops_imports_kernels():
         if room(module) != "ops":
             assert not any("triton_kernels" in name for name in own(module)), module
             assert "triton" not in top_level(module), module
+
+
+def core_test_files() -> set[Path]:
+    """The Makefile's CORE_TESTS, the helpers that they import, and what pytest loads with them."""
+    named = re.search(r"^CORE_TESTS := ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.M)
+    paths = [ROOT / name for name in named[1].replace("\\", "").split()]
+    waiting = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])]
+    waiting.append(ROOT / "tests" / "conftest.py")
+    found = set()
+    while waiting:
+        found.add(path := waiting.pop())
+        own_helpers = {HELPERS[name] for name in packages(imports_of(path)) & HELPERS.keys()}
+        waiting += own_helpers - found
+    return found
+
+
+def test_tests_of_the_core_need_no_trainer():
+    files = core_test_files()
+    assert len(files) > 40 and HELPERS["oracle"] in files
+    # It changes how streaming counts, where streaming is installed.
+    for path in files - {HELPERS["own_names"]}:
+        assert not packages(imports_of(path)) & NOT_OF_CORE, path
 
 
 def at_import(module: str) -> set[str]:

@@ -81,12 +81,12 @@ def backward_tiles(block: int, width: int) -> BlockTiles:
 
 
 def shared_memory(p: int, q: int) -> int:
-    """Bytes that one program of the Monarch kernels needs at most, but for compute capability 10.
+    """Bytes that one program of the Monarch kernels needs at most, up to compute capability 8.9.
 
     The gradient map's products need more than all others: both tf32 parts of two operands, or the
-    block's gradient on its way out of the registers, in rows that are 4 numbers apart. Compute
-    capability 10 needs more: 57,352 bytes where this is 40,960 (blocks of 64 x 64 and 32 x 64), far
-    below the 232,448 that it has.
+    block's gradient on its way out of the registers, in rows that are 4 numbers apart. Later
+    ones may need more, far below the 232,448 that they have: where this is 40,960 (blocks of
+    64 x 64 and 32 x 64), 9.0 needs 49,152 with triton 3.8, and 10.0 needs 57,352 with older ones.
 
     Args:
         p: as in the factors.

@@ -1,4 +1,4 @@
-"""FSDP in this process alone; several ranks: test_sharded_runs.py."""
+"""FSDP in this process alone; several ranks: test_sharded_loops.py."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which executors act, with FSDP2 in this process alone; several ranks: test_sharded_runs.py."""
+"""Which executors act, with FSDP2 in this process alone; several ranks: test_sharded_loops.py."""
 
 import pytest
 import torch

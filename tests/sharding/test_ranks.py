@@ -1,4 +1,4 @@
-"""The ranks that share weights; what several of them exchange: test_sharded_runs.py."""
+"""The ranks that share weights; what several of them exchange: test_sharded_loops.py."""
 
 import pytest
 import torch

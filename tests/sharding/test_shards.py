@@ -1,4 +1,4 @@
-"""How a weight is sharded, with FSDP in this process alone; several ranks: test_sharded_runs.py."""
+"""How a weight is sharded, with FSDP in this process; several ranks: test_sharded_loops.py."""
 
 import pytest
 import torch

@@ -25,8 +25,9 @@ from composer import Callback, Trainer
 from composer.models import HuggingFaceModel
 from composer.utils import checkpoint as composer_checkpoint
 from composer.utils import dist
+from composer_run import StreamedTokens
 from forks import exit_status, fork
-from helpers import StreamedTokens, tiny_llama
+from helpers import tiny_llama
 from streaming import StreamingDataLoader
 
 from apex_composer import APEX, StagewiseScheduler

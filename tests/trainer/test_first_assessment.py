@@ -5,8 +5,8 @@ import warnings
 
 import pytest
 import torch
-from composer_run import BATCH_SIZE, Batches, run
-from helpers import StreamedTokens, TokenDataset, tiny_llama
+from composer_run import BATCH_SIZE, Batches, StreamedTokens, run
+from helpers import TokenDataset, tiny_llama
 from tiny_run import write_shards
 from torch import nn
 from torch.utils.data import DataLoader

@@ -12,6 +12,7 @@ from architecture_checks import (
     in_layers,
     laid_out,
 )
+from both_ways import compare
 from helpers import VOCABULARY
 from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM
 from torch import nn
@@ -37,7 +38,7 @@ MPT_VARIANTS = {
 }
 
 
-def make_mpt(attention: dict, ffn: str = "mptmlp", bias: bool = True) -> MPTForCausalLM:
+def make_mpt(attention: dict, ffn: str = "mptmlp", bias: bool = True, **options) -> MPTForCausalLM:
     """A tiny llm-foundry MPT with the given attention and FFN settings."""
     torch.manual_seed(0)
     config = MPTConfig(
@@ -50,6 +51,7 @@ def make_mpt(attention: dict, ffn: str = "mptmlp", bias: bool = True) -> MPTForC
         use_cache=False,
         attn_config={"attn_impl": "torch", **attention},
         ffn_config={"ffn_type": ffn, "ffn_hidden_size": 24},
+        **options,
     )
     model = MPTForCausalLM(config)
     for name, parameter in model.named_parameters():
@@ -88,3 +90,12 @@ def test_the_parts_of_a_fused_projection(attention, kv_heads):
         for other in range(3):
             changed = (after[other] != before[other]).flatten(0, 1).any(0).nonzero().flatten()
             assert changed.tolist() == (list(range(8, 16)) if other == place else [])
+
+
+@pytest.mark.numeric
+def test_fused_projection_with_biases_equals_autograd():
+    """Three operators share the rows of one Wqkv weight and its bias."""
+    attention = {"alibi": True, **GROUPED}
+    stages = compare(make_mpt(attention, "mptglu", norm_type="layernorm").double())
+    names = ["transformer.blocks.0.attn.Wqkv.weight", "transformer.blocks.0.attn.Wqkv.bias"]
+    assert sum(operator["names"] == names for operator in stages[0]) == 3

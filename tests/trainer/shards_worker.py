@@ -22,56 +22,34 @@ from composer import Callback, Trainer
 from composer.algorithms import GradientClipping
 from composer.models import HuggingFaceModel
 from composer.utils import FSDP2Config, FSDPConfig, dist
-from counted_collectives import Counter
 from forks import fork_ranks
 from helpers import TokenDataset, tiny_llama
-from sharded_loop import ODD, train_loop
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from sharded_loop import ODD, own_shards, train_loop, whole_weights
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.data import DataLoader
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from apex_composer import APEX, StagewiseScheduler
 from apex_composer.assessment import selection
-from apex_composer.sharding.shards import find_shards
 
 torch.set_num_threads(1)
 
 # 3 batches an epoch; the last one is half full, and every sample but each fourth is padded.
 BATCH_SIZE, SAMPLES = 8, 20
 STAGES = ["3ba", "3ba"]
-COUNTER = Counter()
 
 
 class Watch(Callback):
-    """What the last but one batch leaves: operators, norms, shards, and the step's collectives."""
+    """What the last but one batch leaves: operators, norms and shards."""
 
     def __init__(self, apex: APEX):
         self.apex, self.seen = apex, {}
 
-    def fit_start(self, state, logger):
-        own = self.apex._expander.running
-        for name in ("before_step", "after_step"):
-            setattr(own, name, self._counted(getattr(own, name)))
-
-    def _counted(self, function):
-        def counted(*args):
-            with COUNTER.counting():
-                return function(*args)
-
-        return counted
-
-    def batch_start(self, state, logger):
-        COUNTER.calls.clear()
-
     def batch_end(self, state, logger):
         if state.timestamp.batch.value == 5:
             own = self.apex._expander
-            self.seen = {"calls": list(COUNTER.calls), "norms": own.relative_norms()}
-            self.seen["shards"] = [
-                [s.name, s.start, s.stop, s.values().clone()] for (s, *_) in find_shards(own.sites)
-            ]
-            self.seen["whole"] = whole_weights(state.model)
+            self.seen = {"norms": own.relative_norms(), "shards": own_shards(own)}
+            self.seen["whole"] = gathered(state.model)
             self.seen["state"] = own.state_dict()
 
 
@@ -95,11 +73,9 @@ class FailedStep(Callback):
             self.losses.append(float(state.model(state.batch).loss))
 
 
-def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All weights, gathered."""
-    model = getattr(model, "module", model).model
-    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    return {name: tensor.clone() for name, tensor in weights.items()}
+def gathered(model: HuggingFaceModel) -> dict[str, torch.Tensor]:
+    """All weights of the model inside of Composer's, which DDP may have wrapped."""
+    return whole_weights(getattr(model, "module", model).model)
 
 
 def sharding(mode: str, state_dict: str) -> dict[str, Any] | None:
@@ -166,7 +142,7 @@ def train(run: dict[str, Any]) -> dict[str, Any]:
     """Both stages; every rank's view of the weights, the history and the last steps."""
     trainer, apex, (watch, *failed) = make_trainer(run)
     trainer.fit()
-    weights = whole_weights(trainer.state.model)
+    weights = gathered(trainer.state.model)
     trainer.close()
     losses = [callback.losses for callback in failed]
     return {"weights": weights, "history": apex.history, "losses": losses, **watch.seen}
@@ -196,7 +172,6 @@ def loop_hsdp2(run: dict[str, Any]) -> dict[str, Any]:
 def one_rank(runs: list[dict], out: Path) -> None:
     dist.initialize_dist("cpu")
     cpu_fsdp.patch()
-    COUNTER.install()
     for run in runs:
         act = loop_hsdp2 if run["mode"] == "loop_hsdp2" else train
         end = tampered(run) if run.get("tampered") else act(run)
