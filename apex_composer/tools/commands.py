@@ -123,7 +123,8 @@ def doctor(
     Nothing is started and nothing changed, but for --clean, which asks first.
     """
     with status_of_errors("doctor" if yaml is None else "doctor with a YAML", "looking"):
-        from apex_composer.tools.doctor import examine, make_table
+        from apex_composer.tools.doctor import examine
+        from apex_composer.tools.finding import make_table
         from apex_composer.tools.training_yaml import load_configuration
 
         config = None if yaml is None else load_configuration(yaml, overrides or [])
