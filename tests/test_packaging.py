@@ -126,10 +126,12 @@ def test_an_extra_brings_the_packages_that_are_asked_for_in_its_name(extra):
         assert {*map(canonicalize_name, providers[package])} & installs(extra), package
 
 
-def test_the_readme_names_the_oldest_torch():
+def test_the_readme_names_the_oldest_torch_and_the_newest():
+    readme = " ".join((ROOT / "README.md").read_text().split())
     (torch,) = [wanted for wanted in asked_for() if wanted.name == "torch"]
-    oldest = next(iter(torch.specifier)).version
-    assert f"torch {oldest} or newer" in (ROOT / "README.md").read_text()
+    assert f"torch {next(iter(torch.specifier)).version} or newer" in readme
+    newest = dict(line.split("==") for line in pins("constraints-core.txt"))
+    assert f"torch {newest['torch']} and transformers {newest['transformers']}" in readme
 
 
 def test_installed_entry_points_are_those_of_pyproject():
