@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from apex_composer.callbacks.start_checks import free_bytes
+from apex_composer.extras import installation
 from apex_composer.tools.finding import Finding
 from apex_composer.tools.install_checks import (
     check_extras,
@@ -68,8 +69,8 @@ def check_gpu(config: Settings) -> Iterator[Finding]:
     if (config.get("model") or {}).get("attn_implementation") == "flash_attention_2":
         installed = installed_version("flash-attn")
         advice = (
-            "not installed, and the YAML asks for flash_attention_2: pip install "
-            "'apex-composer[gpu]', or attn_implementation: sdpa"
+            f"not installed, and the YAML asks for flash_attention_2: {installation('gpu')}, or "
+            "attn_implementation: sdpa"
         )
         yield Finding("flash-attn", "ok" if installed else "failure", installed or advice)
 
