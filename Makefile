@@ -75,6 +75,7 @@ test: $(STAMP)  ## all tests, the numeric ones as on lesser CPUs too; no GPU, no
 	$(if $(TESTS),,$(BIN)/python tests/lower_capabilities.py $(PARALLEL))
 
 test-core: $(CORE_STAMP)  ## the tests of the core alone, newest torch and transformers, no Composer (PYTHON_CORE=...)
+	$(CORE)/bin/apex-composer --help >/dev/null  # all commands load without the extras
 	$(CORE)/bin/python -m pytest -m "not long" $(if $(TESTS),$(TESTS),$(PARALLEL) $(CORE_TESTS))
 
 test-long: $(STAMP)  ## the tests that take minutes, or a quiet machine
