@@ -2,7 +2,10 @@
 
 import sys
 
-from llmfoundry.command_utils import train_from_yaml
+from apex_composer.extras import needing
+
+with needing("train.py"):
+    from llmfoundry.command_utils import train_from_yaml
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:

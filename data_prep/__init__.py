@@ -1,6 +1,7 @@
 """From RedPajama-format text to the MDS token shards that llm-foundry's `text` dataloader streams.
 
-Importing this package imports neither torch nor any other part of apex_composer.
+Importing this package imports neither torch nor any other part of apex_composer but
+`extras`, and nothing that the core does not have: `prep` and `remote` are needed by those who call.
 """
 
 from apex_composer.data_prep.dry_run import estimate_preparation

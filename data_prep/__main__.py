@@ -16,6 +16,7 @@ from apex_composer.data_prep.dry_run import check_needs, describe_needs, estimat
 from apex_composer.data_prep.errors import SettingsError, WorkerDiedError
 from apex_composer.data_prep.options import parse_amount
 from apex_composer.data_prep.write.upload import check_address
+from apex_composer.extras import MissingExtraError
 
 OutArgument = Annotated[Path, typer.Argument(help="Folder that `apex-composer prep` wrote.")]
 Workers = Annotated[int | None, typer.Option(help="Processes; default: one for each core.")]
@@ -30,7 +31,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 @contextmanager
 def status_of_errors() -> Iterator[None]:
-    """One line for an error; status 2 when the command line is at fault, 1 for data or disk."""
+    """One line for an error; status 1 for data or disk, 2 for what was asked or is missing."""
     try:
         yield
     except KeyboardInterrupt:
@@ -38,7 +39,7 @@ def status_of_errors() -> Iterator[None]:
         typer.echo(f"\n{message}", err=True)
         # Threads of libraries would be waited for otherwise.
         os._exit(128 + signal.SIGINT)
-    except SettingsError as error:
+    except (SettingsError, MissingExtraError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
     except (OSError, ValueError, MemoryError, WorkerDiedError) as error:
@@ -96,7 +97,7 @@ def prep_command(
 ) -> None:
     """Turn RedPajama into MDS token shards, with a validation set held out.
 
-    Exit status: 0 done, 1 the data or the disk is at fault, 2 the command line is.
+    Exit status: 0 done, 1 the data or the disk is at fault, 2 the command line or the installation.
     """
     with status_of_errors():
         if train_tokens is not None and _amount(train_tokens) is None and not _amount(cpt_tokens):

@@ -21,6 +21,7 @@ from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.read.sources import find_sources
 from apex_composer.data_prep.tokens.tokenizer import load_tokenizer, token_type
 from apex_composer.data_prep.workers import check_workers
+from apex_composer.extras import require
 
 # Reading and parsing a file whose documents are mostly left out: bytes of text per second and core.
 READING_RATE = 100e6
@@ -74,6 +75,7 @@ def estimate_preparation(
     Raises:
         As `prepare` before it writes anything.
     """
+    require("Data preparation", "prep")
     out, options, workers = Path(out), options or Options(), check_workers(workers)
     sources = find_sources(input, options.format)
     with tempfile.TemporaryDirectory(prefix="apex-prep-") as folder:

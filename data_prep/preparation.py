@@ -31,6 +31,7 @@ from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts, load_tokeni
 from apex_composer.data_prep.workers import check_workers
 from apex_composer.data_prep.write.finish import finish
 from apex_composer.data_prep.write.manifest import read_manifest, write_streams
+from apex_composer.extras import require
 
 
 def prepare(
@@ -72,7 +73,9 @@ def prepare(
         OSError: the input cannot be read or the disk is full.
         ValueError: too many lines are unusable, or there is too little text.
         WorkerDiedError: a worker was killed.
+        MissingExtraError: a package of the extra `prep` is not installed.
     """
+    require("Data preparation", "prep")
     out, options = Path(out), options or Options()
     workers = check_workers(workers)
     _check_part(shard)
@@ -151,6 +154,7 @@ def merge(
         SettingsError: there is no preparation, or a part of the array job is not done.
         Otherwise as `prepare`.
     """
+    require("Data preparation", "prep")
     out, workers = Path(out), check_workers(workers)
     plan = read_plan(out)
     if plan is None:

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from apex_composer.data_prep.errors import SettingsError, WorkerDiedError
+from apex_composer.extras import needing
 
 Task = dict[str, Any]
 # A worker's function: the task, and a function that reports progress. Must be of a module.
@@ -100,7 +101,8 @@ def check_workers(workers: int | None) -> int:
         SettingsError: it is below 1.
     """
     if workers is None:
-        from joblib import cpu_count  # knows a container's limits; here, to start in a moment
+        with needing("Counting cores (no number of workers is given)"):
+            from joblib import cpu_count  # knows a container's limits; here, to start in a moment
 
         return cpu_count()
     if workers < 1:

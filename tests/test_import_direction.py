@@ -7,9 +7,13 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from apex_composer.extras import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {
@@ -19,6 +23,7 @@ FOLDERS = {
 }
 # Each imports itself and what stands in the lines above it. A file of the top is a room of its own.
 ORDER = [
+    ["extras"],
     ["settings", "distributed", "stopwatch", "data_prep", "triton_kernels"],
     ["ops"],
     ["model"],
@@ -47,6 +52,12 @@ DATA_ORDER = [
     ["__main__"],
 ]
 KNOW_COMPOSER = {"trainer", "callbacks", "methods"}
+# The extras whose packages a room may import in functions. The other rooms need none.
+NEED = {
+    "data_prep": {"prep", "remote"},
+    **dict.fromkeys(KNOW_COMPOSER, {"foundry"}),
+    **dict.fromkeys(("tools", "demo"), {"foundry", "prep"}),
+}
 TRAINERS = {"composer", "llmfoundry"}
 HEAVY = TRAINERS | {"torch", "transformers", "streaming"}
 # What the core's tests do without, and the tests' own modules, which are imported by bare names.
@@ -127,6 +138,8 @@ def crossings(modules: list[str], order: list[list[str]], depth: int) -> set[tup
     found = set()
     for module in modules:
         for other in own(module):
+            if room(other) == "extras":  # the first of all rooms, and none of data_prep's
+                continue
             here, there = room(module, depth), room(other, depth)
             if here != there and place[there] >= place[here]:
                 found.add((here, there))
@@ -140,7 +153,8 @@ def test_rooms_import_only_those_before_them():
 def test_rooms_of_data_preparation_import_only_those_before_them():
     modules = [module for module in sources() if room(module) == "data_prep"]
     assert len(modules) > 30
-    assert all(own_room == "data_prep" for m in modules for own_room in map(room, own(m)))
+    others = {room(other) for module in modules for other in own(module)} - {"data_prep"}
+    assert others == {"extras"}
     assert crossings(modules, DATA_ORDER, 2) == set()
 
 
@@ -194,11 +208,32 @@ def test_tests_of_the_core_need_no_trainer():
         assert not packages(imports_of(path)) & NOT_OF_CORE, path
 
 
+def outside_of_functions(node: ast.AST) -> Iterator[ast.AST]:
+    """Statements that run when a module is loaded; not those for type checkers."""
+    for child in ast.iter_child_nodes(node):
+        for_checkers = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        if not for_checkers and not isinstance(child, ast.FunctionDef):
+            yield child
+            yield from outside_of_functions(child)
+
+
 def at_import(module: str) -> set[str]:
-    """Packages that are loaded as soon as a module is: imports outside of functions."""
-    body = ast.parse(sources()[module].read_text()).body
-    nodes = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    """Packages that are loaded as soon as a module is."""
+    nodes = outside_of_functions(ast.parse(sources()[module].read_text()))
     return {name.split(".")[0] for name in set().union(*map(modules_of, nodes))}
+
+
+def test_modules_load_with_the_core_alone_and_ask_for_no_more_than_their_extras():
+    wanted = map(Requirement, requires("apex-composer"))
+    core = {one.name for one in wanted if "extra" not in str(one.marker)}
+    for module in sources():
+        # torch brings triton: ops asks whether it is there.
+        own = core | ({"triton"} if room(module) == "triton_kernels" else set())
+        composer = {"composer"} if room(module) in KNOW_COMPOSER else set()
+        ours = sys.stdlib_module_names | {"apex_composer"}
+        assert at_import(module) - ours <= own | composer, module
+        extras = [set(EXTRAS[extra]) for extra in NEED.get(room(module), ())]
+        assert top_level(module) - ours <= own.union(*extras), module
 
 
 def test_the_transform_of_configurations_is_light():

@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from composer.core import Callback, State
-from composer.loggers import Logger
-
+from apex_composer.extras import needing
 from apex_composer.model.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
 from apex_composer.settings import check_choice, check_keys
+
+with needing("FusedSwiGLUCallback"):
+    from composer.core import Callback, State
+    from composer.loggers import Logger
 
 
 class FusedSwiGLUCallback(Callback):

@@ -5,11 +5,13 @@ import threading
 import time
 from typing import Any
 
-from composer.core import Callback, Event, State
-from composer.loggers import Logger
-from composer.utils import dist
-
+from apex_composer.extras import needing
 from apex_composer.settings import check_keys, check_positive
+
+with needing("Heartbeat"):
+    from composer.core import Callback, Event, State
+    from composer.loggers import Logger
+    from composer.utils import dist
 
 # What a run waits for after an event.
 _PHASES = {

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composer.callbacks import CheckpointSaver
-from composer.core import Callback, State
-from composer.loggers import Logger
-from composer.utils import dist
-from composer.utils.file_helpers import format_name_with_dist
 
 from apex_composer.callbacks.torn_checkpoints import repair
+from apex_composer.extras import needing
 from apex_composer.settings import check_keys, check_not_negative
+
+with needing("Preemption"):
+    from composer.callbacks import CheckpointSaver
+    from composer.core import Callback, State
+    from composer.loggers import Logger
+    from composer.utils import dist
+    from composer.utils.file_helpers import format_name_with_dist
 
 MARKER = "preempted.json"
 # A cluster that signals every process reaches a rank twice: directly, and through Composer's

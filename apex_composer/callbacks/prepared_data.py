@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from composer.core import Callback, State
-from composer.loggers import Logger
-
 from apex_composer.data_prep.tokens.tokenizer import hash_backend
 from apex_composer.data_prep.write.manifest import check_manifest
+from apex_composer.extras import needing
+
+with needing("PreparedData"):
+    from composer.core import Callback, State
+    from composer.loggers import Logger
 
 
 class PreparedData(Callback):

@@ -4,12 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from composer.callbacks import CheckpointSaver
-from composer.core import Callback, State
-from composer.loggers import Logger
-from composer.utils import dist
-from composer.utils.file_helpers import format_name_with_dist
-
 from apex_composer.callbacks.start_checks import (
     DEFAULT_MARGIN,
     check_batches,
@@ -19,7 +13,15 @@ from apex_composer.callbacks.start_checks import (
     check_vocabulary,
     count_checkpoints,
 )
+from apex_composer.extras import needing
 from apex_composer.settings import check_finite, check_keys
+
+with needing("StartGuard"):
+    from composer.callbacks import CheckpointSaver
+    from composer.core import Callback, State
+    from composer.loggers import Logger
+    from composer.utils import dist
+    from composer.utils.file_helpers import format_name_with_dist
 
 # A negative one would let untrained weights pass a check that is there to find them.
 _MARGINS = "a number of 0 or more, or null for no check"

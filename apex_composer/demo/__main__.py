@@ -20,6 +20,7 @@ from apex_composer.demo.results import summarise
 from apex_composer.demo.run import METRICS
 from apex_composer.demo.steps import describe_steps, expected_minutes, show_minutes
 from apex_composer.demo.table import make_table
+from apex_composer.extras import MissingExtraError, require
 
 # More threads slow so small a model down.
 MOST_THREADS = 8
@@ -43,10 +44,12 @@ def demo(
 ) -> None:
     """Train a small base model, then continue it twice on the same batches: vanilla and APEX."""
     try:
+        require("apex-composer demo", "foundry")
+        require("apex-composer demo", "prep")
         summary = run_job(data, out, yaml, overrides or [])
-    except (OSError, ValueError, RuntimeError) as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        raise typer.Exit(1) from error
+    except (OSError, ValueError, RuntimeError, MissingExtraError) as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(2 if isinstance(error, MissingExtraError) else 1) from error
     console.print(make_table(summary))
     console.print(f"{out}/summary.json  all numbers, selections, versions", soft_wrap=True)
     console.print(f"{out}/hf/           the APEX model, ready for from_pretrained", soft_wrap=True)

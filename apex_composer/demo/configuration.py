@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING, Any
 
 from apex_composer.demo.documents import PRETRAIN, TRAIN, VALIDATION
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 Settings = dict[str, Any]
 # Counts of sequences and more, per split and per domain that has a sequence there.
@@ -28,7 +28,7 @@ TRAINED = {"base": PRETRAIN, "vanilla": TRAIN, "apex": TRAIN}
 STATES_IN_LOGS = 5
 
 
-def load_template(yaml: Path, out: Path, overrides: Sequence[str] = ()) -> DictConfig:
+def load_template(yaml: Path, out: Path, overrides: Sequence[str] = ()) -> "DictConfig":
     """Read the job's YAML and change the keys given on the command line.
 
     Args:
@@ -40,6 +40,9 @@ def load_template(yaml: Path, out: Path, overrides: Sequence[str] = ()) -> DictC
         FileNotFoundError: there is no such file.
         ValueError: an override is not of the form key=value or names a key that does not exist.
     """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     if not yaml.is_file():
         raise FileNotFoundError(
             f"--yaml: got {yaml}, which is no file. Give one like {DEFAULT_YAML}, or leave it out."
@@ -63,7 +66,7 @@ def load_template(yaml: Path, out: Path, overrides: Sequence[str] = ()) -> DictC
 
 
 def build_configurations(
-    template: DictConfig,
+    template: "DictConfig",
     splits: Splits,
     data: Path,
     precision: str,
@@ -108,7 +111,11 @@ def training_splits(run: str, splits: Splits) -> dict[str, str]:
     return {domain: split for split in (PRETRAIN, TRAINED[run]) for domain in splits[split]}
 
 
-def _build(run: str, template: DictConfig, splits: Splits, data: Path, precision: str) -> Settings:
+def _build(
+    run: str, template: "DictConfig", splits: Splits, data: Path, precision: str
+) -> Settings:
+    from omegaconf import OmegaConf
+
     template = OmegaConf.create(OmegaConf.to_container(template))  # a copy that may grow keys
     merged = OmegaConf.merge(
         {"variables": template.variables, "precision": precision},

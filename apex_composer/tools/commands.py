@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from apex_composer.extras import MissingExtraError, needing
+
 app = typer.Typer(add_completion=False)
 console = Console()
 
@@ -16,14 +18,15 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the YAML
 
 
 @contextmanager
-def status_of_errors(waiting: str | None) -> Iterator[None]:
-    """One line for what the user can repair, and exit status 1."""
+def status_of_errors(command: str, waiting: str | None) -> Iterator[None]:
+    """One line for what the user can repair; exit status 2 where a package is missing, else 1."""
     try:
-        with console.status(waiting) if waiting else nullcontext():
-            yield
-    except (OSError, ValueError, TypeError) as error:
+        with needing(f"apex-composer {command}"):
+            with console.status(waiting) if waiting else nullcontext():
+                yield
+    except (OSError, ValueError, TypeError, MissingExtraError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(2 if isinstance(error, MissingExtraError) else 1) from error
 
 
 @app.command()
@@ -42,9 +45,9 @@ def branch(
     Nothing is trained and no weights are copied. The new run keeps the parent, its sha256 and what
     changed in its own checkpoints; `apex-composer show` tells.
     """
-    with status_of_errors("reading the checkpoint"):
+    with status_of_errors("branch", "reading the checkpoint"):
         from apex_composer.tools.branch import write_branch
-    with status_of_errors(None):  # hashing has a bar of its own
+    with status_of_errors("branch", None):  # hashing has a bar of its own
         written = write_branch(checkpoint, yaml, out, changes or [], overwrite=overwrite)
     point = written.point
     console.print(f"{out}: run {written.run_name!r} goes on from batch {point['batch']}")
@@ -63,7 +66,7 @@ def branch(
 @app.command()
 def show(checkpoint: Checkpoint) -> None:
     """Show a checkpoint's stage, settings, history and lineage."""
-    with status_of_errors("reading the checkpoint"):
+    with status_of_errors("show", "reading the checkpoint"):
         from apex_composer.tools.checkpoint_file import read_checkpoint
         from apex_composer.tools.show import make_tables
 
@@ -88,7 +91,7 @@ def plan(
 
     Nothing is trained and no weights are read. Exit status 1 where the run would fail.
     """
-    with status_of_errors("loading llm-foundry"):
+    with status_of_errors("plan", "loading llm-foundry"):
         import warnings
 
         warnings.simplefilter("ignore")
@@ -119,8 +122,9 @@ def doctor(
 
     Nothing is started and nothing changed, but for --clean, which asks first.
     """
-    with status_of_errors("looking"):
-        from apex_composer.tools.doctor import examine, make_table
+    with status_of_errors("doctor" if yaml is None else "doctor with a YAML", "looking"):
+        from apex_composer.tools.doctor import examine
+        from apex_composer.tools.finding import make_table
         from apex_composer.tools.training_yaml import load_configuration
 
         config = None if yaml is None else load_configuration(yaml, overrides or [])

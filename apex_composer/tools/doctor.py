@@ -5,19 +5,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
-from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 from rich.filesize import decimal
-from rich.markup import escape
-from rich.table import Column, Table
 
 from apex_composer.callbacks.start_checks import free_bytes
+from apex_composer.extras import installation
+from apex_composer.tools.finding import Finding
+from apex_composer.tools.install_checks import (
+    check_extras,
+    check_torch_build,
+    check_versions,
+    installed_version,
+)
 from apex_composer.tools.shared_memory import find_stale
 from apex_composer.tools.training_yaml import Settings, local_save_folder, stream_folders
 
@@ -28,30 +30,6 @@ LEAST_DISK = 20_000_000_000
 BACKEND_SECONDS = 120.0
 
 
-# Among what they ask for are all that changes a run: torch has triton and CUDA's libraries,
-# transformers tokenizers.
-_ASKING = ("apex-composer", "llm-foundry", "torch", "transformers")
-_STYLES = {"ok": "green", "warning": "yellow", "failure": "red"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report."""
-
-    check: str
-    status: Literal["ok", "warning", "failure"]
-    text: str
-
-
-def make_table(findings: Iterable[Finding]) -> Table:
-    """The findings as a table."""
-    table = Table("check", "", Column("found", overflow="fold"))
-    for finding in findings:
-        status = f"[{_STYLES[finding.status]}]{finding.status}"
-        table.add_row(finding.check, status, escape(finding.text))
-    return table
-
-
 def examine(config: Settings | None) -> Iterator[Finding]:
     """Look at this machine, and at what a YAML needs of it.
 
@@ -59,6 +37,8 @@ def examine(config: Settings | None) -> Iterator[Finding]:
         config: configuration of `load_configuration`, or None.
     """
     yield from check_versions()
+    yield from check_extras()
+    yield from check_torch_build()
     yield from check_gpu(config or {})
     yield from check_distributed()
     yield from check_shared_memory()
@@ -66,31 +46,6 @@ def examine(config: Settings | None) -> Iterator[Finding]:
     if config is not None:
         yield from check_data(config)
         yield from check_model_files(config)
-
-
-def check_versions() -> Iterator[Finding]:
-    """Installed packages against the versions that those which compute ask for."""
-    from packaging.requirements import Requirement
-
-    wrong = []
-    packages = [name for name in _ASKING if _installed(name)]
-    for wanted in map(Requirement, chain.from_iterable(map(requires, packages))):
-        if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
-            found = _installed(wanted.name)
-            if found is None or not wanted.specifier.contains(found, prereleases=True):
-                wrong.append(f"{wanted.name} {found or 'missing'}, needed {wanted.specifier}")
-    text = f"{'; '.join(wrong)}. Install with `make install`, or pip -c constraints.txt"
-    if not wrong:
-        text = f"torch {_installed('torch')} and others, as apex-composer and llm-foundry need them"
-    yield Finding("versions", "warning" if wrong else "ok", text)
-
-
-def _installed(package: str) -> str | None:
-    """A package's version, without what names a build (+cu128), or None."""
-    try:
-        return version(package).split("+")[0]
-    except PackageNotFoundError:
-        return None
 
 
 def check_gpu(config: Settings) -> Iterator[Finding]:
@@ -112,10 +67,10 @@ def check_gpu(config: Settings) -> Iterator[Finding]:
         text = f"none: runs need `precision: fp32` here{told}"
         yield Finding("GPU", "failure" if bad else "warning", text)
     if (config.get("model") or {}).get("attn_implementation") == "flash_attention_2":
-        installed = _installed("flash-attn")
+        installed = installed_version("flash-attn")
         advice = (
-            "not installed, and the YAML asks for flash_attention_2: pip install "
-            "'apex-composer[gpu]', or attn_implementation: sdpa"
+            f"not installed, and the YAML asks for flash_attention_2: {installation('gpu')}, or "
+            "attn_implementation: sdpa"
         )
         yield Finding("flash-attn", "ok" if installed else "failure", installed or advice)
 

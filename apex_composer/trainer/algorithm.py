@@ -5,9 +5,13 @@ from inspect import signature
 from typing import Any
 
 import torch
-from composer.core import Algorithm, Event, State
-from composer.loggers import Logger
 from torch import Tensor
+
+from apex_composer.extras import needing
+
+with needing("APEX"):  # first: the modules below need it, too
+    from composer.core import Algorithm, Event, State
+    from composer.loggers import Logger
 
 from apex_composer import settings
 from apex_composer.expander import Expander

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from composer.core import State
-from composer.optim import ComposerScheduler
+from apex_composer.extras import needing
+
+with needing("StagewiseScheduler"):  # first: the modules below need it, too
+    from composer.core import State
+    from composer.optim import ComposerScheduler
 
 from apex_composer.settings import check_finite, check_keys
 from apex_composer.trainer.resumed_rates import StageRates

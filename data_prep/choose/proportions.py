@@ -5,10 +5,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.read.domains import ALIASES, LLAMA1
+from apex_composer.extras import needing
 
 
 def read_proportions(name: str) -> dict[str, float] | None:
@@ -43,6 +42,9 @@ def read_proportions(name: str) -> dict[str, float] | None:
 
 
 def _parse(path: Path) -> Any:
+    with needing(f"proportions={str(path)!r}"):
+        import yaml
+
     try:
         text = path.read_text(encoding="utf-8")
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -93,6 +95,9 @@ def streams_block(folder: str, shares: Mapping[str, float], remote: str | None =
         shares: parts of the domains, adding up to 1.
         remote: address of the split in a remote store; `folder` is its cache then. Default: None.
     """
+    with needing("Writing streams.yaml"):
+        import yaml
+
     streams = {
         domain: {
             "local": f"{folder}/{domain}",

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from apex_composer.data_prep.errors import InputNotFoundError, SettingsError
+from apex_composer.extras import require
 
 FILE_SCHEME = "file"  # a folder of this machine, read as a remote store is
 DOWNLOAD_SECONDS = 4 * 3600.0
@@ -38,7 +39,9 @@ def list_files(address: str) -> list[str]:
         InputNotFoundError: there is nothing.
         SettingsError: streaming knows no such store, or cannot list it.
         OSError: the store cannot be reached.
+        MissingExtraError: streaming is not installed.
     """
+    require(f"input={address!r}", "remote")
     parts = urlparse(address)
     if parts.scheme == FILE_SCHEME:
         root = Path(parts.path)
@@ -84,10 +87,12 @@ def local_copy(address: str, cache: Path | None = None, attempts: int = ATTEMPTS
     Raises:
         OSError: the download failed, every time.
         ValueError: streaming knows no such store.
+        MissingExtraError: streaming is not installed.
     """
     if not is_remote(address):
         yield Path(address)
         return
+    require(address, "remote")
     from streaming.base.storage import CloudDownloader
 
     if cache is not None:

@@ -15,6 +15,7 @@ from apex_composer.data_prep.paths import MANIFEST, STREAMS, UPLOADED
 from apex_composer.data_prep.progress import progress_bar
 from apex_composer.data_prep.read.remote import FILE_SCHEME, is_remote, streaming_name
 from apex_composer.data_prep.write.manifest import output_files, read_finished, write_streams
+from apex_composer.extras import require
 
 
 def upload(out: Path | str, address: str) -> None:
@@ -29,6 +30,7 @@ def upload(out: Path | str, address: str) -> None:
     Raises:
         SettingsError: there is no finished preparation, or the address is not a remote one.
         OSError: a file cannot be uploaded, three times.
+        MissingExtraError: streaming is not installed.
     """
     out, address = Path(out), address.rstrip("/")
     manifest = read_finished(out)
@@ -53,9 +55,11 @@ def check_address(address: str) -> None:
 
     Raises:
         SettingsError: it is a local path, or of a store that streaming does not know.
+        MissingExtraError: streaming is not installed.
     """
     if not is_remote(address):
         raise SettingsError(f"upload={address!r} must be an address such as s3://bucket/folder.")
+    require(f"upload={address!r}", "remote")
     from streaming.base.storage.upload import UPLOADERS
 
     known = sorted({name.split(":")[0] for name in UPLOADERS if name} | {FILE_SCHEME})

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
@@ -12,32 +11,13 @@ from typer.testing import CliRunner
 
 from apex_composer.cli import app
 from apex_composer.tools import doctor, shared_memory
+from apex_composer.tools.finding import Finding
 
 GIGABYTE = 10**9
 
 
 def found(findings) -> dict[str, tuple[str, str]]:
     return {finding.check: (finding.status, finding.text) for finding in findings}
-
-
-def test_versions(monkeypatch):
-    assert found(doctor.check_versions())["versions"][0] == "ok"
-    wanted = ["torch<1", "none-such>=2", "numpy==0.1; python_version < '3'", "x; extra == 'dev'"]
-    monkeypatch.setattr(doctor, "requires", lambda package: wanted)
-    status, text = found(doctor.check_versions())["versions"]
-    assert status == "warning" and f"torch {version('torch').split('+')[0]}, needed <1" in text
-    assert "none-such missing, needed >=2" in text and "numpy" not in text and "x " not in text
-
-
-@pytest.mark.parametrize("package", ["triton", "tokenizers", "mosaicml", "torch"])
-def test_an_unfit_version_of_what_computes_is_found(monkeypatch, package):
-    installed = doctor._installed
-    monkeypatch.setattr(doctor, "_installed", lambda n: "0.0.1" if n == package else installed(n))
-    torch_asks = ["triton==3.3.0"]  # that of a CPU leaves it out
-    real = doctor.requires
-    monkeypatch.setattr(doctor, "requires", lambda n: torch_asks if n == "torch" else real(n))
-    status, text = found(doctor.check_versions())["versions"]
-    assert status == "warning" and f"{package} 0.0.1, needed" in text
 
 
 def test_a_cpu_needs_fp32(monkeypatch):
@@ -50,7 +30,7 @@ def test_a_cpu_needs_fp32(monkeypatch):
 def test_flash_attention_is_needed_only_where_it_is_asked_for(monkeypatch):
     config = {"model": {"attn_implementation": "flash_attention_2"}}
     for installed, status in ((None, "failure"), ("2.7.4", "ok")):
-        monkeypatch.setattr(doctor, "_installed", lambda package, found=installed: found)
+        monkeypatch.setattr(doctor, "installed_version", lambda package, found=installed: found)
         assert "flash-attn" not in found(doctor.check_gpu({}))
         assert found(doctor.check_gpu(config))["flash-attn"][0] == status
 
@@ -58,7 +38,7 @@ def test_flash_attention_is_needed_only_where_it_is_asked_for(monkeypatch):
 def test_the_backend_is_started(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     assert list(doctor.check_distributed()) == [
-        doctor.Finding("distributed", "ok", "gloo starts and reduces")
+        Finding("distributed", "ok", "gloo starts and reduces")
     ]
 
 
@@ -131,14 +111,14 @@ def test_model_files(tmp_path, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """The command with findings of the test's own."""
-    findings = [doctor.Finding("data", "ok", "here")]
+    findings = [Finding("data", "ok", "here")]
     monkeypatch.setattr(doctor, "examine", lambda config: findings)
     return findings
 
 
 def test_the_status_tells_failures(quick):
     assert CliRunner().invoke(app, ["doctor"]).exit_code == 0
-    quick.append(doctor.Finding("GPU", "failure", "pip install x[gpu]"))
+    quick.append(Finding("GPU", "failure", "pip install x[gpu]"))
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 1 and "x[gpu]" in result.output
 
@@ -157,10 +137,8 @@ def test_stale_segments_are_removed_only_on_request(quick, monkeypatch, tmp_path
 
 
 def test_this_machine(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        doctor, "check_distributed", lambda: [doctor.Finding("distributed", "ok", "gloo")]
-    )
+    monkeypatch.setattr(doctor, "check_distributed", lambda: [Finding("distributed", "ok", "gloo")])
     (tmp_path / "a.yaml").write_text("precision: fp32\nsave_folder: runs\n")
     result = CliRunner().invoke(app, ["doctor", str(tmp_path / "a.yaml")], catch_exceptions=False)
-    for check in ("versions", "GPU", "distributed", "/dev/shm", "save_folder", "data"):
+    for check in ("versions", "foundry", "GPU", "distributed", "/dev/shm", "save_folder", "data"):
         assert check in result.output, check
