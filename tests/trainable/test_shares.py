@@ -62,7 +62,7 @@ def test_the_papers_shares_of_llama_2_7b(seven_billion, trainable, threshold, sh
 
 
 @pytest.mark.parametrize("trainable", ["selected", "disadvantageous"])
-@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+@pytest.mark.parametrize("share", [0.12, 0.2, 0.5])
 def test_no_other_threshold_comes_nearer_from_below(trainable, share):
     sites = find_sites(
         on_meta(hidden_size=64, intermediate_size=96, num_hidden_layers=2, vocab_size=8)
@@ -75,7 +75,7 @@ def test_no_other_threshold_comes_nearer_from_below(trainable, share):
 def test_a_share_that_cannot_be_met_is_refused_with_those_that_can(seven_billion):
     """A pair of heads in every layer is 2 % already."""
     sites = find_sites(seven_billion)
-    with pytest.raises(ValueError, match=r"got 0.01, which cannot.*nearest shares are 0.02009"):
+    with pytest.raises(ValueError, match=r"got 0.01, which cannot.*nearest shares are 0.0201\."):
         share_of("selected", sites, "auto", 0.125, 0.01)
     coarse = {"num_hidden_layers": 1, "intermediate_size": 8, "num_attention_heads": 8}
     sites = find_sites(on_meta(**coarse, vocab_size=8))
