@@ -19,7 +19,7 @@ TESTS ?=
 CORE_TESTS := tests/ops tests/model tests/assessment tests/operators tests/sharding tests/triton_kernels \
 	tests/test_expander.py tests/test_exactness.py tests/test_settings.py tests/test_stopwatch.py
 
-# Exits with 0 under an interpreter that runs the project and can make a virtual environment with pip in it.
+# Exit with 0 under an interpreter that fits and can make a virtual environment with pip in it.
 PYTHON_FITS := import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 # An interpreter named by the user is taken or refused, never replaced by another.
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.11 python3.10 python3)
