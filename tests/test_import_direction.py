@@ -178,6 +178,13 @@ def test_the_core_imports_neither_llmfoundry_nor_transformers():
             assert not top_level(module) & {"llmfoundry", "transformers"} - allowed, module
 
 
+def test_only_ops_imports_kernels():
+    for module in of_core():
+        if room(module) != "ops":
+            assert not any("triton_kernels" in name for name in own(module)), module
+            assert "triton" not in top_level(module), module
+
+
 def core_test_files() -> set[Path]:
     """The Makefile's CORE_TESTS, the helpers that they import, and what pytest loads with them."""
     named = re.search(r"^CORE_TESTS := ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.M)
