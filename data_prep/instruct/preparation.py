@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,9 @@ from apex_composer.data_prep.pieces import tokenise_pieces
 from apex_composer.data_prep.read.sources import JSONL, Source, check_compression, list_folder
 from apex_composer.data_prep.workers import check_workers
 from apex_composer.data_prep.write.finish import check_rejects, describe_file
+
+# Bytes of a file that `datasets` reads at a time; the last line of them to its end.
+LINES_AT_ONCE = 10 << 20
 
 
 class InstructPlan(NamedTuple):
@@ -89,8 +93,9 @@ def prepare_instruct(
     with tempfile.TemporaryDirectory(prefix="apex-instruct-") as folder:
         save_chat_tokenizer(str(tokenizer), options.chat_template, Path(folder))
         saved = {
-            f"{TOKENIZER_FOLDER}/{path.name}": path.read_bytes()
-            for path in sorted(Path(folder).iterdir())
+            f"{TOKENIZER_FOLDER}/{path.relative_to(folder)}": path.read_bytes()
+            for path in sorted(Path(folder).rglob("*"))
+            if path.is_file()
         }
     settings = make_settings(options, sources, saved)
     check_target(out, settings, overwrite)  # before the lock writes anything
@@ -105,8 +110,11 @@ def prepare_instruct(
             write_json(out / PLAN, {"format": FORMAT, "settings": settings})
             plan = InstructPlan(options, sources, make_pieces(sources, options.piece_bytes))
             tokenise_pieces(out, plan, workers, None, _make_task, write_piece)
-            if make_settings(options, find_jsonl(Path(input)), saved) != settings:
-                raise ValueError("The input changed while it was read. Give --overwrite.")
+            if find_jsonl(Path(input)) != sources:
+                raise ValueError(
+                    f"input={str(input)!r} changed while it was read. Start over with --overwrite "
+                    "when it is complete."
+                )
             manifest = _finish(out, plan, settings)
         # The plan first: what is left of the folder after a kill must not look like a beginning.
         (out / PLAN).unlink(missing_ok=True)
@@ -213,6 +221,7 @@ def _finish(out: Path, plan: InstructPlan, settings: Mapping[str, Any]) -> Manif
         # The loader fails at an empty file.
         if any(split in report.counts["splits"] for report in reports):
             files[name] = _join([folder / name for folder in folders], out / name)
+            check_texts(out / name)
     manifest = make_manifest(settings, reports, files)
     write_json(out / MANIFEST, manifest)
     return manifest
@@ -241,3 +250,28 @@ def _join(parts: list[Path], path: Path) -> dict[str, Any]:
                     file.write(chunk)
                     digest.update(chunk)
         return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
+def check_texts(path: Path) -> None:
+    """Refuse a file in which the loader would take texts for times, and write them otherwise.
+
+    `datasets` reads as many lines at a time, and takes a field for times when all of its texts in
+    them look like it: 2020-01-01 becomes 2020-01-01 00:00:00.
+
+    Raises:
+        ValueError: it would; the message names the lines.
+    """
+    from pyarrow.json import ReadOptions, read_json
+
+    first = 1
+    with path.open("rb") as file:
+        while lines := file.read(LINES_AT_ONCE) + file.readline():
+            schema = read_json(BytesIO(lines), ReadOptions(block_size=len(lines))).schema
+            last = first + lines.count(b"\n") - 1
+            if "timestamp" in str(schema):
+                raise ValueError(
+                    f"{path}: in the lines {first} to {last} all texts of a field are dates, which "
+                    "datasets reads as times (2020-01-01 becomes 2020-01-01 00:00:00). Give the "
+                    "examples as messages, or others among them."
+                )
+            first = last + 1

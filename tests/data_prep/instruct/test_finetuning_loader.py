@@ -101,11 +101,15 @@ def prepared(request, tmp_path_factory):
     return folder / "out", manifest
 
 
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_the_loader_trains_on_the_answers_of_every_example_and_drops_none(prepared, split):
+@pytest.mark.parametrize(
+    "settings", [{"split": "train"}, {"split": "validation"}, {"pad_to_longest": True}]
+)
+def test_the_loader_trains_on_the_answers_of_every_example_and_drops_none(prepared, settings):
     out, manifest = prepared
-    tokenizer, loader = load(out, split=split)
-    batches = list(loader)
+    tokenizer, loader = load(out, **settings)
+    batches, split = list(loader), settings.get("split", "train")
+    widths = {batch["input_ids"].shape[1] for batch in batches}
+    assert max(widths) < LENGTH if "pad_to_longest" in settings else widths == {LENGTH}
     assert trained_on(batches, tokenizer) == expected_of(written(out, split), tokenizer)
     counts = manifest["splits"][split].values()
     numbers = {name: sum(c[name] for c in counts) for name in ("tokens", "response_tokens")}

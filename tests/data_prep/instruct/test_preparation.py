@@ -17,6 +17,8 @@ from chats import (
     write_records,
     written,
 )
+from corpus import sentences
+from datasets import load_dataset
 from prepared import file_hashes
 
 from apex_composer.data_prep import pieces, verify_instruct
@@ -118,6 +120,24 @@ def test_an_input_of_both_kinds_is_refused_with_the_places(tmp_path):
     write_records(tmp_path / "in" / "pairs.jsonl", [])
     with pytest.raises(ValueError, match="no example"):
         instruct(tmp_path / "in", tmp_path / "empty")
+
+
+def test_dates_that_the_loader_would_rewrite_are_refused(tmp_path, monkeypatch):
+    lines = [pair_line(number) for number in range(40)]
+    dates = [{"prompt": f"{sentences(n, 9)} ?", "response": f"2020-01-{n + 10}"} for n in range(20)]
+    write_records(tmp_path / "in" / "a.jsonl", lines + dates)
+    instruct(tmp_path / "in", tmp_path / "out", validation_share=0)  # read at once: texts
+    monkeypatch.setattr(preparation, "LINES_AT_ONCE", 1000)
+    cache = str(tmp_path / "cache")
+    read = load_dataset(
+        "json", data_files=str(tmp_path / "out" / "train.jsonl"), chunksize=1000, cache_dir=cache
+    )["train"]
+    assert read[59]["response"] == "2020-01-29 00:00:00"
+    with pytest.raises(ValueError, match=r"train.jsonl: in the lines \d+ to 60 .*dates.*messages"):
+        instruct(tmp_path / "in", tmp_path / "out", validation_share=0, overwrite=True)
+    chats = [{"messages": chat(*line.values())} for line in lines + dates]
+    write_records(tmp_path / "in" / "a.jsonl", chats)
+    instruct(tmp_path / "in", tmp_path / "out", validation_share=0, overwrite=True)
 
 
 def test_a_split_without_examples_has_no_file(corpus, tmp_path):
