@@ -110,6 +110,16 @@ def test_an_answer_that_the_template_leaves_out_is_rejected():
         measure(take_conversation({"messages": chat("a?", "b.")}), tokenizer, 1000)
 
 
+def test_llama_2s_kind_learns_answers_with_a_blank_before_them():
+    """As docs/instruct.md says: llm-foundry tokenises them by themselves."""
+    tokenizer = tokenizer_of("prepend")
+    conversation = take_conversation({"messages": chat("a?", "b.")})
+    ((_, answer),) = tokenise.tokenise(conversation, tokenizer)
+    assert tokenizer.convert_ids_to_tokens(answer)[0].startswith("\u2581")
+    whole = tokenizer.apply_chat_template(conversation.content["messages"])
+    assert whole[-len(answer) :] != answer
+
+
 @pytest.mark.parametrize("place", range(3))
 def test_text_that_spells_a_special_token_is_rejected(place):
     tokenizer = tokenizer_of("prepend")
