@@ -49,7 +49,10 @@ def tulu_line(number: int) -> dict[str, Any]:
     """A record of the mixture's shape: one turn or two, some with a system message."""
     source = ("flan_v2", "open_orca", "lima")[number % 3]
     words = sentences(number, 40).split(" ")
-    contents = [" ".join(words[:7]), " ".join(words[7 : 9 + number % 5]) + "\n- x."]
+    contents = [
+        " ".join(words[:7]),
+        " ".join(words[7 : 9 + number % 5]) + "\n- \u00e9\u2028\u6f22.",
+    ]
     if source == "lima":
         contents += ["And " + " ".join(words[20:23]) + "?", " ".join(words[23:27])]
     system = "You answer in short.\n" if source == "open_orca" else None

@@ -1,1 +1,1 @@
-"""Instruction data: chats, or prompts with responses, for llm-foundry's finetuning loader."""
+"""Chats, and prompts with responses, for llm-foundry's loader. Imports all rooms before it."""

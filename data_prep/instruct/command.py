@@ -12,13 +12,6 @@ from apex_composer.data_prep.instruct.preparation import prepare_instruct
 from apex_composer.data_prep.instruct.verify import verify_instruct
 from apex_composer.data_prep.write.verify import verify
 
-YAML_LINES = """for a training YAML:
-tokenizer: {{name: {out}/tokenizer}}
-train_loader:
-  name: finetuning
-  dataset: {{hf_name: {out}, split: train, max_seq_len: {length}, decoder_only_format: true,
-    target_prompts: none, target_responses: all, shuffle: true}}"""
-
 
 def verify_any(out: Path, *, workers: int | None) -> list[str]:
     """Verify what `prep` or `prep-instruct` wrote, whichever it was; what is wrong, in lines."""
@@ -64,4 +57,7 @@ def prep_instruct_command(
     for table in make_tables(manifest):
         console.print(table)
     typer.echo(f"written: {out}; unusable lines are listed in {out}/rejects.jsonl")
-    typer.echo(YAML_LINES.format(out=out, length=sequence_length))
+    typer.echo(
+        f"for a training YAML (docs/instruct.md): hf_name: {out}, max_seq_len: {sequence_length}, "
+        f"tokenizer.name: {out}/tokenizer"
+    )

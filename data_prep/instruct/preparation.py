@@ -10,19 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from apex_composer.data_prep.atomic_files import new_file, read_json, write_bytes, write_json
-from apex_composer.data_prep.choose.job_plan import (
-    DatedSource,
-    PieceSpan,
-    date_source,
-    make_pieces,
-)
+from apex_composer.data_prep.choose.job_plan import DatedSource, PieceSpan, date_source, make_pieces
 from apex_composer.data_prep.errors import InputNotFoundError, OutputTakenError, SettingsError
 from apex_composer.data_prep.instruct.chat_template import save_chat_tokenizer
-from apex_composer.data_prep.instruct.manifest import (
-    FORMAT,
-    Manifest,
-    make_manifest,
-)
+from apex_composer.data_prep.instruct.manifest import FORMAT, Manifest, make_manifest
 from apex_composer.data_prep.instruct.options import FREE, SPLIT_FILES, InstructOptions
 from apex_composer.data_prep.instruct.piece import ExamplesReport, ExamplesTask, write_piece
 from apex_composer.data_prep.output_folder import check_apart, check_ours, clear, locked

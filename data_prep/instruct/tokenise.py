@@ -10,12 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from apex_composer.data_prep.errors import Rejected
-from apex_composer.data_prep.instruct.records import (
-    CHAT,
-    EMPTY_ANSWER,
-    EMPTY_PROMPT,
-    Conversation,
-)
+from apex_composer.data_prep.instruct.records import CHAT, EMPTY_ANSWER, EMPTY_PROMPT, Conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

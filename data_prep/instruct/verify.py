@@ -63,9 +63,8 @@ def _recount(out: Path, manifest: Manifest, workers: int) -> list[str]:
     ]
     reports: list[ExamplesReport] = []
     tasks = ({"name": piece.name, "piece": piece} for piece in pieces)
-    with progress_bar(
-        total=sum(source.bytes for source in sources), unit="B", unit_scale=True, desc="counting"
-    ) as bar:
+    shown = {"unit": "B", "unit_scale": True, "desc": "counting"}
+    with progress_bar(total=sum(source.bytes for source in sources), **shown) as bar:
         run_tasks(
             _recount_piece,
             tasks,
@@ -73,15 +72,12 @@ def _recount(out: Path, manifest: Manifest, workers: int) -> list[str]:
             lambda news: bar.update(news["characters"]),
             lambda _, report: reports.append(report),
         )
-    found = sum_reports(reports)
-    compared = {
-        "lengths": (found["lengths"], manifest["lengths"]),
-        "rejects": (found["rejects"], {}),
-        "splits": (all_sources(found["splits"]), all_sources(manifest["splits"])),
-    }
+    counts = sum_reports(reports)
+    found = (all_sources(counts["splits"]), counts["lengths"], counts["rejects"])
+    expected = (all_sources(manifest["splits"]), manifest["lengths"], {})
     return [
         f"{MANIFEST}: {name} were {before} and are {now} with this tokenizer and these versions"
-        for name, (now, before) in compared.items()
+        for name, before, now in zip(("splits", "lengths", "rejects"), expected, found, strict=True)
         if now != before
     ]
 

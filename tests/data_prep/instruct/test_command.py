@@ -29,8 +29,7 @@ def test_done_is_0_shows_the_numbers_and_verify_tells_damage_by_1(chats, tmp_pat
     assert status == 0, output
     for shown in ("open_orca", "longest", "rejected because", "broken JSON"):
         assert shown in output
-    assert f"hf_name: {out}, split: train, max_seq_len: 128" in output
-    assert f"tokenizer: {{name: {out}/tokenizer}}" in output
+    assert f"hf_name: {out}, max_seq_len: 128, tokenizer.name: {out}/tokenizer" in output
     status, output = call("prep-verify", out, "--workers", "1")
     assert status == 0 and f"{out} is as its manifest says" in output
     (out / "train.jsonl").write_bytes(b"")
