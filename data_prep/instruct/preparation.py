@@ -30,6 +30,7 @@ from apex_composer.data_prep.pieces import tokenise_pieces
 from apex_composer.data_prep.read.sources import JSONL, Source, check_compression, list_folder
 from apex_composer.data_prep.workers import check_workers
 from apex_composer.data_prep.write.finish import check_rejects, describe_file
+from apex_composer.extras import require
 
 # Bytes of a file that `datasets` reads at a time; the last line of them to its end.
 LINES_AT_ONCE = 10 << 20
@@ -78,6 +79,7 @@ def prepare_instruct(
         ValueError: too many lines are unusable, none is left, or there are both kinds.
         WorkerDiedError: a worker was killed.
     """
+    require("Instruction data", "prep")
     out, options, workers = Path(out), options or InstructOptions(), check_workers(workers)
     check_apart(input, out)
     sources = find_jsonl(Path(input))
