@@ -96,9 +96,7 @@ class APEX(Algorithm):
         self.threshold = settings.check_threshold(threshold)
         settings.check_choice("kv_heads", kv_heads, settings.KV_HEADS)
         settings.check_flag("expansion", expansion)
-        scale = operator_lr_scale
-        if scale is not None:
-            scale = settings.check_positive("operator_lr_scale", scale, float)
+        scale = settings.check_lr_scale(operator_lr_scale)
         self.seed = None if seed is None else settings.check_not_negative("seed", seed)
         self.log_interval = settings.check_positive("log_interval", log_interval)
         settings.check_choice("implementation", implementation, settings.IMPLEMENTATIONS)

@@ -12,7 +12,7 @@ from tiny_models import in_float64, tiny_model
 from torch.optim import AdamW
 
 from apex_composer import Expander, find_sites
-from apex_composer.trainable.training import embeddings
+from apex_composer.trainable.check import embeddings
 
 OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 STEPS, STAGE = 6, 2
