@@ -101,12 +101,10 @@ class Expander:
         self.trainable, self.trainable_share = trainable, share
         self.expansion = expansion and trainable != "disadvantageous"
         plan = threshold, kv_heads, self.expansion, implementation, device
-        found = check_model(sites, *plan, trainable=trainable, share=share)
+        found = check_model(sites, *plan, trainable=trainable, trainable_share=share)
         self.sites, self.counts, self.share = found.sites, found.counts, found.share
-        self.training, self.threshold = None, float(threshold)
-        if self.share is not None:
-            self.threshold = self.share.threshold
-            self.training = RowTraining(trainable, found)
+        self.threshold = float(threshold if self.share is None else self.share.threshold)
+        self.training = None if self.share is None else RowTraining(trainable, found)
         self.groups = list({site.group.name: site.group for site in self.sites}.values())
         self.stage = -1
         self.selections: dict[str, Selection] = {}
@@ -148,7 +146,8 @@ class Expander:
             RuntimeError: if the method needs scores and nothing has been assessed, or if the
                 ranks of a distributed run do not select the same units.
         """
-        expansion = self.expansion if expansion is None else expansion
+        operators = self.trainable != "disadvantageous"
+        expansion = self.expansion if expansion is None else expansion and operators
         reshard(self.sites)
         totals = self.assessment.totals()
         if self.method != "random" and self.groups and not totals:

@@ -45,7 +45,7 @@ def check_model(
     device: torch.device | None = None,
     *,
     trainable: str = "all",
-    share: float | None = None,
+    trainable_share: float | None = None,
 ) -> Checked:
     """What an `Expander` with these settings, already checked, finds in a model.
 
@@ -59,15 +59,25 @@ def check_model(
         check_sites(sites, copied=True)
         _check_sharding(sites)
         whole = embeddings(sites[0].model) if trainable == "half" else []
-        found = share_of(trainable, sites, kv_heads, threshold, share, whole)
+        found = share_of(trainable, sites, kv_heads, threshold, trainable_share, whole)
         counts = found.counts
     expanded = [site for site in sites if site.group.name in counts]
     if expanded or found is None:
         check_sites(expanded, copied=found is not None)
     dtype = None if found is None else torch.float32
     check_executors(expanded, counts, implementation, device, expansion=expansion, dtype=dtype)
-    trained = [] if found is None else list(sites) if found.filled else expanded
+    trained = [] if found is None else _trained(sites, found)
     return Checked(expanded, counts, found, trained, whole)
+
+
+def _trained(sites: Sequence[Site], share: Share) -> list[Site]:
+    trained = [s for s in sites if share.counts.get(s.group.name) or share.filled.get(s.group.name)]
+    if not trained:
+        raise ValueError(
+            f"trainable: no unit is trained: {share.describe()}. Give a larger threshold, or a "
+            "larger trainable_share"
+        )
+    return trained
 
 
 def embeddings(model: nn.Module) -> list[nn.Parameter]:

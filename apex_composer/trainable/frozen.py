@@ -36,7 +36,7 @@ def freeze_untrained(sites: Sequence[Site], **settings: Any) -> None:
     trainable = settings.pop("trainable")
     share = check_trainable(trainable, settings.pop("trainable_share", None))
     threshold = settings.pop("threshold", 0.125)
-    found = check_model(sites, threshold, **settings, trainable=trainable, share=share)
+    found = check_model(sites, threshold, **settings, trainable=trainable, trainable_share=share)
     freeze_others(sites[0].model, found.trained, found.whole)
 
 

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from apex_composer.assessment.selection import Selection
 from apex_composer.distributed import world_size
-from apex_composer.model.sites import Site
 from apex_composer.sharding.shards import find_shards
 from apex_composer.trainable.check import Checked
 from apex_composer.trainable.frozen import TakenOut, freeze_others
