@@ -264,9 +264,8 @@ class Expander:
 
     def settings(self) -> dict[str, Any]:
         """The settings that a checkpoint keeps: a resumed run must have the same."""
-        names = ("threshold", "seed", "kv_heads", "method", "expansion")
-        names += ("trainable", "trainable_share")
-        return {name: getattr(self, name) for name in names}
+        names = ("trainable", "trainable_share", "threshold", "seed", "kv_heads", "method")
+        return {name: getattr(self, name) for name in (*names, "expansion")}
 
     def remove(self) -> None:
         """Fold (see `StageOperators.recover`), and take the assessment's hooks off the model."""

@@ -103,8 +103,9 @@ class TrainedRows:
         log.info("apex: %s", found.share.describe())
 
     def acts_on(self, state: State) -> bool:
-        """Whether a run would have this one's frozen model or its optimizer."""
-        return state.model is self._model or state.optimizers[0] is self._optimizer
+        """Whether a run would have this one's frozen parameters or its optimizer."""
+        own, given = ({id(p) for p in m.parameters()} for m in (self._model, state.model))
+        return not own.isdisjoint(given) or state.optimizers[0] is self._optimizer
 
     def take_out(self) -> None:
         """Take the weights out of the main optimizer until the stages' own training does."""
