@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import CHANGE_BOUND, change_error, cross_entropy, factors_now, tokens
+from helpers import CHANGE_BOUND, change_error, cross_entropy, tokens
 from row_oracle import RowOracle
+from running_rows import operators_now, rows_now
 from tiny_models import in_float64, tiny_model
 from torch.optim import AdamW
 
 from apex_composer import Expander, find_sites
-from apex_composer.trainable.training import embeddings
+from apex_composer.trainable.check import embeddings
 
 OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 STEPS, STAGE = 6, 2
@@ -42,28 +43,6 @@ def train(run, steps: range):
         run.optimizer.zero_grad()
         loss_of(run.model, step).backward()
         run.optimizer.step()
-
-
-def rows_now(expander) -> dict:
-    """The trained indices along an axis of every weight, and of the bias that goes with it."""
-    trained = {}
-    for own in expander.training.rows.values():
-        name, indices = own.site.name.split("[")[0], own.site.indices(own.units).tolist()
-        key = name, own.site.axis
-        trained[key] = [*trained.get(key, []), *indices]
-        if len(own.parts) == 2:
-            bias = name.removesuffix("weight") + "bias", 0
-            trained[bias] = [*trained.get(bias, []), *indices]
-    return trained
-
-
-def operators_now(expander) -> list[dict]:
-    """The operators with indices of the whole weights."""
-    found = factors_now(expander)
-    for operator, site in zip(found, expander.sites, strict=False):
-        chosen = expander.selections[site.group.name]
-        operator["positive"], operator["negative"] = (site.indices(units) for units in chosen)
-    return found
 
 
 MODES = {
