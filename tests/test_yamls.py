@@ -211,5 +211,5 @@ def test_yaml_runs_on_a_tiny_model(name, inputs, tmp_path):
 
 def test_yamls_are_plain_yaml():
     # Other tools read them too: no tags and nothing that only OmegaConf's loader accepts.
-    for path in YAMLS.glob("*.yaml"):
+    for path in YAMLS.rglob("*.yaml"):
         assert yaml.safe_load(path.read_text())

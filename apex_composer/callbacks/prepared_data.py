@@ -1,7 +1,9 @@
 """The callback `prepared_data`: data that was prepared for another run is refused."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from apex_composer.callbacks.finetuning_checks import check_examples
 from apex_composer.data_prep.tokens.tokenizer import hash_backend
 from apex_composer.data_prep.write.manifest import check_manifest
 from apex_composer.extras import needing
@@ -17,13 +19,18 @@ class PreparedData(Callback):
     llm-foundry's callback `prepared_data`. It compares the manifest that `apex-composer prep`
     leaves beside its shards, here or in the remote store, with the run: training and evaluation
     data. Shards without a manifest pass. What the trainer is built with is compared before a
-    checkpoint is loaded, what comes with `fit()` before the first batch.
+    checkpoint is loaded, what comes with `fit()` before the first batch. Instruction data of
+    `apex-composer prep-instruct` are compared with the configuration, before they are read.
+
+    Args:
+        train_config: configuration of the run; llm-foundry passes it.
 
     Raises:
         ValueError: something does not fit; the message names all of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, train_config: Mapping[str, Any] | None = None) -> None:
+        check_examples(train_config or {})
         self._checked: list[Any] = []
 
     def before_load(self, state: State, logger: Logger) -> None:

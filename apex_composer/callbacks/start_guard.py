@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from apex_composer.callbacks.finetuning_checks import check_packing
 from apex_composer.callbacks.start_checks import (
     DEFAULT_MARGIN,
     check_batches,
@@ -28,13 +29,14 @@ _MARGINS = "a number of 0 or more, or null for no check"
 
 
 class StartGuard(Callback):
-    """Checks batch sizes, context, vocabulary, disk and the first loss.
+    """Checks batch sizes, context, vocabulary, packing, disk and the first loss.
 
+    Before data are read: finetuning loaders must not pack examples where they would see each other.
     When the trainer is built: the global batch over the ranks and microbatches, the context length
     against the model's, the tokenizer's size against the model's, and the disk for all checkpoints
     that the run will keep. In the first microbatch after every start, if the YAML says
     `model.pretrained: true`: the loss must be well below that of untrained weights.
-    What was prepared with `apex-composer prep` is compared with the run by `prepared_data`.
+    What was prepared with `apex-composer` is compared with the run by `prepared_data`.
 
     Args:
         train_config: configuration of the run; llm-foundry passes it.
@@ -42,7 +44,7 @@ class StartGuard(Callback):
             Default 1.0.
 
     Raises:
-        ValueError: margin is no finite number of 0 or more.
+        ValueError: margin is no finite number of 0 or more; packed examples would see each other.
         TypeError: for unknown settings.
     """
 
@@ -57,6 +59,7 @@ class StartGuard(Callback):
             margin = check_finite("start_guard: margin", margin, _MARGINS, lowest=0.0)
         self.margin = margin
         self._config = train_config or {}
+        check_packing(self._config)  # here, for llm-foundry reads the data before INIT
         self._loss_is_due = bool((self._config.get("model") or {}).get("pretrained"))
 
     def init(self, state: State, logger: Logger) -> None:
