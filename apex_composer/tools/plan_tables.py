@@ -103,7 +103,7 @@ def _model(plan: Plan) -> Table:
 
 def _rows(table: Table, plan: Plan, sharded: bool) -> None:
     """What is trained, and the memory for it, where that is not the whole model."""
-    table.add_row("trained", plan.cost.share.describe())
+    table.add_row("rows only", plan.cost.share.describe())
     width = weight_bytes(plan.config)
     parts = row_memory(plan.cost, plan.parameters, width, plan.gpus, sharded)
     for name, size in parts.items():
