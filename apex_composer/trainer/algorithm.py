@@ -195,7 +195,7 @@ class APEX(Algorithm):
 
     def _on_after_load(self, state: State, logger: Logger) -> None:
         """See where the run comes from, and put changed settings of the optimizer back."""
-        state.callbacks.append(self._closing)
+        self._closing.come_back(state)
         batch = state.timestamp.batch.value
         self.lineage, self.branching = resuming.trace(self._branch, self._loaded, batch)
         if not any(isinstance(callback, StageRates) for callback in state.callbacks):
