@@ -19,7 +19,7 @@ PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 TESTS ?=
 
 # What is tested without Composer, llm-foundry and data preparation.
-CORE_TESTS := tests/ops tests/model tests/assessment tests/operators tests/sharding tests/triton_kernels \
+CORE_TESTS := tests/ops tests/model tests/assessment tests/operators tests/sharding tests/trainable tests/triton_kernels \
 	tests/test_expander.py tests/test_exactness.py tests/test_models.py tests/test_settings.py tests/test_stopwatch.py
 
 # Exit with 0 under an interpreter that fits and can make a virtual environment with pip in it.

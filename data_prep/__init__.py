@@ -5,6 +5,9 @@ Importing this package imports neither torch nor any other part of apex_composer
 """
 
 from apex_composer.data_prep.dry_run import estimate_preparation
+from apex_composer.data_prep.instruct.options import InstructOptions
+from apex_composer.data_prep.instruct.preparation import prepare_instruct
+from apex_composer.data_prep.instruct.verify import verify_instruct
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.preparation import merge, prepare
 from apex_composer.data_prep.write.manifest import check_manifest, read_manifest
@@ -12,12 +15,15 @@ from apex_composer.data_prep.write.upload import upload
 from apex_composer.data_prep.write.verify import verify
 
 __all__ = [
+    "InstructOptions",
     "Options",
     "check_manifest",
     "estimate_preparation",
     "merge",
     "prepare",
+    "prepare_instruct",
     "read_manifest",
     "upload",
     "verify",
+    "verify_instruct",
 ]

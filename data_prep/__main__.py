@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from apex_composer.data_prep import Options, merge, prepare, upload, verify
+from apex_composer.data_prep import Options, merge, prepare, upload
 from apex_composer.data_prep.choose.proportions import read_proportions
 from apex_composer.data_prep.dry_run import check_needs, describe_needs, estimate_preparation
 from apex_composer.data_prep.errors import SettingsError, WorkerDiedError
+from apex_composer.data_prep.instruct.command import prep_instruct_command, verify_any
 from apex_composer.data_prep.options import parse_amount
 from apex_composer.data_prep.write.upload import check_address
 from apex_composer.extras import MissingExtraError
@@ -160,12 +161,15 @@ def merge_command(
 def verify_command(out: OutArgument, workers: Workers = None) -> None:
     """Read everything again and compare it with the manifest."""
     with status_of_errors():
-        faults = verify(out, workers=workers)
+        faults = verify_any(out, workers=workers)
     for fault in faults:
         typer.echo(f"error: {fault}", err=True)
     if faults:
         raise typer.Exit(1)
     typer.echo(f"{out} is as its manifest says")
+
+
+app.command("prep-instruct")(status_of_errors()(prep_instruct_command))
 
 
 def _amount(text: str | None) -> int | None:

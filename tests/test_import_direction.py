@@ -48,6 +48,7 @@ DATA_ORDER = [
     ["write"],
     ["output_folder", "pieces"],
     ["preparation", "dry_run"],
+    ["instruct"],
     ["__init__"],
     ["__main__"],
 ]

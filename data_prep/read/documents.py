@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from apex_composer.data_prep.errors import Rejected, SourceError
 from apex_composer.data_prep.read.lines import EXCERPT_BYTES, Line, open_lines, read_range
@@ -23,6 +23,7 @@ LINE_LIMIT = 64_000_000
 OnReject = Callable[[int, str, str, str | None], None]
 Record = TypeVar("Record", Line, Row)
 Opened = TypeVar("Opened")
+Taken = TypeVar("Taken")
 
 
 class Document(NamedTuple):
@@ -66,6 +67,37 @@ def read_documents(
     Raises:
         SourceError: the file cannot be read, is no archive, or is damaged or cut short.
     """
+
+    def take(record: dict[str, Any]) -> tuple[str, str]:
+        return take_document(record, source.format, source.domain)
+
+    options = {"on_end": on_end, "line_limit": line_limit, "cache": cache}
+    for number, (domain, text), end in read_records(
+        source, start, stop, take, on_reject, **options
+    ):
+        yield Document(number, domain, text, end)
+
+
+def read_records(
+    source: Source,
+    start: int,
+    stop: int | None,
+    take: Callable[[dict[str, Any]], Taken],
+    on_reject: OnReject,
+    *,
+    on_end: Callable[[int], None] = lambda lines: None,
+    line_limit: int = LINE_LIMIT,
+    cache: Path | None = None,
+) -> Iterator[tuple[int, Taken, int]]:
+    """Read what is wanted of the records of a source, in order, with `read_documents`' arguments.
+
+    Args:
+        take: called with every record; raises Rejected for a bad one.
+
+    Yields:
+        The number of a record, counted from 1 where reading began, what `take` took of it, and the
+        bytes of the stream up to its end (0 in parquet).
+    """
     assert source.splittable or (start, stop) == (0, None), source.path
     number = 0
     with ExitStack() as stack:
@@ -80,12 +112,12 @@ def read_documents(
             if record.is_blank:
                 continue
             try:
-                domain, text = take_document(record.parse(), source.format, source.domain)
+                taken = take(record.parse())
             except Rejected as rejected:
                 excerpt = record.content[:EXCERPT_BYTES].decode("utf-8", "replace").strip()
                 on_reject(number, str(rejected), excerpt, rejected.domain or source.domain)
             else:
-                yield Document(number, domain, text, record.stop)
+                yield number, taken, record.stop
     on_end(number)
 
 

@@ -71,9 +71,9 @@ def find_sources(input: str | Path, format: str = "auto") -> list[Source]:
     if remote.is_remote(input):
         root, names = str(input).rstrip("/"), remote.list_files(str(input))
     else:
-        root, names = str(Path(input)), _list_folder(Path(input))
+        root, names = str(Path(input)), list_folder(Path(input))
     names = [name for name in names if not name.startswith(".") and "/." not in name]
-    _check_compression(root, names)
+    check_compression(root, names)
     if format == "auto":
         format = _detect_format(root, names)
     chosen = [name for name in names if _belongs(name, format)]
@@ -84,7 +84,12 @@ def find_sources(input: str | Path, format: str = "auto") -> list[Source]:
     return [_make_source(root, name, format) for name in chosen]
 
 
-def _list_folder(folder: Path) -> list[str]:
+def list_folder(folder: Path) -> list[str]:
+    """Names of all files below a folder, sorted.
+
+    Raises:
+        InputNotFoundError: there is no such folder.
+    """
     if not folder.is_dir():
         raise InputNotFoundError(
             f"input={str(folder)!r} is not a folder. Give the folder that holds the domains' "
@@ -103,7 +108,12 @@ def _list_folder(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _check_compression(root: str, names: list[str]) -> None:
+def check_compression(root: str, names: list[str]) -> None:
+    """Refuse jsonl that no reader opens.
+
+    Raises:
+        ValueError: a file is named or compressed in such a way; the message names it.
+    """
     unreadable = [name for name in names if UNREADABLE.search(name)]
     if unreadable:
         raise ValueError(

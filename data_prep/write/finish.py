@@ -28,6 +28,7 @@ from apex_composer.data_prep.paths import (
     piece_folder,
 )
 from apex_composer.data_prep.progress import progress_bar
+from apex_composer.data_prep.tokens.piece import PieceReport
 from apex_composer.data_prep.tokens.tokenizer import token_type
 from apex_composer.data_prep.workers import run_tasks
 from apex_composer.data_prep.write.manifest import (
@@ -46,7 +47,7 @@ EXAMPLES_SHOWN = 20
 def finish(out: Path, plan: Plan, options: Options, workers: int, keep_work: bool) -> Manifest:
     """Phase 2: choose the splits, write the shards, their index and the manifest."""
     corpus = read_corpus(out, plan)
-    check_rejects(out, plan, corpus, options.max_reject_rate)
+    check_rejects(out, plan, corpus.reports, options.max_reject_rate)
     codes, wanted = select(corpus, plan, options)
     streams = make_streams(corpus, codes, wanted, options.sequence_length)
     check_streams(streams, options)
@@ -57,7 +58,7 @@ def finish(out: Path, plan: Plan, options: Options, workers: int, keep_work: boo
         write_bytes(out / name, content)
     tokenizer = sorted((out / TOKENIZER_FOLDER).iterdir())
     files = {
-        path.relative_to(out).as_posix(): _describe(path.read_bytes())
+        path.relative_to(out).as_posix(): describe_file(path.read_bytes())
         for path in (*tokenizer, out / REJECTS)
     }
     manifest = make_manifest(plan, options, corpus, codes, streams, shards, files)
@@ -72,7 +73,8 @@ def finish(out: Path, plan: Plan, options: Options, workers: int, keep_work: boo
     return read_manifest(out)
 
 
-def _describe(content: bytes) -> dict[str, Any]:
+def describe_file(content: bytes) -> dict[str, Any]:
+    """What the manifest says of a file."""
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -98,15 +100,17 @@ def _write_shards(
     return shards
 
 
-def check_rejects(out: Path, plan: Plan, corpus: Corpus, max_reject_rate: float) -> None:
+def check_rejects(
+    out: Path, plan: Plan, reports: list[PieceReport], max_reject_rate: float
+) -> None:
     """Write `rejects.jsonl`, and refuse data with too many bad lines.
 
     Raises:
         ValueError: the share is above it; the message names the first bad lines.
     """
-    first = _write_rejects(out, plan, corpus)
-    rejected = sum(report.rejected for report in corpus.reports)
-    lines = rejected + sum(report.documents for report in corpus.reports)
+    first = _write_rejects(out, plan, reports)
+    rejected = sum(report.rejected for report in reports)
+    lines = rejected + sum(report.documents for report in reports)
     if rejected > max_reject_rate * lines:
         shown = "\n  ".join(f"{e['file']}:{e['line']}: {e['reason']}" for e in first)
         raise ValueError(
@@ -117,7 +121,7 @@ def check_rejects(out: Path, plan: Plan, corpus: Corpus, max_reject_rate: float)
         )
 
 
-def _write_rejects(out: Path, plan: Plan, corpus: Corpus) -> list[dict[str, Any]]:
+def _write_rejects(out: Path, plan: Plan, reports: list[PieceReport]) -> list[dict[str, Any]]:
     """Join the rejects of all pieces, with lines counted from each file's first; the first few."""
     first: list[dict[str, Any]] = []
     lines_before: Counter[int] = Counter()  # by source
@@ -129,5 +133,5 @@ def _write_rejects(out: Path, plan: Plan, corpus: Corpus) -> list[dict[str, Any]
                     file.write(json.dumps(entry).encode() + b"\n")
                     if len(first) < EXAMPLES_SHOWN:
                         first.append(entry)
-            lines_before[source] += corpus.reports[number].lines
+            lines_before[source] += reports[number].lines
     return first

@@ -16,6 +16,7 @@ from apex_composer.data_prep.write.manifest import (
 
 # Not accounted for by the manifest: they are its own, or change when the output is moved.
 FREE = (MANIFEST, STREAMS, UPLOADED)
+READ_AT_ONCE = 1 << 24
 
 
 def verify(out: Path | str, *, workers: int | None = None) -> list[str]:
@@ -36,14 +37,27 @@ def verify(out: Path | str, *, workers: int | None = None) -> list[str]:
     if manifest.get("sha256") != hash_content(manifest):
         return [f"{MANIFEST}: it was changed after it was written (sha256), so nothing is checked"]
     hashes = output_files(manifest)
-    faults = check_counts(manifest) + _check_names(out, list(hashes))
+    faults = check_counts(manifest) + check_names(out, list(hashes))
+    if not (out / STREAMS).is_file():
+        faults.append(f"{STREAMS}: is missing")
+    return sorted(faults + check_files(out, hashes, workers))
+
+
+def check_files(out: Path, hashes: dict[str, str], workers: int | None) -> list[str]:
+    """Compare files with their hashes; what is wrong, one line each.
+
+    Args:
+        hashes: sha256 by the file's path in the output.
+        workers: processes, None for one for each core.
+    """
+    faults: list[str] = []
     tasks = [
         {"name": name, "path": str(out / name), "sha256": sha256} for name, sha256 in hashes.items()
     ]
     workers = min(check_workers(workers), len(tasks))
     with progress_bar(total=len(tasks), unit=" files", desc="verifying") as bar:
         run_tasks(check_file, tasks, workers, bar.update, lambda _, found: faults.extend(found))
-    return sorted(faults)
+    return faults
 
 
 def check_file(task: dict[str, str], report_progress: Callable[[int], None]) -> list[str]:
@@ -53,24 +67,26 @@ def check_file(task: dict[str, str], report_progress: Callable[[int], None]) -> 
         task: `name`, `path` and `sha256`.
         report_progress: called with the number of files checked.
     """
+    digest = hashlib.sha256()
     try:
-        content = Path(task["path"]).read_bytes()
+        with Path(task["path"]).open("rb") as file:
+            while chunk := file.read(READ_AT_ONCE):
+                digest.update(chunk)
     except OSError as error:
         return [f"{task['name']}: cannot be read ({error.strerror})"]
     finally:
         report_progress(1)
-    same = hashlib.sha256(content).hexdigest() == task["sha256"]
+    same = digest.hexdigest() == task["sha256"]
     return [] if same else [f"{task['name']}: its bytes have changed (sha256)"]
 
 
-def _check_names(out: Path, names: list[str]) -> list[str]:
-    """What is too many, and `streams.yaml`, which has no hash."""
+def check_names(out: Path, names: list[str]) -> list[str]:
+    """Files that the manifest does not have; what is wrong, one line each."""
     # streaming leaves the decompressed shard beside a compressed one that it has read.
     known = {*FREE, *names, *(name.removesuffix(".zstd") for name in names)}
     found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     strange = {name for name in found - known if not name.startswith(f"{WORK}/")}
-    faults = [f"{name}: not in the manifest" for name in strange]
-    return faults if STREAMS in found else [*faults, f"{STREAMS}: is missing"]
+    return [f"{name}: not in the manifest" for name in strange]
 
 
 def missing_shards(out: Path, manifest: Manifest) -> list[str]:

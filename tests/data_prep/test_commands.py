@@ -29,7 +29,7 @@ def prep(corpus, out, *arguments):
     return call("prep", corpus, *common, *arguments)
 
 
-@pytest.mark.parametrize("command", ["prep", "prep-merge", "prep-verify"])
+@pytest.mark.parametrize("command", ["prep", "prep-instruct", "prep-merge", "prep-verify"])
 def test_help_comes_within_two_seconds_without_torch(command):
     program = (
         "import sys; from apex_composer.cli import app\n"

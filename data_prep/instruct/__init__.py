@@ -1,0 +1,1 @@
+"""Chats, and prompts with responses, for llm-foundry's loader. Imports all rooms before it."""
