@@ -79,7 +79,9 @@ class StartGuard(Callback):
             # Before FSDP shards them, so these are all parameters.
             parameters = sum(parameter.numel() for parameter in state.model.parameters())
             folder = Path(format_name_with_dist(saver.folder, state.run_name))
-            check_disk(folder, count_checkpoints(self._config, parameters))
+            width = next(state.model.parameters()).element_size()
+            sizes = parameters, _trained_in_rows(state), width
+            check_disk(folder, count_checkpoints(self._config, *sizes))
 
     def after_loss(self, state: State, logger: Logger) -> None:
         """Check the first microbatch's loss; every rank its own."""
@@ -90,6 +92,12 @@ class StartGuard(Callback):
         model_config = _model_config(state)
         if loss is not None and not isinstance(loss, tuple) and hasattr(model_config, "vocab_size"):
             check_loss(float(loss.detach().mean()), model_config.vocab_size, self.margin)
+
+
+def _trained_in_rows(state: State) -> int | None:
+    """How many parameters are trained, where apex trains rows only; None for all."""
+    shares = [getattr(algorithm, "share", None) for algorithm in state.algorithms]
+    return next((share.trained for share in shares if share is not None), None)
 
 
 def _model_config(state: State) -> Any:

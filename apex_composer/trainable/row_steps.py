@@ -65,6 +65,7 @@ class RowAttachment:
         training = self._training
         if not self.armed or training.optimizer is None:
             return
+        training.take_changes()
         training.collect()
         self._running.before_step()
         training.optimizer.step()

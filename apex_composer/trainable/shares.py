@@ -1,9 +1,9 @@
 """How many parameters are trained, and the threshold with which a share of them is met."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import NamedTuple
 
 from torch import nn
@@ -116,9 +116,9 @@ def _search(count: Callable[[float], Share], steps: Iterable[float], share: floa
     place = bisect_right(steps, share, key=lambda step: count(step).trained / count(step).total)
     nearest = [count(step) for step in steps[max(place - 1, 0) : place + 1]]
     if place == 0 or nearest[0].trained < NEAR_ENOUGH * share * nearest[0].total:
-        # Rounded up, so that they are met when they are given.
-        shares = [ceil(1e6 * found.trained / found.total) / 1e6 for found in nearest]
-        near = " and ".join(f"{share:.6g}" for share in shares)
+        # Rounded up, so that what is named can be given.
+        shares = [math.ceil(1e5 * found.trained / found.total) / 1e5 for found in nearest]
+        near = " and ".join(map(str, shares))
         raise ValueError(
             f"trainable_share: got {share}, which cannot be met within 10 % from below: units are "
             f"trained as a whole, and the nearest shares are {near}. Give one of these"

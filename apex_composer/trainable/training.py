@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from apex_composer.assessment.selection import Selection
 from apex_composer.distributed import world_size
+from apex_composer.operators.changes import versions
 from apex_composer.sharding.shards import find_shards
 from apex_composer.trainable.check import Checked
 from apex_composer.trainable.frozen import TakenOut, freeze_others
@@ -45,6 +46,7 @@ class RowTraining:
         self._taken: TakenOut | None = None  # of the main optimizer
         self._handles: list[Any] = []
         self._by_parameter: dict[nn.Parameter, list[Part]] = {}
+        self._written: list[tuple[int, ...]] = []  # versions of these
         self._pending: dict[str, Any] = {}  # saved state whose moments have no optimizer yet
 
     def begin(self, selections: Mapping[str, Selection], seed: int, stage: int) -> None:
@@ -55,6 +57,7 @@ class RowTraining:
             seed: the run's.
             stage: its number.
         """
+        self.take_changes()
         units = trained_units(
             self._trainable, self._groups_of_units, selections, self._filled, seed, stage
         )
@@ -126,6 +129,7 @@ class RowTraining:
         for part in self.parts():
             by_parameter[part.shard.parameter].append(part)
         self._by_parameter = dict(by_parameter)
+        self._written = versions(self._by_parameter)
         if not self._reduced():
             self._handles = [
                 parameter.register_post_accumulate_grad_hook(self._take)
@@ -157,6 +161,14 @@ class RowTraining:
         """Put all rows into the model."""
         for part in self.parts():
             part.write()
+        self._written = versions(self._by_parameter)
+
+    def take_changes(self) -> None:
+        """What others have changed in the model since it was written holds for the rows, too."""
+        if versions(self._by_parameter) != self._written:
+            for part in self.parts():
+                part.take_changes()
+            self._written = versions(self._by_parameter)
 
     def clip_grad_norm(self, largest: float) -> Tensor:
         """Scale all gradients so that their norm together is at most the given one.
@@ -198,6 +210,7 @@ class RowTraining:
 
     def state_dict(self) -> dict[str, Any]:
         """Units, copies and moments by the site's name, on the CPU (collective where sharded)."""
+        self.take_changes()
         state = {}
         for name, own in self.rows.items():
             moments = self._pending.get(name, {}).get("moments", [[] for _ in own.parts])

@@ -17,6 +17,7 @@ from apex_composer.expander import Expander
 from apex_composer.model.find_sites import find_sites
 from apex_composer.model.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
 from apex_composer.trainable.check import check_model
+from apex_composer.trainable.shares import Share
 from apex_composer.trainer import resuming
 from apex_composer.trainer.batches import Layout, look_at, open_assessment
 from apex_composer.trainer.closing import Closing, check_owner
@@ -115,6 +116,7 @@ class APEX(Algorithm):
         self.targets = settings.check_targets(targets)
         assessment = {} if assessment is None else assessment
         self.method, self.tokens, self.interval = settings.check_assessment(assessment)
+        self.share: Share | None = None  # what is trained, where that is not everything
         self.lineage: list[dict[str, Any]] = []
         self.branching = False  # this start leaves its checkpoint's settings
         self._branch = resuming.check_branch(branch)
@@ -177,6 +179,7 @@ class APEX(Algorithm):
             own = found.trained or found.sites
             check_expansion(state, own, self.implementation if self.expansion else "auto")
         check_rows(state, found)
+        self.share = found.share
         self._optimizer = read_settings(state.optimizers[0], state.model)
         self._swiglu = FusedSwiGLU(
             state.model, self.fused_swiglu, device=device_of(state), collector=self._reserve_norms
@@ -192,7 +195,7 @@ class APEX(Algorithm):
 
     def _on_after_load(self, state: State, logger: Logger) -> None:
         """See where the run comes from, and put changed settings of the optimizer back."""
-        state.callbacks.append(self._closing)
+        self._closing.come_back(state)
         batch = state.timestamp.batch.value
         self.lineage, self.branching = resuming.trace(self._branch, self._loaded, batch)
         if not any(isinstance(callback, StageRates) for callback in state.callbacks):

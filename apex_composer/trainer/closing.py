@@ -51,6 +51,12 @@ class Closing(Callback):
             self.rows.take_out()
         state.callbacks.remove(self)
 
+    def come_back(self, state: State) -> None:
+        """The end of `step_aside`."""
+        state.callbacks.append(self)
+        if self.rows is not None:
+            self.rows.hold_place()
+
     def attach(self, expander: Expander, optimizer: Optimizer) -> None:
         """Let a run's expander act on the optimizer's steps that its own trainer takes."""
         self._held.append(expander)  # it has hooks on the model, also if attaching is refused

@@ -110,12 +110,20 @@ class TrainedRows:
     def take_out(self) -> None:
         """Take the weights out of the main optimizer until the stages' own training does."""
         self._taken = TakenOut(self._optimizer, self._found.trained)
-        if not self._found.whole:
-            # torch cannot load a sharded optimizer without any state, and takes a step to get some.
+        self.hold_place()
+
+    def hold_place(self) -> None:
+        """Give an optimizer that trains nothing some state; again once a checkpoint is loaded.
+
+        torch cannot load a sharded optimizer without any, and would take a step to get some.
+        """
+        if self._found.whole:
+            return
+        if self._kept is None:
             frozen = (p for group in self._optimizer.param_groups for p in group["params"])
             self._kept = min(frozen, key=lambda parameter: parameter.numel())
-            moments = {name: torch.zeros_like(self._kept) for name in ("exp_avg", "exp_avg_sq")}
-            self._optimizer.state[self._kept] = {"step": torch.zeros(()), **moments}
+        moments = {name: torch.zeros_like(self._kept) for name in ("exp_avg", "exp_avg_sq")}
+        self._optimizer.state[self._kept] = {"step": torch.zeros(()), **moments}
 
     def put_in(self) -> None:
         """Put them back, for the stages' training to take."""

@@ -145,6 +145,29 @@ def test_what_is_frozen_keeps_its_bits_and_gets_no_memory():
     assert [id(p) for p in groups[0]["params"]] == [id(p) for p in model.parameters()]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_others_change_are_taken_as_they_are(dtype):
+    """Exchanged and put back, they change nothing, not even what is rounded away in the model."""
+    runs = [make_run(tiny_model("llama", dtype), **MODES["selected"]) for _ in range(3)]
+    steps = [train(run, range(4)) for run in runs]
+    for _ in range(3):
+        [next(step) for step in steps]
+    plain, swapped, changed = (run.model for run in runs)
+    weight = next(iter(runs[1].expander.training.rows.values())).site.name
+    with torch.no_grad():
+        parameter = swapped.get_parameter(weight)
+        kept = parameter.clone()
+        parameter.zero_().copy_(kept)
+        changed.get_parameter(weight).zero_()
+    [list(step) for step in steps]
+    for name, expected in plain.state_dict().items():
+        assert torch.equal(swapped.state_dict()[name], expected), name
+    rates = OPTIONS["lr"] * 1.5 * len(steps)
+    assert (
+        changed.get_parameter(weight).abs().max() < rates < plain.get_parameter(weight).abs().max()
+    )
+
+
 def test_gradients_are_clipped_together():
     """Rows and what is trained whole have one norm, that of torch over all that is trained."""
     run = make_run(tiny_model("llama", torch.float64), **MODES["half"])
