@@ -1,6 +1,9 @@
 """The YAMLs of instruction tuning: the settings of the paper, and two batches on a tiny model."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from chats import instruct, tokenizer_folder, tulu_line, write_records
 from composer_run import assert_same_weights
 from llmfoundry.command_utils import train_from_yaml
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from test_yamls import NAMES_AND_FOLDERS, differing
 from transformers import (
     AutoModelForCausalLM,
@@ -18,7 +22,8 @@ from transformers import (
     pipeline,
 )
 
-YAMLS = Path(__file__).parents[1] / "yamls" / "instruct"
+TESTS = Path(__file__).parent
+YAMLS = TESTS.parent / "yamls" / "instruct"
 MODELS = {"llama2_7b": (2.0e-5, 0.024), "llama31_8b": (5.0e-6, 0.021)}
 MODES = ("half", "selected")
 LOADERS = ("train_loader", "eval_loader")
@@ -91,8 +96,8 @@ def inputs(tmp_path_factory) -> Path:
     return folder
 
 
-def train(name: str, mode: str, inputs: Path, runs: Path, **changed) -> Path:
-    """Train two batches in this process; returns the run's folder."""
+def arguments(name: str, mode: str, inputs: Path, runs: Path, **changed) -> list[str]:
+    """A YAML and what makes of it a run of two small batches on a CPU."""
     overrides = {
         "variables.model": inputs / name.rpartition("_")[0],
         "variables.data": inputs / "data",
@@ -125,8 +130,13 @@ def train(name: str, mode: str, inputs: Path, runs: Path, **changed) -> Path:
     else:
         overrides["max_duration"] = "2ba"
     overrides |= {key.replace("__", "."): value for key, value in changed.items()}
-    yaml = YAMLS / f"{name}.yaml"
-    trainer = train_from_yaml(str(yaml), [f"{key}={value}" for key, value in overrides.items()])
+    return [str(YAMLS / f"{name}.yaml"), *(f"{key}={value}" for key, value in overrides.items())]
+
+
+def train(name: str, mode: str, inputs: Path, runs: Path, **changed) -> Path:
+    """Train two batches in this process; returns the run's folder."""
+    yaml, *overrides = arguments(name, mode, inputs, runs, **changed)
+    trainer = train_from_yaml(yaml, overrides)
     trainer.close()
     return runs / trainer.state.run_name
 
@@ -157,23 +167,55 @@ def test_the_yaml_trains_a_tiny_model_on_what_prep_instruct_writes(model, mode, 
     assert share > 0.9 if mode == "full" else 0.5 * IN_SMALL[mode] < share < 2 * IN_SMALL[mode]
 
 
-def test_the_same_command_goes_on_from_the_last_checkpoint(inputs, tmp_path):
-    arguments = ("llama2_7b_apex", "selected", inputs)
-    whole = train(*arguments, tmp_path / "whole", save_interval="1ba")
-    run = train(*arguments, tmp_path / "resumed", save_interval="1ba")
-    shutil.rmtree(run / "huggingface")
-    checkpoints = run / "checkpoints"
-    (latest,) = checkpoints.glob("latest*")
-    latest.unlink()
-    (checkpoints / "ep0-ba2-rank0.pt").unlink()
-    latest.symlink_to("ep0-ba1-rank0.pt")
-    saved = (checkpoints / "ep0-ba1-rank0.pt").stat().st_mtime_ns
-    assert train(*arguments, tmp_path / "resumed", save_interval="1ba") == run
-    assert (checkpoints / "ep0-ba1-rank0.pt").stat().st_mtime_ns == saved  # nothing from the start
-    first, second = (
-        torch.load(p / "checkpoints/ep0-ba2-rank0.pt", weights_only=False) for p in (whole, run)
+def train_sharded(name: str, mode: str, inputs: Path, runs: Path, **changed) -> Path:
+    """Train two batches on two ranks with FSDP2; returns the run's folder."""
+    given = arguments(name, mode, inputs, runs, **changed, device_train_microbatch_size=1)
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "instruct_worker.py"), *given],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(TESTS), "FSDP_VERSION": "2", "OMP_NUM_THREADS": "1"},
+        timeout=300,
     )
-    assert_same_weights(first["state"]["model"], second["state"]["model"])
+    assert done.returncode == 0, done.stdout[-5000:]
+    (run,) = runs.iterdir()
+    return run
+
+
+def rewound(run: Path, folder: Path) -> None:
+    """A copy of a finished run as it was after its first batch."""
+    copy = Path(shutil.copytree(run, folder / run.name, symlinks=True))
+    shutil.rmtree(copy / "huggingface")
+    for path in (copy / "checkpoints").iterdir():
+        if path.is_symlink():
+            target = os.readlink(path).replace("ba2", "ba1")
+            path.unlink()
+            path.symlink_to(target)
+        elif "ba2" in path.name:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("training", "mode"),
+    [
+        (train, "selected"),
+        *(pytest.param(train_sharded, mode, marks=pytest.mark.long) for mode in ("full", *MODES)),
+    ],
+)
+def test_the_same_command_goes_on_from_the_last_checkpoint(training, mode, inputs, tmp_path):
+    name = "llama2_7b_full" if mode == "full" else "llama2_7b_apex"
+    first = training(name, mode, inputs, tmp_path / "first", save_interval="1ba")
+    rewound(first, tmp_path / "second")
+    second = training(name, mode, inputs, tmp_path / "second", save_interval="1ba")
+    # What it had is still what it had: it has not begun anew.
+    times = [
+        {p.name: p.stat().st_mtime_ns for p in (run / "checkpoints").glob("*ba1*")}
+        for run in (first, second)
+    ]
+    weights = [load_file(run / "huggingface/final/model.safetensors") for run in (first, second)]
+    assert times[0] == times[1] and times[0]
+    assert_same_weights(*weights)
 
 
 def test_the_exported_model_chats(inputs, tmp_path):
@@ -200,9 +242,7 @@ def test_what_does_not_fit_is_refused_before_data_are_read(changed, told, inputs
 
 
 def test_the_page_and_the_yamls_have_the_same_loaders():
-    block = (
-        (YAMLS.parents[1] / "docs/instruct.md").read_text().split("```yaml\n")[1].split("```")[0]
-    )
+    block = (TESTS.parent / "docs/instruct.md").read_text().split("```yaml\n")[1].split("```")[0]
     page = OmegaConf.to_container(OmegaConf.create(block), resolve=True)
     for name in LOADERS:
         assert page[name] == load("llama2_7b_full")[name]

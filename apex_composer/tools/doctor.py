@@ -145,6 +145,10 @@ def check_disk_space(config: Settings) -> Iterator[Finding]:
 
 def check_data(config: Settings) -> Iterator[Finding]:
     """The training data's folders, or the addresses that they are filled from."""
+    dataset = (config.get("train_loader") or {}).get("dataset") or {}
+    if dataset.get("hf_name") is not None:
+        yield _check_examples(dataset)
+        return
     missing, found, remote = [], 0, 0
     for name, address, folder in stream_folders(config):
         if folder is not None and os.access(folder / "index.json", os.R_OK):
@@ -160,6 +164,17 @@ def check_data(config: Settings) -> Iterator[Finding]:
             f"{'; '.join(missing)}. Prepare them with `apex-composer prep`, or correct the paths"
         )
     yield Finding("data", "failure" if missing else "ok", text)
+
+
+def _check_examples(dataset: Settings) -> Finding:
+    """Data of a finetuning loader, which reads a folder or a dataset of the hub."""
+    name, split = str(dataset["hf_name"]), dataset.get("split")
+    if not Path(name).is_dir():
+        return Finding("data", "warning", f"{name} is no folder: it will be looked for on the hub")
+    if any(Path(name).glob(f"{split}*")):
+        return Finding("data", "ok", f"{name} has {split}")
+    text = f"{name} has no {split}.jsonl: prepare it with `apex-composer prep-instruct`"
+    return Finding("data", "failure", text)
 
 
 def check_model_files(config: Settings) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from apex_composer.callbacks.finetuning_checks import check_examples, check_packing
 from apex_composer.callbacks.start_checks import (
     Checkpoints,
     check_batches,
@@ -82,6 +83,8 @@ def make_plan(config: Settings, gpus: int) -> Plan:
         return plan
     microbatch = config.get("device_train_microbatch_size", "auto")
     plan.attempt(check_batches, config["global_train_batch_size"], gpus, microbatch)
+    plan.attempt(check_packing, config)
+    plan.attempt(check_examples, config)
     algorithm = plan.attempt(build_algorithm, config.get("algorithms"))
     plan.stages = plan.attempt(_lay_out, config, algorithm) or []
     model = plan.attempt(build_shapes, config)
