@@ -242,10 +242,11 @@ def test_epochs_are_stages_and_evaluation_changes_nothing():
 
 def test_the_share_is_met_and_told(caplog):
     caplog.set_level(logging.INFO, logger="apex_composer")
-    found, _, _ = run(apex(trainable_share=0.3), max_duration="6ba")
+    found, _, log = run(apex(trainable_share=0.3), max_duration="6ba")
     share = found._expander.share
     assert 0.9 * 0.3 * share.total <= share.trained <= 0.3 * share.total
     assert share.describe() in caplog.text
+    assert log.hyperparameters["apex/trained"] == share.describe()  # which the console shows, too
 
 
 def test_entries_are_cut_off_where_clipping_is_by_value():
