@@ -201,7 +201,8 @@ class RowTraining:
         """Cut all entries of these gradients off at the given size."""
         self.collect()
         rows = [part.copy for part in self.parts()]
-        torch.nn.utils.clip_grad_value_([*rows, *self._whole], largest)
+        for parameters in (rows, self._whole):  # which may be plain, and sharded
+            torch.nn.utils.clip_grad_value_(parameters, largest)
 
     def zero_grad(self) -> None:
         """Forget the rows' gradients, also those that are still whole."""
