@@ -249,7 +249,8 @@ def test_the_share_is_met_and_told(caplog):
     assert log.hyperparameters["apex/trained"] == share.describe()  # which the console shows, too
 
 
-def test_entries_are_cut_off_where_clipping_is_by_value():
+@pytest.mark.parametrize("mode", ["selected", "half"])
+def test_entries_are_cut_off_where_clipping_is_by_value(mode):
     largest = []
 
     class Gradients(Callback):
@@ -259,6 +260,6 @@ def test_entries_are_cut_off_where_clipping_is_by_value():
             gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
             largest.append(max(float(gradient.abs().max()) for gradient in gradients))
 
-    algorithm = apex("half")
+    algorithm = apex(mode)
     run(algorithm, GradientClipping("value", 1e-3), callbacks=(Gradients(),))
     assert largest == [pytest.approx(1e-3)] * 6
