@@ -200,8 +200,9 @@ class RowTraining:
     def clip_grad_value(self, largest: float) -> None:
         """Cut all entries of these gradients off at the given size."""
         self.collect()
-        rows = [part.copy for part in self.parts()]
-        torch.nn.utils.clip_grad_value_([*rows, *self._whole], largest)
+        for leaf in [*(part.copy for part in self.parts()), *self._whole]:
+            if leaf.grad is not None:
+                leaf.grad.clamp_(-largest, largest)
 
     def zero_grad(self) -> None:
         """Forget the rows' gradients, also those that are still whole."""

@@ -184,7 +184,10 @@ class APEX(Algorithm):
         self._swiglu = FusedSwiGLU(
             state.model, self.fused_swiglu, device=device_of(state), collector=self._reserve_norms
         )
-        rows = TrainedRows(state, found, lambda: self._expander.training) if found.share else None
+        rows = None
+        if found.share is not None:
+            logger.log_hyperparameters({"apex/trained": found.share.describe()})
+            rows = TrainedRows(state, found, lambda: self._expander.training)
         self._closing = Closing(self._swiglu, state, rows)
 
     def _on_before_load(self, state: State, logger: Logger) -> None:

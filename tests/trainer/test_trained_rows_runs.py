@@ -242,13 +242,15 @@ def test_epochs_are_stages_and_evaluation_changes_nothing():
 
 def test_the_share_is_met_and_told(caplog):
     caplog.set_level(logging.INFO, logger="apex_composer")
-    found, _, _ = run(apex(trainable_share=0.3), max_duration="6ba")
+    found, _, log = run(apex(trainable_share=0.3), max_duration="6ba")
     share = found._expander.share
     assert 0.9 * 0.3 * share.total <= share.trained <= 0.3 * share.total
     assert share.describe() in caplog.text
+    assert log.hyperparameters["apex/trained"] == share.describe()  # which the console shows, too
 
 
-def test_entries_are_cut_off_where_clipping_is_by_value():
+@pytest.mark.parametrize("mode", ["selected", "half"])
+def test_entries_are_cut_off_where_clipping_is_by_value(mode):
     largest = []
 
     class Gradients(Callback):
@@ -258,6 +260,6 @@ def test_entries_are_cut_off_where_clipping_is_by_value():
             gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
             largest.append(max(float(gradient.abs().max()) for gradient in gradients))
 
-    algorithm = apex("half")
+    algorithm = apex(mode)
     run(algorithm, GradientClipping("value", 1e-3), callbacks=(Gradients(),))
     assert largest == [pytest.approx(1e-3)] * 6
