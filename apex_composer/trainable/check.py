@@ -10,6 +10,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1
 from apex_composer.assessment.selection import count_by_group
 from apex_composer.model.sites import Site, check_sites
 from apex_composer.sharding.make_executors import check_executors
+from apex_composer.sharding.shards import reshard
 from apex_composer.trainable.shares import Share, share_of
 
 NO_FSDP1 = (
@@ -58,6 +59,7 @@ def check_model(
     else:
         check_sites(sites, copied=True)
         _check_sharding(sites)
+        reshard(sites)  # while weights are gathered, the model shows others than are trained
         whole = embeddings(sites[0].model) if trainable == "half" else []
         found = share_of(trainable, sites, kv_heads, threshold, trainable_share, whole)
         counts = found.counts

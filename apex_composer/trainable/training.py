@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from apex_composer.assessment.selection import Selection
 from apex_composer.distributed import world_size
 from apex_composer.operators.changes import versions
-from apex_composer.sharding.shards import find_shards
+from apex_composer.sharding.shards import find_shards, reshard
 from apex_composer.trainable.check import Checked
 from apex_composer.trainable.frozen import TakenOut, freeze_others
 from apex_composer.trainable.row_optimizer import RowAdamW, check_main
@@ -93,6 +93,7 @@ class RowTraining:
         Raises:
             ValueError: it is too late, or the model that reduces gradients is not known.
         """
+        reshard(self.sites)
         frozen = [p for m in self._models() for p in freeze_others(m, self.sites, self._whole)]
         self._frozen += frozen
         sharded = any(isinstance(p, DTensor) for own in self.sites for p in own.parameters())

@@ -11,6 +11,7 @@ from composer.core import Event, State
 from composer.loggers import Logger
 
 from apex_composer.model.sites import clean_name
+from apex_composer.sharding.shards import reshard
 from apex_composer.trainable.check import NO_FSDP1, Checked
 from apex_composer.trainable.frozen import TakenOut, freeze_others
 from apex_composer.trainable.row_optimizer import check_main
@@ -135,6 +136,7 @@ class TrainedRows:
         """Leave model and optimizer as they were found."""
         self.put_in()
         self._optimizer.state.pop(self._kept, None)
+        reshard(self._found.trained)
         for name, parameter in self._model.named_parameters():
             if clean_name(name) in self._frozen:
                 parameter.requires_grad_(True)

@@ -143,11 +143,26 @@ def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX, list[Callback]]:
 def train(run: dict[str, Any]) -> dict[str, Any]:
     """Both stages; every rank's view of the weights, the history and the last steps."""
     trainer, apex, (watch, *failed) = make_trainer(run)
+    model = trainer.state.model
+    if run.get("evaluated"):  # FSDP2 then shows other parameters of what no layer has, at fit()
+        evaluate(model)
     trainer.fit()
-    weights = gathered(trainer.state.model)
+    weights = gathered(model)
+    if run.get("evaluated"):
+        evaluate(model)
     trainer.close()
     losses = [callback.losses for callback in failed]
-    return {"weights": weights, "history": apex.history, "losses": losses, **watch.seen}
+    end = {"weights": weights, "history": apex.history, "losses": losses, **watch.seen}
+    if run["mode"] == "fsdp2":
+        model.model.reshard()
+        end["frozen"] = [name for name, p in model.named_parameters() if not p.requires_grad]
+    return end
+
+
+def evaluate(model: HuggingFaceModel) -> None:
+    """A forward pass that nobody trains on."""
+    with torch.no_grad():
+        model({"input_ids": torch.zeros(1, 4, dtype=torch.long)})
 
 
 def tampered(run: dict[str, Any]) -> dict[str, Any]:

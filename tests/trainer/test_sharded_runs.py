@@ -68,6 +68,7 @@ def row_runs(folder: Path) -> list[tuple[int, list[dict]]]:
     for trained, mode, kind in ROW_RUNS:
         name = f"{trained} {mode}"
         run = {"mode": mode, "settings": TRAINED[trained], "state_dict": kind}
+        run["evaluated"] = mode == "fsdp2"
         saving.append({"name": name, **run, "save": str(folder / name)})
         load = folder / name / ("ep1-ba4-rank0.pt" if kind == "full" else "ep1-ba4")
         resuming.append({"name": f"{name} resumed", **run, "load": str(load)})
@@ -135,6 +136,7 @@ def test_ranks_that_select_differently_stop(ends):
 @pytest.mark.parametrize(("trained", "mode"), [run[:2] for run in ROW_RUNS])
 def test_two_ranks_train_the_rows_that_one_process_trains(ends, trained, mode):
     compare(ends[f"{trained} {mode}"], ends[trained][0])
+    assert not any(own.get("frozen") for own in ends[f"{trained} {mode}"])
     for own, before in zip(
         ends[f"{trained} {mode} resumed"], ends[f"{trained} {mode}"], strict=True
     ):
