@@ -1,5 +1,6 @@
 """Reads a model by the table of architectures: all sites that APEX can expand."""
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -8,6 +9,10 @@ from torch import nn
 
 from apex_composer.model.architectures import ARCHITECTURES, Architecture, how_to_add
 from apex_composer.model.sites import Group, Site, clean_name
+
+_OTHER_LAYOUT = (
+    "this model is not laid out as the table in apex_composer/model/architectures.py says"
+)
 
 
 def find_sites(model: nn.Module, targets: Sequence[str] | None = None) -> list[Site]:
@@ -118,10 +123,26 @@ def _projections(
     found = []
     for child, parts in table.items():
         if child in children:
-            inputs, outputs = (getattr(children[child], size) for size in sizes)
             full_name = clean_name(f"{name}.{child}.weight")
+            inputs, outputs = (getattr(children[child], size, None) for size in sizes)
+            if inputs is None or outputs is None:
+                raise ValueError(
+                    f"{full_name}: a {type(children[child]).__name__} does not say its sizes, "
+                    f"{' and '.join(sizes)}: {_OTHER_LAYOUT}"
+                )
             found.append(_Projection(full_name, children[child], parts.split(), inputs, outputs))
+    _check_parts(found)
     return found
+
+
+def _check_parts(found: Sequence[_Projection]) -> None:
+    held = Counter(part for projection in found for part in projection.parts)
+    if max(held.values()) > 1:
+        names = ", ".join(projection.name for projection in found)
+        raise ValueError(
+            f"{names}: several hold {', '.join(part for part in held if held[part] > 1)}: "
+            f"{_OTHER_LAYOUT}"
+        )
 
 
 def _output(found: Sequence[_Projection]) -> _Projection:
@@ -178,8 +199,7 @@ def _check_layout(
     if found != expected or not shared or (by_head and len(set(units)) > 1):
         raise ValueError(
             f"{projection.name} has {found} {'outputs' if outputs else 'inputs'}, and "
-            f"{', '.join(projection.parts)} of {units} units would be {expected}: this model is "
-            "not laid out as the table in apex_composer/model/architectures.py says"
+            f"{', '.join(projection.parts)} of {units} units would be {expected}: {_OTHER_LAYOUT}"
         )
 
 
