@@ -26,7 +26,7 @@ def find_sites(model: nn.Module, targets: Sequence[str] | None = None) -> list[S
     Args:
         model: a Hugging Face or llm-foundry model, plain or wrapped.
         targets: kinds of units that there must be: `head` (with its KV heads), `channel`. Default
-            None, all that there are.
+            None, all that the architecture has; as many of both, in every layer.
 
     Returns:
         The sites in the model's order.
@@ -47,19 +47,39 @@ def find_sites(model: nn.Module, targets: Sequence[str] | None = None) -> list[S
         raise ValueError(_nothing_found(model))
     if targets is not None:
         sites = _of_targets(sites, targets)
-    _check_layers(model, sites)
+    row = ARCHITECTURES[model_type]
+    both = bool(row.attention and row.ffn) if targets is None else len(set(targets)) == 2
+    if both:
+        _check_kinds(model, sites)
+        _check_layers(model, sites)
     return sites
 
 
-def _check_layers(model: nn.Module, sites: Sequence[Site]) -> None:
+def _check_kinds(model: nn.Module, sites: Sequence[Site]) -> None:
     groups = {site.group.name: site.group.unit for site in sites}
     heads, channels = (list(groups.values()).count(unit) for unit in ("head", "channel"))
-    if heads and channels and heads != channels:
+    if heads != channels:
         raise ValueError(
             f"{type(model).__name__} has {heads} attention and {channels} FFN modules of the known "
             "kinds, allowed: as many of both. Others (mixtures of experts) would be left out in "
             "silence: choose one kind, `targets: [head]` or `targets: [channel]`"
         )
+
+
+def _check_layers(model: nn.Module, sites: Sequence[Site]) -> None:
+    known = {site.module for site in sites}
+    for name, layers in model.named_modules():
+        if not isinstance(layers, nn.ModuleList):
+            continue
+        unknown = [i for i, one in enumerate(layers) if known.isdisjoint(one.modules())]
+        if 0 < len(unknown) < len(layers):
+            kinds = {type(layers[i]).__name__ for i in unknown}
+            raise ValueError(
+                f"{clean_name(name)} has {len(layers)} layers, of which {unknown} "
+                f"({', '.join(sorted(kinds))}) have no attention or FFN of the known kinds, and "
+                "would be left out in silence: choose one kind, `targets: [head]` or "
+                "`targets: [channel]`"
+            )
 
 
 def _of_targets(sites: Sequence[Site], targets: Sequence[str]) -> list[Site]:

@@ -218,9 +218,23 @@ def test_projections_of_an_unknown_kind_are_refused():
         find_sites(model)
 
 
-def test_layers_of_an_unknown_kind_are_not_left_out_in_silence():
-    model = tiny_llama()
+@pytest.mark.parametrize("targets", [None, ["head", "channel"]])
+def test_layers_of_an_unknown_kind_are_not_left_out_in_silence(targets):
+    model = tiny_llama(layers=3)
     model.model.layers[1].mlp = nn.Identity()  # a mixture of experts, say
-    with pytest.raises(ValueError, match=r"2 attention and 1 FFN.*`targets: \[head\]`"):
+    with pytest.raises(ValueError, match=r"3 attention and 2 FFN.*`targets: \[head\]`"):
+        find_sites(model, targets)
+    assert len(find_sites(model, ["head"])) == 12
+    model.model.layers[1] = nn.Identity()  # nor attention
+    with pytest.raises(ValueError, match=r"layers has 3 layers, of which \[1\] \(Identity\) have"):
+        find_sites(model, targets)
+    assert len(find_sites(model, ["channel"])) == 6
+
+
+def test_a_model_of_unknown_ffns_only_is_expanded_by_choice():
+    model = tiny_llama()
+    for layer in model.model.layers:
+        layer.mlp = nn.Identity()
+    with pytest.raises(ValueError, match="2 attention and 0 FFN"):
         find_sites(model)
     assert len(find_sites(model, ["head"])) == 8
