@@ -11,11 +11,7 @@ from torch.optim import Optimizer
 
 from apex_composer import settings
 from apex_composer.assessment.collector import Assessment
-from apex_composer.assessment.selection import (
-    Selection,
-    count_selected,
-    select_groups,
-)
+from apex_composer.assessment.selection import Selection, count_selected, select_groups
 from apex_composer.assessment.stage_record import stage_record
 from apex_composer.model.sites import Site
 from apex_composer.operators.executors import Executor
@@ -27,8 +23,9 @@ from apex_composer.sharding.make_executors import make_executors
 from apex_composer.sharding.shards import reshard
 from apex_composer.stopwatch import Stopwatch
 from apex_composer.trainable.check import check_model
-from apex_composer.trainable.row_steps import RowAttachment
-from apex_composer.trainable.training import RowTraining, embeddings
+from apex_composer.trainable.row_operators import make_operators
+from apex_composer.trainable.row_steps import attach_rows
+from apex_composer.trainable.training import RowTraining
 
 STATE_VERSION = 1
 
@@ -97,31 +94,17 @@ class Expander:
         settings.check_choice("kv_heads", kv_heads, settings.KV_HEADS)
         settings.check_choice("method", method, settings.METHODS)
         settings.check_flag("expansion", expansion)
-        scale = operator_lr_scale
-        if scale is not None:
-            scale = settings.check_positive("operator_lr_scale", scale, float)
+        scale = settings.check_lr_scale(operator_lr_scale)
         settings.check_choice("implementation", implementation, settings.IMPLEMENTATIONS)
         self.seed, self.kv_heads = settings.check_not_negative("seed", seed), kv_heads
         self.method, self.implementation = method, implementation
         self.trainable, self.trainable_share = trainable, share
         self.expansion = expansion and trainable != "disadvantageous"
-        self.training = None
-        whole = embeddings(sites[0].model) if trainable == "half" else []
-        self.sites, self.counts, self.share = check_model(
-            sites,
-            threshold,
-            kv_heads,
-            self.expansion,
-            implementation,
-            device,
-            trainable=trainable,
-            share=share,
-            whole=whole,
-        )
+        plan = threshold, kv_heads, self.expansion, implementation, device
+        found = check_model(sites, *plan, trainable=trainable, trainable_share=share)
+        self.sites, self.counts, self.share = found.sites, found.counts, found.share
         self.threshold = float(threshold if self.share is None else self.share.threshold)
-        if self.share is not None:
-            trained = sites if self.share.filled else self.sites
-            self.training = RowTraining(trainable, trained, self.share.filled, whole)
+        self.training = None if self.share is None else RowTraining(trainable, found)
         self.groups = list({site.group.name: site.group for site in self.sites}.values())
         self.stage = -1
         self.selections: dict[str, Selection] = {}
@@ -163,7 +146,8 @@ class Expander:
             RuntimeError: if the method needs scores and nothing has been assessed, or if the
                 ranks of a distributed run do not select the same units.
         """
-        expansion = self.expansion if expansion is None else expansion
+        operators = self.trainable != "disadvantageous"
+        expansion = self.expansion if expansion is None else expansion and operators
         reshard(self.sites)
         totals = self.assessment.totals()
         if self.method != "random" and self.groups and not totals:
@@ -220,11 +204,7 @@ class Expander:
             )
         reshard(self.sites)
         if self.training is not None:
-            self.training.follow(optimizer)
-            if self.training.optimizer is not None:
-                self.running.follow(self.training.optimizer)
-            own = self.training.sites
-            self.attachment = RowAttachment(self.running, self.training, own, optimizer)
+            self.attachment = attach_rows(self.running, self.training, optimizer)
             return self.attachment
         if self.expansion:
             self.running.check(self.sites, optimizer)
@@ -284,9 +264,8 @@ class Expander:
 
     def settings(self) -> dict[str, Any]:
         """The settings that a checkpoint keeps: a resumed run must have the same."""
-        names = ("threshold", "seed", "kv_heads", "method", "expansion")
-        names += ("trainable", "trainable_share")
-        return {name: getattr(self, name) for name in names}
+        names = ("trainable", "trainable_share", "threshold", "seed", "kv_heads", "method")
+        return {name: getattr(self, name) for name in (*names, "expansion")}
 
     def remove(self) -> None:
         """Fold (see `StageOperators.recover`), and take the assessment's hooks off the model."""
@@ -313,21 +292,7 @@ class Expander:
     def _begin(self, factors: Mapping[str, Sequence[Tensor]], moments: dict[str, Any]) -> None:
         """Operators of a stage: fresh ones, or with saved factors and moments."""
         rows = None if self.training is None else self.training.rows
-        operators = [
-            ExpansionOperator(
-                site if rows is None else rows[site.name].copies,
-                self._selection(site),
-                factors.get(site.name),
-                seed=self.seed,
-                stage=self.stage,
-            )
-            for site in self.sites
-        ]
-        shards = None if rows is None else [rows[site.name].shards() for site in self.sites]
+        own = self.sites, self.selections, rows, factors
+        operators, shards = make_operators(*own, seed=self.seed, stage=self.stage)
         executors = make_executors(operators, self.implementation, shards)
         self.running.begin(operators, executors, moments)
-
-    def _selection(self, site: Site) -> Selection:
-        """Of the site's group, or of the trained units among which operators see it."""
-        own = self.selections[site.group.name]
-        return own if self.training is None else self.training.rows[site.name].selection(own)

@@ -78,6 +78,11 @@ def check_not_negative(setting: str, value: Any, highest: int | None = None) -> 
     return int(value)
 
 
+def check_lr_scale(scale: Any) -> float | None:
+    """The operators' learning rate over the weights' as a float, or None; ValueError for others."""
+    return None if scale is None else check_positive("operator_lr_scale", scale, float)
+
+
 def check_finite(setting: str, value: Any, allowed: str, lowest: float = -math.inf) -> float:
     """The value as a plain float; ValueError, naming what is allowed, unless it is a number."""
     if not is_number(value) or value < lowest:

@@ -7,7 +7,7 @@ from composer import Algorithm, Callback, Trainer
 from composer.core import Time, Timestamp, TimeUnit
 from composer.loggers import InMemoryLogger
 from composer.models import HuggingFaceModel
-from helpers import TokenDataset, tiny_llama
+from helpers import TokenDataset, cross_entropy, tiny_llama
 from streaming import StreamingDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -33,6 +33,16 @@ class Batches(Callback):
 
     def batch_start(self, state, logger):
         self.ids.append(state.batch["input_ids"].tolist())
+
+
+class ExactLoss(HuggingFaceModel):
+    """A Composer model whose loss stays in the model's dtype."""
+
+    def forward(self, batch):
+        return self.model(input_ids=batch["input_ids"])
+
+    def loss(self, outputs, batch):
+        return cross_entropy(outputs.logits, batch["labels"])
 
 
 class StopAt(Callback):

@@ -183,7 +183,7 @@ def test_a_stage_is_numbered_and_its_record_tells_where_it_began():
 @pytest.mark.parametrize("kv_heads", ["auto", "expand"])
 def test_checking_a_model_leaves_no_hooks_and_finds_what_an_expander_expands(kv_heads):
     model = tiny_llama(kv_heads=2)
-    sites, counts, _ = check_model(find_sites(model), 0.25, kv_heads)
+    sites, counts, *_ = check_model(find_sites(model), 0.25, kv_heads)
     assert not any(module._forward_pre_hooks for module in model.modules())
     expander = Expander(find_sites(model), threshold=0.25, kv_heads=kv_heads)
     assert [site.name for site in sites] == [site.name for site in expander.sites]

@@ -15,6 +15,7 @@ _CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len")
 # Moments that an optimizer keeps for each parameter, in fp32; unknown ones are taken for Adam.
 _MOMENTS = {"decoupled_lionw": 1, "lion": 1, "decoupled_sgdw": 1, "sgd": 1}
 _ADAM_MOMENTS = 2
+_FP32 = 4
 
 
 def check_loss(loss: float, vocabulary: int, margin: float) -> None:
@@ -118,19 +119,32 @@ class Checkpoints:
     size: int
 
 
-def count_checkpoints(config: Mapping[str, Any], parameters: int) -> Checkpoints:
+def count_checkpoints(
+    config: Mapping[str, Any], parameters: int, trained: int | None = None, width: int = _FP32
+) -> Checkpoints:
     """The checkpoints of a run, from its training configuration.
 
     Args:
         config: llm-foundry's.
         parameters: number of the model's weights.
+        trained: how many of them, where only rows are trained. Default: all.
+        width: bytes of each weight then. Default 4.
     """
     saves, keep = _count_saves(config), config.get("save_num_checkpoints_to_keep", -1)
     kept = saves
     if keep >= 0:  # the oldest one is deleted only after the newest is written
         kept = keep + 1 if saves is None else min(keep + 1, saves)
-    copies = 1 if config.get("save_weights_only", False) else 1 + moments(config)
-    return Checkpoints(saves, kept, 4 * parameters * copies)
+    state = not config.get("save_weights_only", False)
+    size = _FP32 * parameters * (1 + state * moments(config))
+    if trained is not None:  # rows beside the weights, with two moments each
+        size = width * parameters + state * _FP32 * (1 + _ADAM_MOMENTS) * trained
+    return Checkpoints(saves, kept, size)
+
+
+def weight_bytes(config: Mapping[str, Any]) -> int:
+    """Bytes of a weight, by llm-foundry's `master_weights_dtype`."""
+    given = str((config.get("model") or {}).get("master_weights_dtype"))
+    return 2 if given in ("bf16", "bfloat16", "fp16", "float16") else _FP32
 
 
 def moments(config: Mapping[str, Any]) -> int:

@@ -56,7 +56,7 @@ class StartGuard(Callback):
         if margin is not None:
             margin = check_finite("start_guard: margin", margin, _MARGINS, lowest=0.0)
         self.margin = margin
-        self._config = train_config or {}
+        self._config, self._parameters = train_config or {}, 0
         self._loss_is_due = bool((self._config.get("model") or {}).get("pretrained"))
 
     def init(self, state: State, logger: Logger) -> None:
@@ -71,12 +71,18 @@ class StartGuard(Callback):
         tokenizer = getattr(state.model, "tokenizer", None)
         if tokenizer is not None and hasattr(model_config, "vocab_size"):
             check_vocabulary(len(tokenizer), model_config.vocab_size)
+        # Before FSDP shards them, so these are all parameters.
+        self._parameters = sum(parameter.numel() for parameter in state.model.parameters())
+
+    def before_load(self, state: State, logger: Logger) -> None:
+        """Check the disk: at INIT it is not known yet whether apex trains rows only."""
         saver = next((c for c in state.callbacks if isinstance(c, CheckpointSaver)), None)
-        if saver is not None and batch is not None and dist.get_global_rank() == 0:
-            # Before FSDP shards them, so these are all parameters.
-            parameters = sum(parameter.numel() for parameter in state.model.parameters())
+        known = self._config.get("global_train_batch_size") is not None
+        if saver is not None and known and dist.get_global_rank() == 0:
             folder = Path(format_name_with_dist(saver.folder, state.run_name))
-            check_disk(folder, count_checkpoints(self._config, parameters))
+            width = next(state.model.parameters()).element_size()
+            sizes = self._parameters, _trained_in_rows(state), width
+            check_disk(folder, count_checkpoints(self._config, *sizes))
 
     def after_loss(self, state: State, logger: Logger) -> None:
         """Check the first microbatch's loss; every rank its own."""
@@ -87,6 +93,12 @@ class StartGuard(Callback):
         model_config = _model_config(state)
         if loss is not None and not isinstance(loss, tuple) and hasattr(model_config, "vocab_size"):
             check_loss(float(loss.detach().mean()), model_config.vocab_size, self.margin)
+
+
+def _trained_in_rows(state: State) -> int | None:
+    """How many parameters are trained, where apex trains rows only; None for all."""
+    shares = [getattr(algorithm, "share", None) for algorithm in state.algorithms]
+    return next((share.trained for share in shares if share is not None), None)
 
 
 def _model_config(state: State) -> Any:

@@ -12,7 +12,7 @@ from apex_composer.tools.training_yaml import (
     load_configuration,
     local_save_folder,
 )
-from apex_composer.trainer.resuming import keeps_the_stage
+from apex_composer.trainer.resuming import check_trained, keeps_the_stage, saved_settings
 
 _HEADER = (
     "# Branched by `apex-composer branch` from {parent}\n"
@@ -24,6 +24,8 @@ _KEPT = {
     "kv_heads": "kv_heads",
     "method": "assessment.method",
     "expansion": "expansion",
+    "trainable": "trainable",
+    "trainable_share": "trainable_share",
 }
 
 
@@ -99,11 +101,12 @@ def _select(config: Any, key: str) -> Any:
 
 def _check_parent(parent: CheckpointFile, config: Any, yaml: Path) -> None:
     """Refuse a YAML that is not the parent's: its differences would not be in the lineage."""
-    algorithm, saved = build_algorithm(_select(config, "algorithms")), parent.apex
+    algorithm = build_algorithm(_select(config, "algorithms"))
     if algorithm is None:
         raise ValueError(f"{yaml} has no algorithms.apex: give the YAML of the parent run (--yaml)")
-    pairs = {_KEPT[name]: (saved["settings"][name], getattr(algorithm, name)) for name in _KEPT}
-    pairs["targets"] = (saved["targets"], list(algorithm.targets))
+    saved, given = saved_settings(parent.apex), _settings(parent, algorithm)
+    pairs = {_KEPT[name]: (saved[name], given[name]) for name in _KEPT}
+    pairs["targets"] = (parent.apex["targets"], list(algorithm.targets))
     for key, (trained, given) in pairs.items():
         if trained != given:
             raise ValueError(
@@ -112,10 +115,21 @@ def _check_parent(parent: CheckpointFile, config: Any, yaml: Path) -> None:
             )
 
 
+def _settings(parent: CheckpointFile, algorithm: Any) -> dict[str, Any]:
+    """A run's settings as its checkpoint would keep them."""
+    settings = {name: getattr(algorithm, name) for name in _KEPT}
+    saved = saved_settings(parent.apex)
+    solved = saved["trainable"] != "half" and saved["trainable_share"] is not None
+    if solved and all(saved[name] == settings[name] for name in ("trainable", "trainable_share")):
+        settings["threshold"] = saved["threshold"]  # it was solved for the share
+    return settings
+
+
 def _keeps_the_stage(parent: CheckpointFile, config: Any) -> bool:
     """Check the new settings and stages; tell whether the running operators fit them."""
     algorithm = build_algorithm(_select(config, "algorithms"))
-    settings = {name: getattr(algorithm, name) for name in _KEPT}
+    check_trained(parent.apex, algorithm.trainable)
+    settings = _settings(parent, algorithm)
     layout = lay_out_stages(algorithm.stages, str(config.max_duration))
     if layout is None:  # in epochs: only the run itself knows
         return False

@@ -1,14 +1,18 @@
 """A run's model as shapes without weights, and what APEX adds to it."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apex_composer.tools.training_yaml import Settings
 
-# Weights, gradients and two Adam moments of the factors, and nothing else, are kept in fp32.
-_FACTOR_COPIES = 4
+if TYPE_CHECKING:
+    from apex_composer.trainable.check import Checked
+    from apex_composer.trainable.shares import Share
+
+# Of factors, and of rows that are trained: values, gradients and two Adam moments, in fp32.
+_COPIES = 4
 _BYTES = 4
 
 
@@ -40,6 +44,10 @@ class Cost:
         memory: bytes on every GPU (without FSDP).
         flops_per_step: arithmetic of folding, unfolding and mapping gradients.
         flops_per_token: arithmetic of the norms for the scores.
+        share: what is trained, where that is not everything.
+        rows: parameters in the rows that are trained.
+        whole: parameters that are trained as they are beside them (embeddings, head).
+        gradients: parameters of the weights that rows are trained of: all of them, and the largest.
     """
 
     kinds: list[GroupKind]
@@ -48,6 +56,10 @@ class Cost:
     memory: int
     flops_per_step: int
     flops_per_token: int
+    share: "Share | None" = None
+    rows: int = 0
+    whole: int = 0
+    gradients: tuple[int, int] = (0, 0)
 
 
 def build_shapes(config: Settings) -> Any:
@@ -123,14 +135,15 @@ def estimate_cost(model: Any, algorithm: Any) -> Cost:
     Raises:
         ValueError: the architecture is not known, or a group is too small.
     """
-    from apex_composer.assessment.selection import count_by_group
     from apex_composer.model.find_sites import find_sites
     from apex_composer.ops.monarch import factor_pair
+    from apex_composer.trainable.check import check_model
 
     sites = find_sites(model, algorithm.targets)
-    counts = count_by_group(sites, algorithm.threshold, algorithm.kv_heads)
-    kinds = _count_kinds(sites, counts)
-    sites = [site for site in sites if site.group.name in counts]
+    own = algorithm.threshold, algorithm.kv_heads, algorithm.expansion, "torch"
+    trained = {name: getattr(algorithm, name) for name in ("trainable", "trainable_share")}
+    found = check_model(sites, *own, **trained)
+    kinds, counts, sites = _count_kinds(sites, found.counts), found.counts, found.sites
     parameters = kept = flops = 0
     for site in sites:
         n = counts[site.group.name] * site.group.unit_size
@@ -143,8 +156,42 @@ def estimate_cost(model: Any, algorithm: Any) -> Cost:
     norms = sum(2 * group.units * group.unit_size for group in assessed.values())
     if not algorithm.expansion:
         parameters = kept = flops = 0
-    memory = _BYTES * (parameters * _FACTOR_COPIES + kept)
-    return Cost(kinds, len(sites), parameters, memory, flops, norms)
+    memory = _BYTES * (parameters * _COPIES + kept)
+    cost = Cost(kinds, len(sites), parameters, memory, flops, norms)
+    return cost if found.share is None else _with_rows(cost, found)
+
+
+def _with_rows(cost: Cost, found: "Checked") -> Cost:
+    whole = sum(parameter.numel() for parameter in found.whole)
+    rows = found.share.trained - whole - cost.parameters
+    weights = {id(site.weight): site.weight.numel() for site in found.trained}.values()
+    gradients = sum(weights), max(weights)
+    return replace(cost, share=found.share, rows=rows, whole=whole, gradients=gradients)
+
+
+def row_memory(
+    cost: Cost, parameters: int, width: int, ranks: int, sharded: bool
+) -> dict[str, int]:
+    """Bytes on each GPU where only rows are trained, by what they are for.
+
+    A weight's gradient lives until its rows are taken out of it; DDP reduces all of them at the end
+    of a backward pass, by way of buckets that hold them once more.
+
+    Args:
+        cost: of the run.
+        parameters: of the model.
+        width: bytes of a weight.
+        ranks: GPUs.
+        sharded: whether FSDP2 shards the weights over them.
+    """
+    held = ranks if sharded else 1
+    gradients = cost.gradients[1] if ranks == 1 or sharded else 2 * cost.gradients[0]
+    return {
+        "weights": width * parameters // held,
+        "rows": _BYTES * _COPIES * cost.rows // held,
+        "embeddings and head": 3 * width * cost.whole // held,
+        "gradients of whole weights": width * gradients,
+    }
 
 
 def _count_kinds(sites: list[Any], counts: dict[str, int]) -> list[GroupKind]:

@@ -12,6 +12,7 @@ from apex_composer.callbacks.start_checks import (
     check_disk,
     count_checkpoints,
     unit_tokens,
+    weight_bytes,
 )
 from apex_composer.tools.model_size import Cost, build_shapes, estimate_cost
 from apex_composer.tools.training_yaml import (
@@ -131,7 +132,10 @@ def _count_model(plan: Plan, model: Any, algorithm: Any) -> None:
     if algorithm is not None:
         plan.cost = plan.attempt(estimate_cost, model, algorithm)
     if plan.config.get("save_folder") is not None:
-        plan.checkpoints = plan.attempt(count_checkpoints, plan.config, plan.parameters)
+        share = None if plan.cost is None else plan.cost.share
+        trained = None if share is None else share.trained
+        sizes = plan.parameters, trained, weight_bytes(plan.config)
+        plan.checkpoints = plan.attempt(count_checkpoints, plan.config, *sizes)
         folder = local_save_folder(plan.config)
         if plan.checkpoints is not None and folder is not None:
             plan.attempt(check_disk, folder, plan.checkpoints)

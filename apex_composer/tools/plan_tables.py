@@ -3,10 +3,15 @@
 from rich.filesize import decimal
 from rich.table import Column, Table
 
-from apex_composer.callbacks.start_checks import Checkpoints, moments
+from apex_composer.callbacks.start_checks import Checkpoints, moments, weight_bytes
 from apex_composer.settings import check_choice
-from apex_composer.tools.model_size import Cost
+from apex_composer.tools.model_size import Cost, row_memory
 from apex_composer.tools.plan import Plan
+
+_KEPT = {
+    "rows": ": copies in fp32, their gradients and two moments",
+    "embeddings and head": ": gradients and two moments, in the weights' precision",
+}
 
 
 def peak_flops(gpu: str, precision: str) -> float:
@@ -77,12 +82,15 @@ def _model(plan: Plan) -> Table:
     step = f"{plan.step_tokens:,} tokens, {batch // plan.gpus} on each GPU"
     table.add_row("batch", f"{sequences} = {step}")
     sharded = config.get("fsdp_config") is not None and plan.gpus > 1
-    state = plan.parameters * 4 * (2 + moments(config)) // (plan.gpus if sharded else 1)
-    table.add_row(
-        "weights, gradients, optimizer",
-        f"{decimal(state)} on each GPU ({'FSDP' if sharded else 'DDP'}, fp32); "
-        "activations come on top",
-    )
+    if plan.cost is None or plan.cost.share is None:
+        state = plan.parameters * 4 * (2 + moments(config)) // (plan.gpus if sharded else 1)
+        table.add_row(
+            "weights, gradients, optimizer",
+            f"{decimal(state)} on each GPU ({'FSDP' if sharded else 'DDP'}, fp32); "
+            "activations come on top",
+        )
+    else:
+        _rows(table, plan, sharded)
     if plan.data_tokens and plan.tokens:
         epochs = f"read {plan.tokens / plan.data_tokens:.2f} times"
         table.add_row("training data", f"{_tokens(plan.data_tokens)} here, {epochs}")
@@ -91,6 +99,23 @@ def _model(plan: Plan) -> Table:
     if plan.checkpoints is not None:
         table.add_row("checkpoints", f"{_describe(plan.checkpoints)} in {config['save_folder']}")
     return table
+
+
+def _rows(table: Table, plan: Plan, sharded: bool) -> None:
+    """What is trained, and the memory for it, where that is not the whole model."""
+    table.add_row("rows only", plan.cost.share.describe())
+    width = weight_bytes(plan.config)
+    parts = row_memory(plan.cost, plan.parameters, width, plan.gpus, sharded)
+    for name, size in parts.items():
+        if size:
+            table.add_row(f"memory: {name}", f"{decimal(size)}{_KEPT.get(name, '')}")
+    way = "FSDP2, FSDP_VERSION=2" if sharded else "DDP" if plan.gpus > 1 else "one GPU"
+    total = sum(parts.values()) + plan.cost.memory
+    table.add_row(
+        "memory in all",
+        f"{decimal(total)} on each GPU ({way}), with {decimal(plan.cost.memory)} of operators; "
+        "activations come on top",
+    )
 
 
 def _describe(checkpoints: Checkpoints) -> str:

@@ -33,6 +33,10 @@ def _summary(checkpoint: CheckpointFile) -> Table:
     table.add_row("stage", describe_position(checkpoint))
     factors = sum(f.numel() for pair in checkpoint.apex["factors"].values() for f in pair)
     table.add_row("operator parameters", f"{factors:,}")
+    rows = [part for own in checkpoint.apex.get("rows", {}).values() for part in own["rows"]]
+    if rows:
+        count = sum(part.numel() for part in rows)
+        table.add_row("parameters in trained rows", f"{count:,} in {rows[0].dtype}")
     samples = max((entry[2] for entry in checkpoint.apex["scores"].values()), default=0)
     table.add_row("scores for the next stage", f"from {samples:,} samples")
     return table

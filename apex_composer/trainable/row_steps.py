@@ -11,6 +11,16 @@ from apex_composer.operators.stage_operators import StageOperators
 from apex_composer.trainable.training import RowTraining
 
 
+def attach_rows(
+    running: StageOperators, training: RowTraining, optimizer: Optimizer
+) -> "RowAttachment":
+    """Make every step of the main optimizer one of the rows and of their operators too."""
+    training.follow(optimizer)
+    if training.optimizer is not None:
+        running.follow(training.optimizer)
+    return RowAttachment(running, training, training.sites, optimizer)
+
+
 class RowAttachment:
     """Step hooks by which rows and operators step behind the main optimizer.
 
@@ -55,6 +65,7 @@ class RowAttachment:
         training = self._training
         if not self.armed or training.optimizer is None:
             return
+        training.take_changes()
         training.collect()
         self._running.before_step()
         training.optimizer.step()

@@ -47,6 +47,14 @@ class Part:
         rows = self.copy.detach().view(-1, 1) if self.copy.dim() == 1 else self.copy.detach()
         held.index_copy_(self.axis, self.local, rows.to(held.dtype))
 
+    @torch.no_grad()
+    def take_changes(self) -> None:
+        """Entries of the model that are no longer what was written of the copy are taken over."""
+        held = self.take(self.shard.parameter)
+        changed = held != self.copy.to(self.shard.parameter.dtype).to(held.dtype)
+        if changed.any():
+            self.copy.copy_(torch.where(changed, held, self.copy))
+
     def add_gradient(self, gradient: Tensor) -> None:
         """Add the trained entries of a gradient to the copy's."""
         taken = self.take(gradient)

@@ -1,7 +1,7 @@
 """Training of some rows of a model: their gradients, their steps, and their way back into it."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 
 from apex_composer.assessment.selection import Selection
 from apex_composer.distributed import world_size
-from apex_composer.model.sites import Site
-from apex_composer.settings import check_trainable
+from apex_composer.operators.changes import versions
 from apex_composer.sharding.shards import find_shards
-from apex_composer.trainable.check import check_model
+from apex_composer.trainable.check import Checked
+from apex_composer.trainable.frozen import TakenOut, freeze_others
 from apex_composer.trainable.row_optimizer import RowAdamW, check_main
 from apex_composer.trainable.rows import Part, Rows, carry, make_rows
 from apex_composer.trainable.units import trained_units
@@ -29,33 +29,24 @@ class RowTraining:
 
     Args:
         trainable: `selected`, `half` or `disadvantageous`.
-        sites: all whose units can be trained.
-        filled: of `half`, how many units of every group are drawn at random.
-        whole: parameters that the main optimizer trains as they are (embeddings, head).
+        found: the model's.
 
     Attributes:
         rows: of the running stage, by the site's name.
         optimizer: of the rows; None before `follow` and between stages.
     """
 
-    def __init__(
-        self,
-        trainable: str,
-        sites: Sequence[Site],
-        filled: Mapping[str, int],
-        whole: Sequence[nn.Parameter] = (),
-    ):
-        self._trainable, self._filled, self._whole = trainable, filled, whole
-        self.sites = list(sites)
-        self._groups_of_units = list({site.group.name: site.group for site in sites}.values())
+    def __init__(self, trainable: str, found: Checked):
+        self._trainable, self._filled, self._whole = trainable, found.share.filled, found.whole
+        self.sites = found.trained
+        self._groups_of_units = list({site.group.name: site.group for site in self.sites}.values())
         self._frozen: list[nn.Parameter] = []
         self.rows: dict[str, Rows] = {}
         self.optimizer: RowAdamW | None = None
-        self._main: Optimizer | None = None
-        self._groups: list[list[nn.Parameter]] = []  # of the main optimizer, as they were
-        self._places: dict[int, int] = {}
+        self._taken: TakenOut | None = None  # of the main optimizer
         self._handles: list[Any] = []
         self._by_parameter: dict[nn.Parameter, list[Part]] = {}
+        self._written: list[tuple[int, ...]] = []  # versions of these
         self._pending: dict[str, Any] = {}  # saved state whose moments have no optimizer yet
 
     def begin(self, selections: Mapping[str, Selection], seed: int, stage: int) -> None:
@@ -66,6 +57,7 @@ class RowTraining:
             seed: the run's.
             stage: its number.
         """
+        self.take_changes()
         units = trained_units(
             self._trainable, self._groups_of_units, selections, self._filled, seed, stage
         )
@@ -80,7 +72,7 @@ class RowTraining:
         for old, new in common:
             carry(old, new, [part.copy for part in old.parts], [part.copy for part in new.parts])
         self._listen()
-        if self._main is not None:
+        if self._taken is not None:
             self._follow()
             for old, new in common if optimizer is not None else ():
                 self.optimizer.carry(optimizer, old, new)
@@ -89,12 +81,9 @@ class RowTraining:
         """Take the sites' weights out of the main optimizer, whose settings the rows follow."""
         check_main(main)
         self.freeze()
-        if self._main is not main:
-            self._main, self._groups = main, [list(g["params"]) for g in main.param_groups]
-            self._places = {id(p): i for i, own in enumerate(self._groups) for p in own}
-        whole = {id(parameter) for parameter in self._whole}
-        for group, own in zip(main.param_groups, self._groups, strict=True):
-            group["params"] = [parameter for parameter in own if id(parameter) in whole]
+        if self._taken is not None:
+            self._taken.give_back()
+        self._taken = TakenOut(main, self.sites)
         if self.rows:
             self._follow()
 
@@ -129,8 +118,8 @@ class RowTraining:
 
     def _follow(self) -> None:
         rows = list(self.rows.values())
-        places = [self._places[id(own.site.weight)] for own in rows]
-        self.optimizer = RowAdamW(rows, self._main, places)
+        places = self._taken.places([own.site for own in rows])
+        self.optimizer = RowAdamW(rows, self._taken.main, places)
         self._load_moments()
 
     def _listen(self) -> None:
@@ -140,6 +129,7 @@ class RowTraining:
         for part in self.parts():
             by_parameter[part.shard.parameter].append(part)
         self._by_parameter = dict(by_parameter)
+        self._written = versions(self._by_parameter)
         if not self._reduced():
             self._handles = [
                 parameter.register_post_accumulate_grad_hook(self._take)
@@ -171,6 +161,14 @@ class RowTraining:
         """Put all rows into the model."""
         for part in self.parts():
             part.write()
+        self._written = versions(self._by_parameter)
+
+    def take_changes(self) -> None:
+        """What others have changed in the model since it was written holds for the rows, too."""
+        if versions(self._by_parameter) != self._written:
+            for part in self.parts():
+                part.take_changes()
+            self._written = versions(self._by_parameter)
 
     def clip_grad_norm(self, largest: float) -> Tensor:
         """Scale all gradients so that their norm together is at most the given one.
@@ -185,8 +183,7 @@ class RowTraining:
         """
         self.collect()
         rows = [part.copy.grad for part in self.parts() if part.copy.grad is not None]
-        whole = [p for group in self._main.param_groups for p in group["params"]]
-        others = [parameter.grad for parameter in whole if parameter.grad is not None]
+        others = [parameter.grad for parameter in self._whole if parameter.grad is not None]
         sharded = {part.gathered.process_group for part in self.parts()} - {None}
         squares = _square_sum(rows, self.parts()[0].copy.device)
         for group in sharded:
@@ -200,13 +197,21 @@ class RowTraining:
             gradient.mul_((largest / (norm + 1e-6)).clamp(max=1.0).to(gradient.dtype))
         return norm
 
+    def clip_grad_value(self, largest: float) -> None:
+        """Cut all entries of these gradients off at the given size."""
+        self.collect()
+        for leaf in [*(part.copy for part in self.parts()), *self._whole]:
+            if leaf.grad is not None:
+                leaf.grad.clamp_(-largest, largest)
+
     def zero_grad(self) -> None:
-        """Forget the rows' gradients."""
+        """Forget the rows' gradients, also those that are still whole."""
         for part in self.parts():
-            part.copy.grad = None
+            part.copy.grad = part.shard.parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         """Units, copies and moments by the site's name, on the CPU (collective where sharded)."""
+        self.take_changes()
         state = {}
         for name, own in self.rows.items():
             moments = self._pending.get(name, {}).get("moments", [[] for _ in own.parts])
@@ -243,10 +248,9 @@ class RowTraining:
         self._silence()
         for parameter in self._frozen:
             parameter.requires_grad_(True)
-        if self._main is not None:
-            for group, own in zip(self._main.param_groups, self._groups, strict=True):
-                group["params"] = own
-        self._main, self._frozen = None, []
+        if self._taken is not None:
+            self._taken.give_back()
+        self._taken, self._frozen = None, []
 
 
 def _square_sum(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -254,49 +258,3 @@ def _square_sum(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     for tensor in tensors:
         total += torch.linalg.vector_norm(tensor).double().square()
     return total
-
-
-def embeddings(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a transformers model's input embeddings and of its output head."""
-    for module in model.modules():
-        if callable(getattr(module, "get_output_embeddings", None)):
-            found = (module.get_input_embeddings(), module.get_output_embeddings())
-            parameters = [p for own in found if own is not None for p in own.parameters()]
-            return list(dict.fromkeys(parameters))
-    return []
-
-
-def freeze_others(
-    model: nn.Module, sites: Sequence[Site], whole: Iterable[nn.Parameter]
-) -> list[nn.Parameter]:
-    """Freeze all parameters but those of the sites and those that are trained as they are.
-
-    Returns:
-        Those that were not frozen before, to be given back.
-    """
-    kept = {id(p) for site in sites for p in site.parameters()} | {id(p) for p in whole}
-    others = [p for p in model.parameters() if id(p) not in kept and p.requires_grad]
-    for parameter in others:
-        parameter.requires_grad_(False)
-    return others
-
-
-def freeze_untrained(sites: Sequence[Site], **settings: Any) -> None:
-    """Freeze what an `Expander` with these settings does not train, before DDP wraps the model.
-
-    Args:
-        sites: those of the plain model.
-        settings: `trainable`, `trainable_share`, `threshold` and `kv_heads`, as of `Expander`.
-    """
-    trainable = settings.pop("trainable")
-    share = check_trainable(trainable, settings.pop("trainable_share", None))
-    whole = embeddings(sites[0].model) if trainable == "half" else []
-    expanded, _, found = check_model(
-        sites,
-        settings.pop("threshold", 0.125),
-        **settings,
-        trainable=trainable,
-        share=share,
-        whole=whole,
-    )
-    freeze_others(sites[0].model, sites if found.filled else expanded, whole)

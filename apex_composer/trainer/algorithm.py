@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from apex_composer.extras import needing
@@ -18,16 +17,18 @@ from apex_composer.expander import Expander
 from apex_composer.model.find_sites import find_sites
 from apex_composer.model.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
 from apex_composer.trainable.check import check_model
+from apex_composer.trainable.shares import Share
+from apex_composer.trainer import resuming
 from apex_composer.trainer.batches import Layout, look_at, open_assessment
 from apex_composer.trainer.closing import Closing, check_owner
 from apex_composer.trainer.first_assessment import assess_first_stage, first_goal
 from apex_composer.trainer.metrics import final_metrics, stage_metrics, step_metrics
 from apex_composer.trainer.optimizer_settings import put_back, read_settings
-from apex_composer.trainer.resumed_rates import StageRates, find_stagewise
-from apex_composer.trainer.resuming import check_branch, check_further, restore, trace, warn_anew
-from apex_composer.trainer.run_checks import check_agreement, check_expansion, check_fit, check_run
+from apex_composer.trainer.resumed_rates import StageRates, lay_out_stages
+from apex_composer.trainer.run_checks import check_expansion, check_fit, check_run, device_of
 from apex_composer.trainer.stage_plan import StagePlan
-from apex_composer.trainer.stages import parse_stages, plan_stages
+from apex_composer.trainer.stages import parse_stages
+from apex_composer.trainer.trained_rows import TrainedRows, check_not_frozen, check_rows
 
 
 class APEX(Algorithm):
@@ -62,6 +63,9 @@ class APEX(Algorithm):
             warning where the optimizer's learning rates are not of Adam's size.
         implementation: `torch`, `triton` (the kernels), or `auto`: the kernels where they run.
             Default `auto`.
+        trainable: `all`, `selected`, `half` or `disadvantageous`, see `Expander`. All but `all`
+            train rows of weights, which may be bf16, by an AdamW of their own. Default `all`.
+        trainable_share: trained parameters over all, see `Expander`. Default None; `half`: 0.52.
         fused_swiglu: True computes the Llama family's SwiGLU in one kernel, `auto` where the
             kernel runs, see `FusedSwiGLU`. Default `auto`.
         seed: an integer of 0 or more, for operators and random selections; default the run's.
@@ -85,6 +89,8 @@ class APEX(Algorithm):
         expansion: bool = True,
         operator_lr_scale: float | None = None,
         implementation: str = "auto",
+        trainable: str = "all",
+        trainable_share: float | None = None,
         fused_swiglu: bool | str = "auto",
         seed: int | None = None,
         log_interval: int = 10,
@@ -93,25 +99,27 @@ class APEX(Algorithm):
     ):
         known = [*signature(APEX).parameters][:-1]  # all but `unknown`
         settings.check_keys("apex", unknown, known)
-        self.threshold = settings.check_threshold(threshold)
+        self.trainable_share = settings.check_trainable(trainable, trainable_share)
+        self.threshold = settings.check_threshold(threshold, trainable)
         settings.check_choice("kv_heads", kv_heads, settings.KV_HEADS)
         settings.check_flag("expansion", expansion)
-        scale = operator_lr_scale
-        if scale is not None:
-            scale = settings.check_positive("operator_lr_scale", scale, float)
+        scale = settings.check_lr_scale(operator_lr_scale)
         self.seed = None if seed is None else settings.check_not_negative("seed", seed)
         self.log_interval = settings.check_positive("log_interval", log_interval)
         settings.check_choice("implementation", implementation, settings.IMPLEMENTATIONS)
         settings.check_choice("fused_swiglu", fused_swiglu, FUSED_SWIGLU)
-        self.kv_heads, self.expansion, self.operator_lr_scale = kv_heads, expansion, scale
+        self.kv_heads, self.operator_lr_scale = kv_heads, scale
+        self.expansion = expansion and trainable != "disadvantageous"
         self.implementation, self.fused_swiglu = implementation, fused_swiglu
+        self.trainable = trainable
         self.stages = parse_stages(stages)
         self.targets = settings.check_targets(targets)
         assessment = {} if assessment is None else assessment
         self.method, self.tokens, self.interval = settings.check_assessment(assessment)
+        self.share: Share | None = None  # what is trained, where that is not everything
         self.lineage: list[dict[str, Any]] = []
         self.branching = False  # this start leaves its checkpoint's settings
-        self._branch = check_branch(branch)
+        self._branch = resuming.check_branch(branch)
         self._expander: Expander | None = None
         self._swiglu: FusedSwiGLU | None = None
         self._closing: Closing | None = None
@@ -121,7 +129,7 @@ class APEX(Algorithm):
         self._layout: Layout | None = None  # of the batch
 
     def __repr__(self) -> str:
-        names = ("threshold", "stages", "targets", "kv_heads", "method", "expansion")
+        names = ("threshold", "stages", "targets", "kv_heads", "method", "expansion", "trainable")
         return f"APEX({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     @property
@@ -155,40 +163,44 @@ class APEX(Algorithm):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep a checkpoint's state until FIT_START, when the run's clock is restored too."""
         self._loaded = state.get("apex")
+        resuming.check_trained(self._loaded, self.trainable)
 
     def _on_init(self, state: State, logger: Logger) -> None:
-        """Refuse, before data and weights are loaded, what could only fail later."""
+        """Refuse, before data and weights are loaded, what could only fail later; freeze."""
         check_run(state, self._expander)
-        sites, *_ = check_model(
-            find_sites(state.model, self.targets),
-            self.threshold,
-            self.kv_heads,
-            self.expansion,
-            self.implementation,
-            _device(state),
-        )
-        if self.expansion:
-            check_expansion(state, sites, self.implementation)
         if self._closing is not None:
             self._closing.hand_over()  # an earlier trainer's run
         self._expander = self._plan = self._loaded = None
-        self._swiglu = FusedSwiGLU(
-            state.model, self.fused_swiglu, device=_device(state), collector=self._reserve_norms
+        check_not_frozen(state)
+        found = check_model(
+            find_sites(state.model, self.targets), **self._settings(), device=device_of(state)
         )
+        if self.expansion or found.share is not None:
+            own = found.trained or found.sites
+            check_expansion(state, own, self.implementation if self.expansion else "auto")
+        check_rows(state, found)
+        self.share = found.share
         self._optimizer = read_settings(state.optimizers[0], state.model)
-        self._closing = Closing(self._swiglu, state)
+        self._swiglu = FusedSwiGLU(
+            state.model, self.fused_swiglu, device=device_of(state), collector=self._reserve_norms
+        )
+        rows = None
+        if found.share is not None:
+            logger.log_hyperparameters({"apex/trained": found.share.describe()})
+            rows = TrainedRows(state, found, lambda: self._expander.training)
+        self._closing = Closing(self._swiglu, state, rows)
 
     def _on_before_load(self, state: State, logger: Logger) -> None:
         """Refuse stages that do not fill the run as soon as its length can be known."""
         if state.max_duration is not None and state.train_dataloader is not None:
-            self._lay_out_stages(state)
-        state.callbacks.remove(self._closing)  # until it is loaded
+            lay_out_stages(self.stages, state)
+        self._closing.step_aside(state)  # until it is loaded
 
     def _on_after_load(self, state: State, logger: Logger) -> None:
         """See where the run comes from, and put changed settings of the optimizer back."""
-        state.callbacks.append(self._closing)
+        self._closing.come_back(state)
         batch = state.timestamp.batch.value
-        self.lineage, self.branching = trace(self._branch, self._loaded, batch)
+        self.lineage, self.branching = resuming.trace(self._branch, self._loaded, batch)
         if not any(isinstance(callback, StageRates) for callback in state.callbacks):
             trained = (self._loaded or {}).get("optimizer")
             put_back(state.optimizers[0], self._optimizer, trained, state.schedulers)
@@ -197,19 +209,21 @@ class APEX(Algorithm):
         """A fresh, a resumed or a further fit; with the clock at 0, the start of a run."""
         check_run(state, self._expander)
         self._swiglu.log_compiled(state.model)
-        plan, batch = self._lay_out_stages(state), state.timestamp.batch.value
+        plan, batch = lay_out_stages(self.stages, state), state.timestamp.batch.value
         running = self._expander is not None and self._expander.stage >= 0
         if running and batch > 0:
-            check_further(self._plan, plan, self.history, batch)
+            resuming.check_further(self._plan, plan, self.history, batch)
             return
         if batch == 0 and (running or (self._loaded or {"stage": -1})["stage"] >= 0):
-            warn_anew()
+            resuming.warn_anew()
             self._loaded, self.branching = None, False
         self._closing.end_stages()
         self._plan = plan
         self._expander = self._build(state)
         self._closing.attach(self._expander, state.optimizers[0])
-        if not restore(self._expander, self._loaded, plan, self.targets, batch, self.branching):
+        if not resuming.restore(
+            self._expander, self._loaded, plan, self.targets, batch, self.branching
+        ):
             check_fit(state)
             if self.method != "random":
                 goal = first_goal(self.tokens, plan)
@@ -226,6 +240,8 @@ class APEX(Algorithm):
     def _on_before_train_batch(self, state: State, logger: Logger) -> None:
         """Within the step's closure; again when a batch is tried anew after an OOM."""
         self._expander.ensure_folded()
+        if self._expander.training is not None:
+            self._expander.training.zero_grad()
         self._expander.attachment.armed = True
         self._expander.assessment.discard()
         self._layout = look_at(state.batch)
@@ -260,30 +276,21 @@ class APEX(Algorithm):
         self._expander.begin_stage(expansion, stage=stage, batch=batch.value)
         logger.log_metrics(stage_metrics(self._expander))
 
-    def _lay_out_stages(self, state: State) -> StagePlan:
-        """Where this run's stages end; the scheduler `stagewise` must have the same."""
-        plan, scheduler = plan_stages(self.stages, state), find_stagewise(state)
-        if scheduler is not None:
-            check_agreement(scheduler.stage_plan(state), plan)
-        return plan
-
     def _build(self, state: State) -> Expander:
-        names = ("threshold", "kv_heads", "method", "expansion", "operator_lr_scale")
         return Expander(
             find_sites(state.model, self.targets),
             seed=state.rank_zero_seed if self.seed is None else self.seed,
-            implementation=self.implementation,
-            device=_device(state),
-            **{name: getattr(self, name) for name in names},
+            method=self.method,
+            operator_lr_scale=self.operator_lr_scale,
+            device=device_of(state),
+            **self._settings(),
         )
+
+    def _settings(self) -> dict[str, Any]:
+        """Those that say what of a model is expanded and trained."""
+        names = ("threshold", "kv_heads", "expansion", "implementation")
+        return {name: getattr(self, name) for name in (*names, "trainable", "trainable_share")}
 
     def _reserve_norms(self, group: str, gate: Tensor) -> tuple[Tensor, Tensor | None] | None:
         expander = self._expander
         return None if expander is None else expander.assessment.reserve_norms(group, gate)
-
-
-def _device(state: State) -> torch.device:
-    """Where the model will be; at INIT it is on the CPU."""
-    if state.device.name == "gpu":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device(state.device.name)

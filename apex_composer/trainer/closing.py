@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from apex_composer.expander import Expander
 from apex_composer.model.fused_swiglu import FusedSwiGLU
 from apex_composer.operators.step_hooks import Attachment
+from apex_composer.trainer.trained_rows import TrainedRows
 
 _ELSEWHERE = (
     "algorithms: this APEX object belongs to another Trainer, which was built with it after this "
@@ -30,21 +31,37 @@ class Closing(Callback):
     Args:
         swiglu: the run's.
         state: the run's state.
+        rows: what the run has frozen, where it trains rows only.
 
     Attributes:
         handed_over: whether the algorithm belongs to a later trainer.
+        rows: as given.
     """
 
-    def __init__(self, swiglu: FusedSwiGLU, state: State):
-        self.handed_over = False
+    def __init__(self, swiglu: FusedSwiGLU, state: State, rows: TrainedRows | None = None):
+        self.handed_over, self.rows = False, rows
         self._swiglu = swiglu
         self._held: list[Expander | Attachment] = []
         state.callbacks.append(self)
         weakref.finalize(state, self.close).atexit = False
 
+    def step_aside(self, state: State) -> None:
+        """Leave the callbacks, and the optimizer as checkpoints know it, while one is loaded."""
+        if self.rows is not None:
+            self.rows.take_out()
+        state.callbacks.remove(self)
+
+    def come_back(self, state: State) -> None:
+        """The end of `step_aside`."""
+        state.callbacks.append(self)
+        if self.rows is not None:
+            self.rows.hold_place()
+
     def attach(self, expander: Expander, optimizer: Optimizer) -> None:
         """Let a run's expander act on the optimizer's steps that its own trainer takes."""
         self._held.append(expander)  # it has hooks on the model, also if attaching is refused
+        if self.rows is not None:
+            self.rows.put_in()
         attachment = expander.attach(optimizer)
         attachment.by_closure = True
         self._held.append(attachment)
@@ -66,6 +83,8 @@ class Closing(Callback):
         """Fold, and remove all hooks."""
         self.end_stages()
         self._swiglu.remove()
+        if self.rows is not None:
+            self.rows.give_back()
 
     def hand_over(self) -> None:
         """Close, because the algorithm is given to another trainer."""

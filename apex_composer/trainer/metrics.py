@@ -14,11 +14,15 @@ def stage_metrics(expander: Expander) -> dict[str, Any]:
 
     Returns:
         `apex/stage`; `apex/overlap/<side>/<unit>`: mean Jaccard index with the last stage's
-        selection; `apex/norm_std/<group>` and, as its mean, `apex/norm_std_mean/<unit>`.
+        selection; `apex/norm_std/<group>` and, as its mean, `apex/norm_std_mean/<unit>`; where rows
+        are trained, `apex/trained_parameters` and `apex/trained_share` of all parameters.
     """
     record = expander.history[-1]
     units = {group.name: group.unit for group in expander.groups}
     metrics: dict[str, Any] = {"apex/stage": record["stage"]}
+    if expander.share is not None:
+        trained, total = expander.share.trained, expander.share.total
+        metrics |= {"apex/trained_parameters": trained, "apex/trained_share": trained / total}
     for place, side in enumerate(_SIDES):
         overlaps = {name: pair[place] for name, pair in record["overlap"].items()}
         metrics |= _means(f"apex/overlap/{side}", overlaps, units)

@@ -9,7 +9,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from apex_composer.trainer.optimizer_settings import alike, put_back, read_settings, set_base_rates
 from apex_composer.trainer.resuming import check_stages
+from apex_composer.trainer.run_checks import check_agreement
 from apex_composer.trainer.stage_plan import StagePlan
+from apex_composer.trainer.stages import plan_stages
 
 
 def find_stagewise(state: State) -> Any:
@@ -23,6 +25,14 @@ def find_stagewise(state: State) -> Any:
     rates.scheduler = None
     _rates_now(state)
     return rates.scheduler
+
+
+def lay_out_stages(stages: Any, state: State) -> StagePlan:
+    """Where the stages of a run's algorithm end; the scheduler `stagewise` must have the same."""
+    plan, scheduler = plan_stages(stages, state), find_stagewise(state)
+    if scheduler is not None:
+        check_agreement(scheduler.stage_plan(state), plan)
+    return plan
 
 
 def _rates_now(state: State) -> list[Any] | None:

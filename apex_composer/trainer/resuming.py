@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 BRANCH_KEYS = ("parent", "sha256", "batch", "stage", "changed")
 # The scores and operators of a running stage belong to these. The other settings act on later
 # stages or on the learning rate only.
-_SHAPING = ("threshold", "kv_heads", "expansion")
+_SHAPING = ("threshold", "kv_heads", "expansion", "trainable", "trainable_share")
+# By how much the main optimizer trains as it is: rows only, embeddings and head too, everything.
+_WHOLE = {"disadvantageous": 0, "selected": 0, "half": 1, "all": 2}
 
 State = dict[str, Any]
 
@@ -142,6 +144,31 @@ def trace(
     return [*lineage, branch], True
 
 
+def saved_settings(loaded: State) -> dict[str, Any]:
+    """The settings in a checkpoint; before there was a choice of what is trained, it was all."""
+    return {"trainable": "all", "trainable_share": None, **loaded["settings"]}
+
+
+def check_trained(loaded: State | None, trainable: str) -> None:
+    """Refuse, before an optimizer's state is loaded, to train as it is what has no moments there.
+
+    Args:
+        loaded: the algorithm's state in the checkpoint, or None.
+        trainable: the run's.
+
+    Raises:
+        ValueError: naming both modes.
+    """
+    saved = trainable if loaded is None else saved_settings(loaded)["trainable"]
+    if _WHOLE[trainable] > _WHOLE[saved]:
+        raise ValueError(
+            f"trainable: the checkpoint was trained with {saved!r}, this run says {trainable!r}, "
+            "and the optimizer in the checkpoint has no moments of what it would have to train. "
+            f"Set it back to {saved!r} to resume, or start a new run from the checkpoint's weights "
+            "(load_weights_only: true)"
+        )
+
+
 def keeps_the_stage(loaded: State, settings: State, targets: list[str], plan: StagePlan) -> bool:
     """Whether the operators and scores of a checkpoint's running stage fit a branch's settings.
 
@@ -153,7 +180,7 @@ def keeps_the_stage(loaded: State, settings: State, targets: list[str], plan: St
     """
     begun = loaded["stage"] + 1
     return (
-        all(loaded["settings"][name] == settings[name] for name in _SHAPING)
+        all(saved_settings(loaded)[name] == settings[name] for name in _SHAPING)
         and loaded["targets"] == targets
         and StagePlan.from_state(loaded["stages"]).first(begun) == plan.first(begun)
     )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from composer.algorithms import LayerFreezing
 from composer.core import Precision, State
 from composer.utils import dist
@@ -16,6 +17,13 @@ from apex_composer.trainer.stage_plan import StagePlan
 
 if TYPE_CHECKING:
     from apex_composer.expander import Expander
+
+
+STILL_OPEN = (
+    "algorithms: on this model or its optimizer another run of apex still acts, whose Trainer is "
+    "open (perhaps its fit has failed): call trainer.close() of that Trainer first. It leaves an "
+    "ordinary model, with what was trained as part of the weights"
+)
 
 
 def check_run(state: State, own: "Expander | None" = None) -> None:
@@ -83,6 +91,13 @@ def check_expansion(state: State, sites: Sequence[Site], implementation: str) ->
                 )
 
 
+def device_of(state: State) -> torch.device:
+    """Where the model will be; at INIT it is on the CPU."""
+    if state.device.name == "gpu":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(state.device.name)
+
+
 def check_fit(state: State) -> None:
     """Let this package's callbacks refuse a fit before the first assessment reads data.
 
@@ -111,11 +126,7 @@ def _check_alone(state: State, own: "Expander | None") -> None:
     """Refuse a model or an optimizer on which an earlier run still acts."""
     acting = [*attachments(state.optimizers[0]), *assessments(state.model)]
     if any(own is None or found not in (own.attachment, own.assessment) for found in acting):
-        raise RuntimeError(
-            "algorithms: on this model or its optimizer another run of apex still acts, whose "
-            "Trainer is open (perhaps its fit has failed): call trainer.close() of that Trainer "
-            "first. It leaves an ordinary model, with what was trained as part of the weights"
-        )
+        raise RuntimeError(STILL_OPEN)
 
 
 def _check_sharding(state: State) -> None:

@@ -13,6 +13,7 @@ from apex_composer.callbacks.start_checks import (
     check_vocabulary,
     count_checkpoints,
     free_bytes,
+    weight_bytes,
 )
 
 CONFIG = {"global_train_batch_size": 64, "max_seq_len": 4096, "max_duration": "30000ba"}
@@ -109,6 +110,14 @@ def test_number_on_the_disk_at_the_same_time(duration, keep, kept):
 )
 def test_size_of_a_checkpoint(changed, bytes_of_each):
     assert count_checkpoints(CONFIG | changed, 10).size == 10 * bytes_of_each
+
+
+def test_checkpoints_of_rows_have_the_weights_and_the_rows_beside_them():
+    """Copies in fp32 with two moments; the weights in the model's precision."""
+    low = {"model": {"master_weights_dtype": "bf16"}}
+    assert (weight_bytes(CONFIG), weight_bytes(CONFIG | low)) == (4, 2)
+    assert count_checkpoints(CONFIG, 100, 10, 2).size == 100 * 2 + 10 * 12
+    assert count_checkpoints(CONFIG | {"save_weights_only": True}, 100, 10, 2).size == 100 * 2
 
 
 def test_a_disk_that_is_too_small_is_refused(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from composer import Callback
 from composer_run import make_trainer
 from helpers import VOCABULARY, tiny_llama
 
+from apex_composer import APEX
 from apex_composer.callbacks.start_guard import StartGuard
 
 CONFIG = {
@@ -95,6 +96,21 @@ def test_the_disk_is_checked_when_the_trainer_is_built(tmp_path, monkeypatch):
     make()  # llm-foundry's default interval is longer than this run
     with pytest.raises(ValueError, match="save_folder: 2 checkpoints of"):
         make(save_interval="1ba")
+
+
+def test_checkpoints_of_a_run_that_trains_rows_need_less(tmp_path, monkeypatch):
+    parameters = sum(parameter.numel() for parameter in tiny_llama().parameters())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    options = {"save_folder": str(tmp_path), "save_interval": "1ba", "max_duration": "2ba"}
+    free = 2 * 12 * parameters
+    for _ in range(2):
+        apex = APEX(stages=1, threshold=0.25, trainable="selected")
+        guard = StartGuard(train_config=CONFIG | {"save_interval": "1ba"})
+        make_trainer(apex, callbacks=(guard,), **options).close()
+        free = 2 * (4 * parameters + 12 * apex.share.trained)
+    free -= 1
+    with pytest.raises(ValueError, match="save_folder: 2 checkpoints of"):
+        make_trainer(apex, callbacks=(guard,), **options)
 
 
 def test_unknown_and_wrong_settings_are_refused():

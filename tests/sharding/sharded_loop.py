@@ -20,7 +20,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from apex_composer import Expander, find_sites
 from apex_composer.sharding.shards import find_shards
-from apex_composer.trainable.training import freeze_untrained
+from apex_composer.trainable.frozen import freeze_untrained
 
 # Sizes that no number of ranks divides: shards are cut in the middle of rows, some are empty.
 ODD = {"hidden": 18, "channels": 27, "heads": 6, "kv_heads": 2, "head_dim": 4}

@@ -27,19 +27,30 @@ CONFIG = {
 }
 
 
-@pytest.fixture(scope="module")
-def parent(tmp_path_factory) -> Path:
-    """The folder of a run: its YAML, and checkpoints of every batch."""
-    folder = tmp_path_factory.mktemp("parent")
-    apex = APEX(stages=STAGES, threshold=0.25)
+def train_parent(folder: Path, **settings) -> Path:
+    apex = APEX(stages=STAGES, threshold=0.25, **settings)
     checkpoints = folder / "runs" / "parent" / "checkpoints"
     trainer = make_trainer(
         apex, max_duration="5ba", save_folder=str(checkpoints), save_interval="1ba"
     )
     trainer.fit()
     trainer.close()
-    (folder / "parent.yaml").write_text(yaml.safe_dump(CONFIG))
+    own = {**CONFIG["algorithms"][0]["apex"], **settings}
+    config = CONFIG | {"algorithms": [{"apex": own}]}
+    (folder / "parent.yaml").write_text(yaml.safe_dump(config))
     return folder
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory) -> Path:
+    """The folder of a run: its YAML, and checkpoints of every batch."""
+    return train_parent(tmp_path_factory.mktemp("parent"))
+
+
+@pytest.fixture(scope="module")
+def rows_parent(tmp_path_factory) -> Path:
+    """The same of a run that trains rows only, with a threshold that was solved for a share."""
+    return train_parent(tmp_path_factory.mktemp("rows"), trainable="selected", trainable_share=0.3)
 
 
 @pytest.fixture
@@ -133,6 +144,41 @@ def test_a_branch_in_its_stage_goes_on(invoke, tmp_path):
     status, text = invoke(*branch_arguments(3, tmp_path / "b.yaml", *changes))
     assert status == 0 and "Stage 1 goes on with its operators" in text
     assert yaml.safe_load((tmp_path / "b.yaml").read_text())["run_name"] == "slower"
+
+
+def go_on(settings: dict, load_path: str) -> APEX:
+    apex = APEX(**settings | {"stages": STAGES})
+    trainer = make_trainer(apex, load_path=load_path, max_duration="5ba")
+    assert len(trainer.state.optimizers[0].state) == 1  # for a checkpoint of its own
+    trainer.fit()
+    trainer.close()
+    return apex
+
+
+def test_a_branch_of_a_run_that_trains_rows(rows_parent, invoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(rows_parent)
+    status, text = invoke(*branch_arguments(3, tmp_path / "same.yaml", "optimizer.lr=0.005"))
+    assert status == 0 and "Stage 1 goes on with its operators" in text
+    out = tmp_path / "more.yaml"
+    status, text = invoke(*branch_arguments(3, out, "algorithms.apex.trainable_share=0.5"))
+    assert status == 0 and "algorithms.apex.trainable_share: 0.3 -> 0.5" in text
+    config = yaml.safe_load(out.read_text())
+    apex = go_on(config["algorithms"]["apex"], config["load_path"])
+    assert [record["start_batch"] for record in apex.history] == [0, 2, 3]
+    assert apex._expander.share.trained > 0.45 * apex._expander.share.total
+    out = tmp_path / "half.yaml"
+    status, text = invoke(*branch_arguments(3, out, "algorithms.apex.trainable=half"))
+    assert status == 1 and "'selected', this run says 'half', and the optimizer in the" in text
+    assert not out.exists()
+
+
+def test_a_run_that_trains_rows_branches_off_one_that_trains_all(invoke, tmp_path):
+    out = tmp_path / "rows.yaml"
+    status, text = invoke(*branch_arguments(3, out, "algorithms.apex.trainable=selected"))
+    assert status == 0 and "new stage begin" in text
+    config = yaml.safe_load(out.read_text())
+    apex = go_on(config["algorithms"]["apex"], config["load_path"])
+    assert [record["start_batch"] for record in apex.history] == [0, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,22 @@ def test_the_operators_of_a_run_have_as_many_parameters(tmp_path):
     assert cost.memory == 4 * (4 * factors + kept)
 
 
+@pytest.mark.parametrize("trainable", ["selected", "half", "disadvantageous"])
+def test_the_rows_of_a_run_have_as_many_parameters(tmp_path, trainable):
+    share = {"trainable_share": 0.84} if trainable == "half" else {}
+    model, settings = tiny_llama(), {"threshold": 0.25, "trainable": trainable, **share}
+    expander = Expander(find_sites(model), method="random", **settings)
+    expander.begin_stage()
+    rows = sum(part.copy.numel() for part in expander.training.parts())
+    factors = sum(factor.numel() for o in expander.operators for factor in o.factors)
+    shapes = build_shapes(model_settings(tmp_path, model.config.to_dict()))
+    cost = estimate_cost(shapes, APEX(**settings))
+    whole = 2 * 64 * 32 if trainable == "half" else 0
+    assert (cost.rows, cost.parameters, cost.whole) == (rows, factors, whole)
+    assert cost.share.trained == rows + factors + whole
+    assert cost.gradients[1] == 32 * 32
+
+
 def test_mpt():
     settings = {"name": "mpt_causal_lm", "d_model": 64, "n_heads": 4, "n_layers": 2}
     settings |= {"vocab_size": 64, "max_seq_len": 32, "init_device": "meta"}

@@ -109,3 +109,47 @@ def test_the_peaks_are_the_data_sheets():
     assert peak_flops("a100", "amp_bf16") == 312e12
     assert peak_flops("h100-sxm", "amp_bf16") == pytest.approx(989e12, rel=1e-3)
     assert peak_flops("h200-sxm", "amp_bf16") == pytest.approx(989e12, rel=1e-3)
+
+
+ROWS = [
+    "algorithms.apex.trainable=selected",
+    "algorithms.apex.trainable_share=0.05",
+    "model.master_weights_dtype=bf16",
+    "fsdp_config=null",
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["--gpus", "1"],
+            [
+                r"rows only  *│ trained 5\d,\d+,\d+ of 1,100,048,384 parameters \(4\.\d+%\), thres",
+                r"memory: weights  *│ 2.2 GB",
+                r"memory: gradients of whole weights  *│ 23.1 MB",
+                "each GPU .one GPU., with .* of operators; activations come on top",
+            ],
+        ),
+        (["--gpus", "8"], [r"memory: gradients of whole weights  *│ 3\.\d GB", "each GPU .DDP."]),
+        (
+            ["--gpus", "8", "fsdp_config={state_dict_type: full}"],
+            [r"memory: weights  *│ 275.0 MB", r"each GPU .FSDP2, FSDP_VERSION=2."],
+        ),
+        (
+            ["algorithms.apex.trainable=half", "algorithms.apex.trainable_share=0.52"],
+            [r"memory: embeddings and head  *│ 786.4 MB"],
+        ),
+    ],
+)
+def test_a_run_that_trains_rows(invoke, model, arguments, told):
+    status, text = invoke(APEX_YAML, model, *ROWS, *arguments)
+    assert status == 0, text
+    for line in told:
+        assert re.search(line, text), (line, text)
+
+
+def test_a_share_that_cannot_be_met_is_a_problem(invoke, model):
+    status, text = invoke(APEX_YAML, model, *ROWS, "algorithms.apex.trainable_share=0.005")
+    assert status == 1
+    assert re.search("problem: trainable_share: got 0.005, which cannot be met within 10 %", text)

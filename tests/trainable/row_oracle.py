@@ -83,19 +83,34 @@ class RowOracle:
             for name, value in self.effective().items():
                 self.model.get_parameter(name).copy_(value)
 
-    def step(self, loss_of: Callable) -> None:
+    def step(self, loss_of: Callable, lr: float | None = None, clip: float | None = None):
         """One step of everything; `loss_of` computes the loss from `call(**inputs)`."""
         everything = [self.optimizer, *self.row_optimizers.values()]
         everything += [self.factors] if self.factors else []
         for optimizer in everything:
             optimizer.zero_grad()
-        weights = {
-            name: value.to(self.model.get_parameter(name).dtype)
-            for name, value in self.effective().items()
-        }
-        loss_of(lambda **kw: functional_call(self.model, weights, kwargs=kw)).backward()
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] if lr is None else lr
+        effective = self.effective()
+        leaves = {name: value.detach().requires_grad_() for name, value in effective.items()}
+        weights = {n: leaf.to(self.model.get_parameter(n).dtype) for n, leaf in leaves.items()}
+        loss = loss_of(lambda **kw: functional_call(self.model, weights, kwargs=kw))
+        loss.backward()
+        gradients = [leaf.grad for leaf in leaves.values()]
+        if clip is not None:
+            self.clip(leaves, clip)
+        torch.autograd.backward(list(effective.values()), gradients)
         for optimizer in everything:
             optimizer.step()
+        return float(loss)
+
+    def clip(self, leaves: Mapping[str, Tensor], largest: float) -> None:
+        """By the norm of dLoss/dW_eff in the trained rows, and of what is trained as it is."""
+        own = [leaves[name].grad.select(axis, i) for name, axis, i in self.rows]
+        whole = [p.grad for p in self.optimizer.param_groups[0]["params"] if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in [*own, *whole]]))
+        for gradient in [*whole, *(leaf.grad for leaf in leaves.values())]:
+            gradient.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
 
 
 def wide(parameter: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from tiny_models import tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from apex_composer import Expander, find_sites
+from apex_composer.trainable.check import embeddings
 from apex_composer.trainable.shares import share_of
-from apex_composer.trainable.training import embeddings
 
 MODES = {
     "selected": {"trainable": "selected"},

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import CHANGE_BOUND, change_error, cross_entropy, factors_now, tokens
+from helpers import CHANGE_BOUND, change_error, cross_entropy, tokens
 from row_oracle import RowOracle
+from running_rows import operators_now, rows_now
 from tiny_models import in_float64, tiny_model
 from torch.optim import AdamW
 
 from apex_composer import Expander, find_sites
-from apex_composer.trainable.training import embeddings
+from apex_composer.trainable.check import embeddings
 
 OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 STEPS, STAGE = 6, 2
@@ -42,28 +43,6 @@ def train(run, steps: range):
         run.optimizer.zero_grad()
         loss_of(run.model, step).backward()
         run.optimizer.step()
-
-
-def rows_now(expander) -> dict:
-    """The trained indices along an axis of every weight, and of the bias that goes with it."""
-    trained = {}
-    for own in expander.training.rows.values():
-        name, indices = own.site.name.split("[")[0], own.site.indices(own.units).tolist()
-        key = name, own.site.axis
-        trained[key] = [*trained.get(key, []), *indices]
-        if len(own.parts) == 2:
-            bias = name.removesuffix("weight") + "bias", 0
-            trained[bias] = [*trained.get(bias, []), *indices]
-    return trained
-
-
-def operators_now(expander) -> list[dict]:
-    """The operators with indices of the whole weights."""
-    found = factors_now(expander)
-    for operator, site in zip(found, expander.sites, strict=False):
-        chosen = expander.selections[site.group.name]
-        operator["positive"], operator["negative"] = (site.indices(units) for units in chosen)
-    return found
 
 
 MODES = {
@@ -164,6 +143,29 @@ def test_what_is_frozen_keeps_its_bits_and_gets_no_memory():
     assert all(parameter.requires_grad for parameter in model.parameters())
     groups = run.optimizer.param_groups
     assert [id(p) for p in groups[0]["params"]] == [id(p) for p in model.parameters()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_others_change_are_taken_as_they_are(dtype):
+    """Exchanged and put back, they change nothing, not even what is rounded away in the model."""
+    runs = [make_run(tiny_model("llama", dtype), **MODES["selected"]) for _ in range(3)]
+    steps = [train(run, range(4)) for run in runs]
+    for _ in range(3):
+        [next(step) for step in steps]
+    plain, swapped, changed = (run.model for run in runs)
+    weight = next(iter(runs[1].expander.training.rows.values())).site.name
+    with torch.no_grad():
+        parameter = swapped.get_parameter(weight)
+        kept = parameter.clone()
+        parameter.zero_().copy_(kept)
+        changed.get_parameter(weight).zero_()
+    [list(step) for step in steps]
+    for name, expected in plain.state_dict().items():
+        assert torch.equal(swapped.state_dict()[name], expected), name
+    rates = OPTIONS["lr"] * 1.5 * len(steps)
+    assert (
+        changed.get_parameter(weight).abs().max() < rates < plain.get_parameter(weight).abs().max()
+    )
 
 
 def test_gradients_are_clipped_together():

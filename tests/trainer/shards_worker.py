@@ -4,7 +4,8 @@ Usage: shards_worker.py OUT RUNS
     OUT gets <name>-rank<rank>.pt of each run.
     RUNS: JSON, pairs of a number of ranks and the runs that they train one after the other,
         {"name", "mode": plain | ddp | fsdp1 | fsdp2 | hsdp1 | loop_hsdp2 | fsdp1_root |
-        fsdp2_root} and optionally "state_dict", "save", "load", "fails", "tampered".
+        fsdp2_root} and optionally "state_dict", "save", "load", "fails", "tampered", and more
+        "settings" of apex.
 """
 
 import json
@@ -116,6 +117,7 @@ def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX, list[Callback]]:
         kv_heads="expand",
         assessment={"tokens": 60},
         operator_lr_scale=3.0,
+        **run.get("settings", {}),
     )
     callbacks = [Watch(apex)] + [FailedStep(apex)] * run.get("fails", False)
     trainer = Trainer(

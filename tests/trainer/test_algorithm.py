@@ -250,6 +250,16 @@ def test_nothing_waits_for_the_device_within_a_batch(implementation):
     assert watch.reads.callers == []
 
 
+@pytest.mark.parametrize("clipping", ["norm", "value"])
+def test_nothing_waits_for_the_device_where_rows_are_trained(clipping):
+    watch = ReadsWithinBatches(batches=2)
+    share = {"trainable": "half", "trainable_share": 0.84}
+    apex = APEX(stages=1, threshold=0.25, log_interval=100, **share)
+    clip = GradientClipping(clipping, 0.1)
+    run(clip, apex, callbacks=(watch,), max_duration="3ba", microbatch=2)
+    assert watch.reads.callers == []
+
+
 def test_waiting_would_be_noticed(monkeypatch):
     from apex_composer.assessment.collector import Assessment
 

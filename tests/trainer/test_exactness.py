@@ -18,9 +18,9 @@ from both_ways import (
 )
 from composer import Callback, Trainer
 from composer.algorithms import GradientClipping
-from composer.models import HuggingFaceModel
 from composer.optim import DecoupledAdamW
-from helpers import TokenDataset, cross_entropy, factors_now, tiny_llama
+from composer_run import ExactLoss
+from helpers import TokenDataset, factors_now, tiny_llama
 from llmfoundry.optim import DecoupledLionW
 from torch.utils.data import DataLoader
 
@@ -45,16 +45,6 @@ class Recorder(Callback):
 
     def after_loss(self, state, logger):
         self.losses[-1] += state.loss.item() / MICROBATCHES  # Composer's own sum is in float32
-
-
-class ExactLoss(HuggingFaceModel):
-    """A Composer model whose loss stays in the model's dtype."""
-
-    def forward(self, batch):
-        return self.model(input_ids=batch["input_ids"])
-
-    def loss(self, outputs, batch):
-        return cross_entropy(outputs.logits, batch["labels"])
 
 
 def make_optimizer(name: str, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -49,12 +49,38 @@ def modes(*names: str, **options) -> list[dict]:
     return [{"name": name, "mode": name, **options} for name in names]
 
 
+# What is trained, on how many ranks in which way, and how it is saved after batch 4.
+ROW_RUNS = [
+    ("selected", "ddp", "full"),
+    ("selected", "fsdp2", "full"),
+    ("half", "fsdp2", "sharded"),
+]
+TRAINED = {
+    "selected": {"trainable": "selected"},
+    "half": {"trainable": "half", "trainable_share": 0.9},
+}
+
+
+def row_runs(folder: Path) -> list[tuple[int, list[dict]]]:
+    """Runs that train rows only: on one process, on two ranks, and resumed there."""
+    alone = [{"name": k, "mode": "plain", "settings": own} for k, own in TRAINED.items()]
+    saving, resuming = [], []
+    for trained, mode, kind in ROW_RUNS:
+        name = f"{trained} {mode}"
+        run = {"mode": mode, "settings": TRAINED[trained], "state_dict": kind}
+        saving.append({"name": name, **run, "save": str(folder / name)})
+        load = folder / name / ("ep1-ba4-rank0.pt" if kind == "full" else "ep1-ba4")
+        resuming.append({"name": f"{name} resumed", **run, "load": str(load)})
+    return [(1, alone), (2, saving), (2, resuming)]
+
+
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory) -> dict[str, list[dict]]:
-    """One process; two ranks in the three ways, and runs that are looked at in other ways."""
+    """One process; two ranks in the three ways, runs that are looked at otherwise; rows."""
     pairs = modes("ddp", "fsdp1", "fsdp2") + modes("fsdp1_root", "fsdp2_root", fails=True)
     pairs += [{"name": "tampered", "mode": "fsdp2", "tampered": True}]
-    return launch(tmp_path_factory.mktemp("runs"), [(1, modes("plain")), (2, pairs)])
+    rows = row_runs(tmp_path_factory.mktemp("rows"))
+    return launch(tmp_path_factory.mktemp("runs"), [(1, modes("plain")), (2, pairs), *rows])
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +130,20 @@ def test_ranks_that_select_differently_stop(ends):
     for own in ends["tampered"]:
         assert "the selection of stage 0 differs between the ranks" in own["error"]
         assert "ranks [1] have" in own["error"]
+
+
+@pytest.mark.parametrize(("trained", "mode"), [run[:2] for run in ROW_RUNS])
+def test_two_ranks_train_the_rows_that_one_process_trains(ends, trained, mode):
+    compare(ends[f"{trained} {mode}"], ends[trained][0])
+    for own, before in zip(
+        ends[f"{trained} {mode} resumed"], ends[f"{trained} {mode}"], strict=True
+    ):
+        assert own["history"] == before["history"]
+        for name, weight in before["weights"].items():
+            assert torch.equal(own["weights"][name], weight), name
+        for name, rows in before["state"]["rows"].items():
+            for now, copied in zip(own["state"]["rows"][name]["rows"], rows["rows"], strict=True):
+                assert torch.equal(now, copied), name
 
 
 KINDS = ["fsdp1-full", "fsdp1-sharded", "fsdp2-full", "fsdp2-sharded"]
