@@ -27,7 +27,16 @@ class MissingExtraError(ImportError):
 
 def missing_packages(extra: str) -> list[str]:
     """Those of an extra's packages that are not installed; none of them is imported."""
-    return [name for name in EXTRAS[extra] if find_spec(name) is None]
+    return [name for name in EXTRAS[extra] if not _is_installed(name)]
+
+
+def _is_installed(name: str) -> bool:
+    """A folder that has a package's name by chance (a clone of its repository) is none."""
+    try:
+        spec = find_spec(name)
+    except ValueError:  # a module made by hand stands in for it
+        return False
+    return spec is not None and spec.origin is not None
 
 
 def installation(extra: str) -> str:
@@ -71,9 +80,10 @@ def needing(what: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        name = (error.name or "").split(".")[0]
         for extra, packages in EXTRAS.items():
-            if error.name in packages:
-                raise _error(what, extra, [error.name]) from error
+            if name in packages and not _is_installed(name):
+                raise _error(what, extra, [name]) from error
         raise
 
 

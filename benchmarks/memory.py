@@ -89,7 +89,7 @@ def train_rows(arguments: argparse.Namespace, trainable: str) -> Callable[[], di
     steps(arguments, model, optimizer)
     copies = [part.copy for part in expander.training.parts()]
     factors = [factor for operator in expander.operators for factor in operator.factors]
-    whole = [p for group in optimizer.param_groups for p in group["params"]]
+    whole = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
     optimizers = [optimizer, expander.training.optimizer, expander.running._optimizer._optimizer]
     return lambda: held(
         [*model.parameters(), *copies, *factors], [*copies, *factors, *whole], optimizers

@@ -5,9 +5,10 @@ import sys
 from importlib import import_module
 from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from core_alone import finder_without
+from core_alone import FIND, finder_without
 
 from apex_composer import extras
 from apex_composer.extras import EXTRAS, MissingExtraError, installation, needing, require
@@ -85,6 +86,25 @@ def test_the_error_of_a_broken_package_is_its_own(without, tmp_path, monkeypatch
         with pytest.raises(ImportError, match=told) as caught, needing("This"):
             import_module("streaming")
         assert not isinstance(caught.value, MissingExtraError)
+
+
+def test_a_folder_of_the_same_name_is_no_package(without, tmp_path, monkeypatch):
+    """A clone of a repository beside one's script, say: Python takes it for a namespace."""
+    (tmp_path / "streaming" / "tests").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    without("streaming")
+    monkeypatch.setattr(PathFinder, "find_spec", lambda *args: FIND(args[0], [str(tmp_path)]))
+    for _ in ("first", "imported"):
+        with pytest.raises(MissingExtraError, match="^This needs streaming, which is not"):
+            require("This", "remote")
+        with pytest.raises(MissingExtraError, match="^That needs streaming, which is not"):
+            with needing("That"):
+                import_module("streaming.base")
+
+
+def test_a_module_made_by_hand_is_none(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    assert extras.missing_packages("gpu") == ["flash_attn"]
 
 
 @pytest.mark.parametrize(("module", "name"), CLASSES.items())

@@ -65,8 +65,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         head_size="head_size",
         by_head=True,
     ),
-    "gpt2": Architecture(
-        attention={"c_attn": "queries keys values", "c_proj": "output"},
+    "gpt2": Architecture(  # cross-attention, which has its queries in q_attn, is refused
+        attention={"c_attn": "queries keys values", "q_attn": "queries", "c_proj": "output"},
         ffn=_C_FFN,
         transposed=True,
     ),

@@ -1,5 +1,6 @@
 """Reads a model by the table of architectures: all sites that APEX can expand."""
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -8,6 +9,10 @@ from torch import nn
 
 from apex_composer.model.architectures import ARCHITECTURES, Architecture, how_to_add
 from apex_composer.model.sites import Group, Site, clean_name
+
+_OTHER_LAYOUT = (
+    "this model is not laid out as the table in apex_composer/model/architectures.py says"
+)
 
 
 def find_sites(model: nn.Module, targets: Sequence[str] | None = None) -> list[Site]:
@@ -21,7 +26,7 @@ def find_sites(model: nn.Module, targets: Sequence[str] | None = None) -> list[S
     Args:
         model: a Hugging Face or llm-foundry model, plain or wrapped.
         targets: kinds of units that there must be: `head` (with its KV heads), `channel`. Default
-            None, all that there are.
+            None, all that the architecture has; as many of both, in every layer.
 
     Returns:
         The sites in the model's order.
@@ -42,19 +47,39 @@ def find_sites(model: nn.Module, targets: Sequence[str] | None = None) -> list[S
         raise ValueError(_nothing_found(model))
     if targets is not None:
         sites = _of_targets(sites, targets)
-    _check_layers(model, sites)
+    row = ARCHITECTURES[model_type]
+    both = bool(row.attention and row.ffn) if targets is None else len(set(targets)) == 2
+    if both:
+        _check_kinds(model, sites)
+        _check_layers(model, sites)
     return sites
 
 
-def _check_layers(model: nn.Module, sites: Sequence[Site]) -> None:
+def _check_kinds(model: nn.Module, sites: Sequence[Site]) -> None:
     groups = {site.group.name: site.group.unit for site in sites}
     heads, channels = (list(groups.values()).count(unit) for unit in ("head", "channel"))
-    if heads and channels and heads != channels:
+    if heads != channels:
         raise ValueError(
             f"{type(model).__name__} has {heads} attention and {channels} FFN modules of the known "
             "kinds, allowed: as many of both. Others (mixtures of experts) would be left out in "
             "silence: choose one kind, `targets: [head]` or `targets: [channel]`"
         )
+
+
+def _check_layers(model: nn.Module, sites: Sequence[Site]) -> None:
+    known = {site.module for site in sites}
+    for name, layers in model.named_modules():
+        if not isinstance(layers, nn.ModuleList):
+            continue
+        unknown = [i for i, one in enumerate(layers) if known.isdisjoint(one.modules())]
+        if 0 < len(unknown) < len(layers):
+            kinds = {type(layers[i]).__name__ for i in unknown}
+            raise ValueError(
+                f"{clean_name(name)} has {len(layers)} layers, of which {unknown} "
+                f"({', '.join(sorted(kinds))}) have no attention or FFN of the known kinds, and "
+                "would be left out in silence: choose one kind, `targets: [head]` or "
+                "`targets: [channel]`"
+            )
 
 
 def _of_targets(sites: Sequence[Site], targets: Sequence[str]) -> list[Site]:
@@ -118,10 +143,26 @@ def _projections(
     found = []
     for child, parts in table.items():
         if child in children:
-            inputs, outputs = (getattr(children[child], size) for size in sizes)
             full_name = clean_name(f"{name}.{child}.weight")
+            inputs, outputs = (getattr(children[child], size, None) for size in sizes)
+            if inputs is None or outputs is None:
+                raise ValueError(
+                    f"{full_name}: a {type(children[child]).__name__} does not say its sizes, "
+                    f"{' and '.join(sizes)}: {_OTHER_LAYOUT}"
+                )
             found.append(_Projection(full_name, children[child], parts.split(), inputs, outputs))
+    _check_parts(found)
     return found
+
+
+def _check_parts(found: Sequence[_Projection]) -> None:
+    held = Counter(part for projection in found for part in projection.parts)
+    if max(held.values()) > 1:
+        names = ", ".join(projection.name for projection in found)
+        raise ValueError(
+            f"{names}: several hold {', '.join(part for part in held if held[part] > 1)}: "
+            f"{_OTHER_LAYOUT}"
+        )
 
 
 def _output(found: Sequence[_Projection]) -> _Projection:
@@ -178,8 +219,7 @@ def _check_layout(
     if found != expected or not shared or (by_head and len(set(units)) > 1):
         raise ValueError(
             f"{projection.name} has {found} {'outputs' if outputs else 'inputs'}, and "
-            f"{', '.join(projection.parts)} of {units} units would be {expected}: this model is "
-            "not laid out as the table in apex_composer/model/architectures.py says"
+            f"{', '.join(projection.parts)} of {units} units would be {expected}: {_OTHER_LAYOUT}"
         )
 
 

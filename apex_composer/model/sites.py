@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-Unit = Literal["head", "kv_head", "channel"]
+Unit = Literal["head", "kv_head", "channel", "row"]
 
 # Prefixes that wrappers put into parameter names; the names in state and logs do without them.
 _WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
@@ -21,7 +21,7 @@ class Group:
 
     Attributes:
         name: unique in the model, for example `model.layers.0.self_attn.heads`.
-        unit: `head`, `kv_head` or `channel`.
+        unit: `head`, `kv_head` or `channel`; `row` of a weight that is trained, and not expanded.
         units: number of them.
         unit_size: consecutive weight indices of one unit: head_dim, or 1 for a channel.
         probe: the projection whose input is the units' activation (o_proj, down_proj).

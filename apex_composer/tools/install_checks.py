@@ -64,6 +64,8 @@ def check_torch_build() -> Iterator[Finding]:
     if not torch.cuda.is_available() or torch.version.cuda is None:
         return
     built = torch.cuda.get_arch_list()
+    if not built:  # some builds do not say
+        return
     kinds = Counter(
         (torch.cuda.get_device_capability(number), torch.cuda.get_device_name(number))
         for number in range(torch.cuda.device_count())

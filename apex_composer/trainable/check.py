@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1
 
 from apex_composer.assessment.selection import count_by_group
-from apex_composer.model.sites import Site, check_sites
+from apex_composer.model.sites import Group, Site, check_sites, clean_name
 from apex_composer.sharding.make_executors import check_executors
 from apex_composer.sharding.shards import reshard
 from apex_composer.trainable.shares import Share, share_of
@@ -26,7 +26,8 @@ class Checked(NamedTuple):
         sites: those that are expanded.
         counts: K of every group by name.
         share: what is trained, where that is not everything.
-        trained: sites of which rows are trained.
+        trained: sites of which rows are trained; where embeddings and head are held in a lower
+            precision than float32, these are among them, with all of their rows.
         whole: parameters that are trained as they are beside them.
     """
 
@@ -60,9 +61,15 @@ def check_model(
         check_sites(sites, copied=True)
         _check_sharding(sites)
         reshard(sites)  # while weights are gathered, the model shows others than are trained
-        whole = embeddings(sites[0].model) if trainable == "half" else []
-        found = share_of(trainable, sites, kv_heads, threshold, trainable_share, whole)
+        both = embeddings(sites[0].model) if trainable == "half" else []
+        parameters = [parameter for site in both for parameter in site.parameters()]
+        found = share_of(trainable, sites, kv_heads, threshold, trainable_share, parameters)
         counts = found.counts
+        if all(p.dtype in (torch.float32, torch.float64) for p in parameters):
+            whole = parameters
+        else:
+            sites = [*sites, *both]
+            found.filled.update({site.group.name: site.group.units for site in both})
     expanded = [site for site in sites if site.group.name in counts]
     if expanded or found is None:
         check_sites(expanded, copied=found is not None)
@@ -82,23 +89,30 @@ def _trained(sites: Sequence[Site], share: Share) -> list[Site]:
     return trained
 
 
-def embeddings(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a transformers model's input embeddings and of its output head.
+def embeddings(model: nn.Module) -> list[Site]:
+    """A transformers model's input embeddings and output head, one site where they are tied.
 
     Raises:
         ValueError: it does not tell them.
     """
+    names = {module: clean_name(name) for name, module in model.named_modules()}
     for module in model.modules():
         if callable(getattr(module, "get_output_embeddings", None)):
             found = (module.get_input_embeddings(), module.get_output_embeddings())
-            parameters = [p for own in found if own is not None for p in own.parameters()]
-            if parameters:
-                return list(dict.fromkeys(parameters))
+            own = {id(each.weight): each for each in reversed(found) if each is not None}
+            if own:
+                return [_all_rows(names[each], each, model) for each in reversed(own.values())]
     raise ValueError(
         "trainable: half trains embeddings and head as well, and the model does not tell which "
         "they are (get_input_embeddings, get_output_embeddings of transformers). Allowed: a model "
         "that does, or trainable: selected"
     )
+
+
+def _all_rows(name: str, module: nn.Module, model: nn.Module) -> Site:
+    """A weight, and its bias, whose rows are all trained."""
+    group = Group(f"{name}.rows", "row", module.weight.shape[0], 1, module)
+    return Site(f"{name}.weight", module, 0, group, model=model)
 
 
 def _check_sharding(sites: Sequence[Site]) -> None:

@@ -74,21 +74,34 @@ class RowAdamW(Optimizer):
 
     def moments(self, copy: Tensor) -> list[Tensor]:
         """Mean and mean square of a copy's gradients, and the steps of each of its rows."""
-        state = self.state[copy]
-        if not state:
-            state.update(exp_avg=torch.zeros_like(copy), exp_avg_sq=torch.zeros_like(copy))
-            state["steps"] = torch.zeros(copy.shape[self._axes[copy]], device=copy.device)
-        return [state[name] for name in _NAMES]
+        if not self.state[copy]:
+            self.state[copy].update(_no_moments(copy, self._axes[copy]))
+        return [self.state[copy][name] for name in _NAMES]
 
-    def carry(self, other: "RowAdamW", old: Rows, new: Rows) -> None:
-        """Take the moments of the rows that stay trained over from another stage's optimizer."""
-        if any(other.state.get(part.copy) for part in old.parts):
-            before = [other.moments(part.copy) for part in old.parts]
-            after = [self.moments(part.copy) for part in new.parts]
-            for sources, targets in zip(
-                zip(*before, strict=True), zip(*after, strict=True), strict=True
-            ):
-                carry(old, new, sources, targets)
+    def moved(self, old: Rows, new: Rows) -> dict[Tensor, dict[str, Tensor]]:
+        """The moments of the rows that stay trained, for another stage's copies; theirs are gone.
+
+        Args:
+            old: rows of this optimizer's stage.
+            new: the same site's rows of the next stage.
+
+        Returns:
+            State by copy, of rows that are new all zero; empty where no step was taken.
+        """
+        before = [self.state.pop(part.copy, None) for part in old.parts]
+        if not any(before):
+            return {}
+        none = [_no_moments(part.copy, part.axis) for part in old.parts]
+        before = [own or empty for own, empty in zip(before, none, strict=True)]
+        after = [_no_moments(part.copy, part.axis) for part in new.parts]
+        for name in _NAMES:
+            carry(old, new, [own[name] for own in before], [own[name] for own in after])
+        return {part.copy: own for part, own in zip(new.parts, after, strict=True)}
+
+
+def _no_moments(copy: Tensor, axis: int) -> dict[str, Tensor]:
+    zeros = {name: torch.zeros_like(copy) for name in _NAMES[:2]}
+    return {**zeros, _NAMES[2]: torch.zeros(copy.shape[axis], device=copy.device)}
 
 
 def check_main(main: Optimizer) -> None:

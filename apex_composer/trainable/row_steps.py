@@ -1,6 +1,7 @@
 """Ties trained rows to the user's optimizer: after each of its steps the rows take theirs."""
 
 from collections.abc import Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -49,11 +50,21 @@ class RowAttachment:
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
         ]
+        self._optimizer, zero_grad = optimizer, optimizer.zero_grad
+
+        # Its own no longer reaches the weights; the gradients of a batch that is given up go too.
+        @wraps(zero_grad)
+        def forget(*args: Any, **kwargs: Any) -> None:
+            zero_grad(*args, **kwargs)
+            training.zero_grad()
+
+        optimizer.zero_grad = forget
 
     def remove(self) -> None:
         """Take the hooks off the optimizer."""
         for handle in self._handles:
             handle.remove()
+        self._optimizer.__dict__.pop("zero_grad", None)
         self.attached = False
 
     def _before(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:

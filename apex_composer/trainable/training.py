@@ -61,21 +61,22 @@ class RowTraining:
         units = trained_units(
             self._trainable, self._groups_of_units, selections, self._filled, seed, stage
         )
-        before, optimizer, self.optimizer, self._pending = self.rows, self.optimizer, None, {}
+        before, optimizer = self.rows, self.optimizer
+        self._silence()
+        self.rows, self.optimizer, self._pending, self._by_parameter = {}, None, {}, {}
         sites = [site for site in self.sites if site.group.name in units]
-        shards = find_shards(sites)
-        self.rows = {
-            site.name: make_rows(site, own, units[site.group.name])
-            for site, own in zip(sites, shards, strict=True)
-        }
-        common = [(before[name], self.rows[name]) for name in self.rows if name in before]
-        for old, new in common:
-            carry(old, new, [part.copy for part in old.parts], [part.copy for part in new.parts])
+        moments: dict[Tensor, dict[str, Tensor]] = {}
+        # Site by site, so that no more than one is held twice.
+        for site, shards in zip(sites, find_shards(sites), strict=True):
+            new, old = make_rows(site, shards, units[site.group.name]), before.pop(site.name, None)
+            if old is not None:
+                carry(old, new, [p.copy for p in old.parts], [p.copy for p in new.parts])
+                moments |= optimizer.moved(old, new) if optimizer is not None else {}
+            self.rows[site.name] = new
         self._listen()
         if self._taken is not None:
             self._follow()
-            for old, new in common if optimizer is not None else ():
-                self.optimizer.carry(optimizer, old, new)
+            self.optimizer.state.update(moments)
 
     def follow(self, main: Optimizer) -> None:
         """Take the sites' weights out of the main optimizer, whose settings the rows follow."""
@@ -125,7 +126,6 @@ class RowTraining:
 
     def _listen(self) -> None:
         """Take gradients as soon as they are there, where they are not reduced as a whole later."""
-        self._silence()
         by_parameter: dict[nn.Parameter, list[Part]] = defaultdict(list)
         for part in self.parts():
             by_parameter[part.shard.parameter].append(part)

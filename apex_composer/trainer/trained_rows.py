@@ -1,7 +1,6 @@
 """A run that trains rows only (`trainable`): what it refuses and freezes, and how it clips."""
 
 import logging
-import warnings
 from collections.abc import Callable
 from weakref import WeakSet
 
@@ -61,14 +60,6 @@ def _check_groups(state: State, found: Checked) -> None:
                 "it), but trainable: half trains embeddings and head as well. Unfreeze it and "
                 "give it to the optimizer, or use trainable: selected"
             )
-    low = [p for p in found.whole if p.dtype in (torch.bfloat16, torch.float16)]
-    if low:
-        warnings.warn(
-            f"trainable: half: {names[id(low[0])]} is trained by the optimizer in {low[0].dtype}, "
-            "whose rounding swallows small steps; rows have copies in full precision, embeddings "
-            "and head have none. Set `master_weights_dtype: fp32`, unless that is meant",
-            stacklevel=2,
-        )
     rows = {id(p) for site in found.trained for p in site.parameters()}
     for place, group in enumerate(groups):
         if group <= rows:

@@ -20,6 +20,7 @@ from architecture_checks import (
 from helpers import tiny_llama
 from tiny_models import CONFIGURATIONS, tiny_model
 from torch import nn
+from transformers import GPT2Config, GPT2Model
 
 from apex_composer.model.architectures import ARCHITECTURES, Architecture
 from apex_composer.model.find_sites import find_sites
@@ -173,6 +174,7 @@ class Attention(nn.Module):
         ({"fused": 20}, False, "fused.weight has 20 outputs"),
         ({"fused": 8}, False, "would be 8|has 8 outputs"),
         ({"fused": 16}, True, r"\[2, 1, 1\] units"),  # head by head, but of unequal numbers
+        ({"fused": 16, "q": 8}, False, "fused.weight, .*q.weight, .*out.weight: several hold q"),
     ],
 )
 def test_a_layout_that_the_table_does_not_describe_is_refused(monkeypatch, outputs, by_head, told):
@@ -200,9 +202,39 @@ def test_an_architecture_of_ones_own(monkeypatch):
     }
 
 
-def test_layers_of_an_unknown_kind_are_not_left_out_in_silence():
-    model = tiny_llama()
+def test_cross_attention_is_not_taken_for_grouped_queries():
+    """GPT-2's: keys and values alone in `c_attn`, as many as queries and half as many of both."""
+    model = GPT2Model(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4))
+    model.h[0].crossattention = type(model.h[0].attn)(model.config, is_cross_attention=True)
+    for targets in (["head"], None):
+        with pytest.raises(ValueError, match="crossattention.*several hold queries: this model"):
+            find_sites(model, targets)
+
+
+def test_projections_of_an_unknown_kind_are_refused():
+    model = tiny_model("gpt2")
+    model.transformer.h[1].mlp.c_fc = nn.Linear(32, 24)  # in place of a Conv1D, as LoRA's
+    with pytest.raises(ValueError, match=r"h.1.mlp.c_fc.weight: a Linear does not say .* nx and"):
+        find_sites(model)
+
+
+@pytest.mark.parametrize("targets", [None, ["head", "channel"]])
+def test_layers_of_an_unknown_kind_are_not_left_out_in_silence(targets):
+    model = tiny_llama(layers=3)
     model.model.layers[1].mlp = nn.Identity()  # a mixture of experts, say
-    with pytest.raises(ValueError, match=r"2 attention and 1 FFN.*`targets: \[head\]`"):
+    with pytest.raises(ValueError, match=r"3 attention and 2 FFN.*`targets: \[head\]`"):
+        find_sites(model, targets)
+    assert len(find_sites(model, ["head"])) == 12
+    model.model.layers[1] = nn.Identity()  # nor attention
+    with pytest.raises(ValueError, match=r"layers has 3 layers, of which \[1\] \(Identity\) have"):
+        find_sites(model, targets)
+    assert len(find_sites(model, ["channel"])) == 6
+
+
+def test_a_model_of_unknown_ffns_only_is_expanded_by_choice():
+    model = tiny_llama()
+    for layer in model.model.layers:
+        layer.mlp = nn.Identity()
+    with pytest.raises(ValueError, match="2 attention and 0 FFN"):
         find_sites(model)
     assert len(find_sites(model, ["head"])) == 8

@@ -94,6 +94,18 @@ def test_data(tmp_path):
     assert status == "failure" and f"b: {tmp_path / 'b'}" in text
 
 
+def test_data_of_a_finetuning_loader(tmp_path):
+    def check(name):
+        dataset = {"hf_name": str(name), "split": "train"}
+        return found(doctor.check_data({"train_loader": {"dataset": dataset}}))["data"]
+
+    assert check("none/such")[0] == "warning"
+    status, text = check(tmp_path)
+    assert status == "failure" and f"{tmp_path} has no train.jsonl: prepare it" in text
+    (tmp_path / "train.jsonl").touch()
+    assert check(tmp_path) == ("ok", f"{tmp_path} has train")
+
+
 def test_model_files(tmp_path, monkeypatch):
     def check(name):
         config = {"model": {"pretrained_model_name_or_path": str(name)}}

@@ -98,6 +98,10 @@ def test_ptx_will_do(gpus):
     assert finding.status == "ok" and "compiles at the first start" in finding.text
 
 
+def test_a_build_that_does_not_say_is_not_blamed(gpus):
+    assert gpus([(9, 0)], []) == []
+
+
 def test_without_cuda_there_is_nothing_to_compare(gpus, monkeypatch):
     assert gpus([(9, 4)], ["gfx942"], cuda=None) == []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -86,6 +86,12 @@ def test_trouble_is_named_and_the_status_says_so(invoke, model, arguments, told)
     assert re.search(f"problem: .*{told}", text), text
 
 
+def test_packing_that_start_guard_would_refuse_is_a_problem(invoke, model):
+    yaml = YAMLS / "instruct" / "llama31_8b_full.yaml"
+    status, text = invoke(yaml, model, "train_loader.dataset.packing_ratio=2")
+    assert status == 1 and "problem: train_loader.dataset.packing_ratio: got 2" in text
+
+
 def test_a_yaml_that_is_not_there(invoke):
     status, text = invoke("none.yaml")
     assert status == 1 and "none.yaml does not exist" in text

@@ -52,7 +52,7 @@ def test_each_row_steps_as_torch_does(kind, maximize):
         rows = rows_of(site, units)
         main, now = follow(rows, **options)
         if before is not None:
-            now.carry(optimizer, before, rows)
+            now.state.update(optimizer.moved(before, rows))
         for step in range(3):
             main.param_groups[0]["lr"] = 0.03 / (1 + step)
             gradients = random_gradients(rows, 10 * stage + step)

@@ -16,6 +16,11 @@ MODES = {
 }
 
 
+def parameters(model) -> list[torch.nn.Parameter]:
+    """Those of embeddings and head."""
+    return [parameter for site in embeddings(model) for parameter in site.parameters()]
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gpt2", "gpt_neox", "phi3"])
 def test_the_count_is_that_of_what_is_trained(mode, model_type):
@@ -25,7 +30,7 @@ def test_the_count_is_that_of_what_is_trained(mode, model_type):
     expander.begin_stage()
     trained = sum(part.copy.numel() for part in expander.training.parts())
     trained += sum(f.numel() for o in expander.operators for f in o.factors)
-    trained += sum(p.numel() for p in embeddings(model)) if mode == "half" else 0
+    trained += sum(p.numel() for p in parameters(model)) if mode == "half" else 0
     assert expander.share.trained == trained
     assert expander.share.total == sum(p.numel() for p in model.parameters())
     assert f"trained {trained:,} of " in expander.share.describe()
@@ -53,7 +58,7 @@ def seven_billion() -> LlamaForCausalLM:
 )
 def test_the_papers_shares_of_llama_2_7b(seven_billion, trainable, threshold, share, counts):
     sites = find_sites(seven_billion)
-    whole = embeddings(seven_billion) if trainable == "half" else []
+    whole = parameters(seven_billion) if trainable == "half" else []
     found = share_of(trainable, sites, "auto", threshold, share, whole)
     of_layer = {n.split(".")[-1]: k for n, k in found.counts.items() if ".layers.31." in n}
     assert of_layer == counts
@@ -87,4 +92,4 @@ def test_a_share_that_cannot_be_met_is_refused_with_those_that_can(seven_billion
         found = share_of("selected", sites, "auto", 0.125, share)
         assert share - 1e-5 <= found.trained / found.total <= share
     with pytest.raises(ValueError, match="trainable_share: got 0.3, which cannot"):
-        share_of("half", find_sites(seven_billion), "auto", 0.25, 0.3, embeddings(seven_billion))
+        share_of("half", find_sites(seven_billion), "auto", 0.25, 0.3, parameters(seven_billion))
