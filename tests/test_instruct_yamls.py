@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 from rich.filesize import decimal
 from safetensors.torch import load_file
 from test_yamls import NAMES_AND_FOLDERS, differing
+from torch import distributed
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -77,6 +79,17 @@ def test_the_models_differ_in_learning_rate_context_and_names_only(kind):
     assert small["model"].pop("config_overrides") == {"max_position_embeddings": 8192}
     names = NAMES_AND_FOLDERS | {"model.pretrained_model_name_or_path"}
     assert differing(small, large) == names | {"optimizer.lr"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def left_as_found() -> Iterator[None]:
+    """llm-foundry begins a distributed run, of one rank, in this process."""
+    environment, begun = dict(os.environ), distributed.is_initialized()
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    if distributed.is_initialized() and not begun:
+        distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
