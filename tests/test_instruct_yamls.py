@@ -13,7 +13,6 @@ from chats import instruct, tokenizer_folder, tulu_line, write_records
 from composer_run import assert_same_weights
 from llmfoundry.command_utils import train_from_yaml
 from omegaconf import OmegaConf
-from rich.filesize import decimal
 from safetensors.torch import load_file
 from test_yamls import NAMES_AND_FOLDERS, differing
 from torch import distributed
@@ -24,11 +23,6 @@ from transformers import (
     LlamaForCausalLM,
     pipeline,
 )
-
-from apex_composer.callbacks.start_checks import weight_bytes
-from apex_composer.tools.model_size import row_memory
-from apex_composer.tools.plan import make_plan
-from apex_composer.tools.training_yaml import load_configuration
 
 TESTS = Path(__file__).parent
 YAMLS = TESTS.parent / "yamls" / "instruct"
@@ -61,7 +55,6 @@ def test_the_settings_are_the_papers(model):
         assert apex["stages"] == ["1ep"] * epochs and config["max_duration"] == f"{epochs}ep"
         assert config["optimizer"]["lr"] == lr
         assert (config["max_seq_len"], config["global_train_batch_size"]) == (8192, 128)
-        # What the optimizer trains whole is never bf16.
         assert config["model"]["master_weights_dtype"] == {"half": None, "selected": "bf16"}[mode]
 
 
@@ -258,47 +251,3 @@ def test_what_does_not_fit_is_refused_before_data_are_read(changed, told, inputs
     with pytest.raises(ValueError, match=told):
         train("llama31_8b_full", "full", inputs, tmp_path, **cache, **changed)
     assert not list(tmp_path.iterdir())
-
-
-def test_the_page_and_the_yamls_have_the_same_loaders():
-    block = (TESTS.parent / "docs/instruct.md").read_text().split("```yaml\n")[1].split("```")[0]
-    page = OmegaConf.to_container(OmegaConf.create(block), resolve=True)
-    for name in LOADERS:
-        assert page[name] == load("llama2_7b_full")[name]
-    assert page["tokenizer"] == load("llama2_7b_full")["tokenizer"]
-
-
-SHAPES = {
-    "llama2_7b": {"vocab_size": 32000, "intermediate_size": 11008, "num_key_value_heads": 32},
-    "llama31_8b": {"vocab_size": 128256, "intermediate_size": 14336, "num_key_value_heads": 8},
-}
-
-
-def planned(model: str, mode: str, folder: Path) -> list[str]:
-    """What `apex-composer plan` says of a YAML, as the page's table has it."""
-    yaml = YAMLS / f"{model}_{'full' if mode == 'full fine-tuning' else 'apex'}.yaml"
-    overrides = [f"variables.model={folder / model}", f"variables.data={folder}"]
-    config = load_configuration(yaml, [*overrides, f"variables.trainable={mode}"])
-    plan = make_plan(config, gpus=8)
-    size, cost = plan.parameters, plan.cost
-    trained = size if cost is None else cost.share.trained
-    memory = []
-    for gpus in (1, 8):
-        if cost is None:
-            memory.append(16 * size // gpus)
-        else:
-            width = weight_bytes(config)
-            parts = row_memory(cost, size, width, gpus, sharded=gpus > 1)
-            memory.append(sum(parts.values()) + cost.memory)
-    sizes = [decimal(number) for number in (*memory, plan.checkpoints.size)]
-    return [mode, f"{trained:,}", f"{trained / size:.3%}", *sizes]
-
-
-def test_the_page_has_the_numbers_of_plan(tmp_path):
-    for model, shape in SHAPES.items():
-        LlamaConfig(**shape, max_position_embeddings=8192).save_pretrained(tmp_path / model)
-    page = (TESTS.parent / "docs" / "instruct.md").read_text()
-    table = page.partition("| model | trained |")[2].partition("\n\n")[0].splitlines()[2:]
-    modes = ("full fine-tuning", *MODES)
-    expected = [planned(model, mode, tmp_path) for model in MODELS for mode in modes]
-    assert [[cell.strip() for cell in row.split("|")[2:-1]] for row in table] == expected
