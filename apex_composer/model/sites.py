@@ -130,6 +130,6 @@ def _check_precision(site: Site) -> None:
     if weight.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"{site.name} is held in {weight.dtype}, allowed: float32. Folding and unfolding "
-            "every step would wear lower precisions away: set `master_weights_dtype: fp32` (and "
-            "precision: amp_bf16 for the compute)"
+            "every step would wear lower precisions away: leave `master_weights_dtype` out (and "
+            "set precision: amp_bf16 for the compute), or train rows only (`trainable: selected`)"
         )

@@ -185,11 +185,12 @@ def row_memory(
         sharded: whether FSDP2 shards the weights over them.
     """
     held = ranks if sharded else 1
+    copied = cost.whole if width < _BYTES else 0  # as all rows of embeddings and head
     gradients = cost.gradients[1] if ranks == 1 or sharded else 2 * cost.gradients[0]
     return {
         "weights": width * parameters // held,
-        "rows": _BYTES * _COPIES * cost.rows // held,
-        "embeddings and head": 3 * width * cost.whole // held,
+        "rows": _BYTES * _COPIES * (cost.rows + copied) // held,
+        "embeddings and head": 3 * width * (cost.whole - copied) // held,
         "gradients of whole weights": width * gradients,
     }
 

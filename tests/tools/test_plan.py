@@ -123,6 +123,7 @@ ROWS = [
     "model.master_weights_dtype=bf16",
     "fsdp_config=null",
 ]
+HALF = ["algorithms.apex.trainable=half", "algorithms.apex.trainable_share=0.52"]
 
 
 @pytest.mark.parametrize(
@@ -143,9 +144,11 @@ ROWS = [
             [r"memory: weights  *│ 275.0 MB", r"each GPU .FSDP2, FSDP_VERSION=2."],
         ),
         (
-            ["algorithms.apex.trainable=half", "algorithms.apex.trainable_share=0.52"],
-            [r"memory: embeddings and head  *│ 786.4 MB"],
+            [*HALF, "model.master_weights_dtype=null"],
+            [r"memory: embeddings and head  *│ 1.6 GB", r"memory: rows.*│ 7.0 GB"],
         ),
+        # In bf16 embeddings and head have copies, as rows: 131 M parameters of 16 bytes.
+        (HALF, [r"memory: rows.*│ 9.1 GB"]),
     ],
 )
 def test_a_run_that_trains_rows(invoke, model, arguments, told):
