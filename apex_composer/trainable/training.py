@@ -15,6 +15,7 @@ from apex_composer.distributed import world_size
 from apex_composer.model.sites import Site
 from apex_composer.operators.changes import versions
 from apex_composer.operators.main_optimizer import param_group_places
+from apex_composer.settings import check_same_members
 from apex_composer.sharding.shards import Shard, find_shards
 from apex_composer.trainable.check import Checked
 from apex_composer.trainable.frozen import TakenOut, check_whole, freeze_others
@@ -82,8 +83,7 @@ class RowTraining:
         for part in (part for old in before.values() for part in old.parts):
             self._moments.pop(part.copy, None)
         self._listen()
-        if self._taken is not None:
-            self._follow()
+        self._follow()
 
     def _copied(self, site: Site, shards: Sequence[Shard], units: Tensor, old: Rows | None) -> Rows:
         new = make_rows(site, shards, units)
@@ -106,8 +106,7 @@ class RowTraining:
         self.take_changes()
         self._silence()
         self._listen()
-        if self.rows:
-            self._follow()
+        self._follow()
 
     def freeze(self) -> None:
         """Freeze what is not trained, until `remove`.
@@ -140,7 +139,8 @@ class RowTraining:
 
     def _follow(self) -> None:
         rows, taken = list(self.rows.values()), self._taken
-        self.optimizer = RowAdamW(rows, taken.main, taken.places, self._moments)
+        if rows and taken is not None:
+            self.optimizer = RowAdamW(rows, taken.main, taken.places, self._moments)
 
     def _listen(self) -> None:
         """Take gradients as soon as they are there, where they are not reduced as a whole later."""
@@ -239,7 +239,16 @@ class RowTraining:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with saved rows, whatever the seed would draw now."""
+        """Go on with the saved rows of a stage.
+
+        Raises:
+            ValueError: they are of other weights than this run trains.
+        """
+        check_same_members("trained weights", [*state], [site.name for site in self.sites])
+        self.take_over(state)
+
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        """Begin with saved rows, whatever is selected or drawn now; a next stage has them all."""
         saved = [(site.group.name, state[site.name]) for site in self.sites if site.name in state]
         self._begin({group: own["units"] for group, own in saved})
         for name, own in self.rows.items():

@@ -148,6 +148,16 @@ def test_saved_rows_are_loaded_where_they_were_whatever_the_seed():
         assert torch.equal(weight, other.model.state_dict()[name]), name
 
 
+def test_saved_rows_of_other_weights_are_refused():
+    """Embeddings have copies in a lower precision only."""
+    models = [tiny_model("llama", dtype) for dtype in (torch.float32, torch.bfloat16)]
+    runs = [make_run(model, **MODES["half"]) for model in models]
+    for run, other in zip(runs, runs[::-1], strict=True):
+        list(train(run, range(1)))
+        with pytest.raises(ValueError, match="trained weights: .*embed_tokens"):
+            other.expander.load_state_dict(run.expander.state_dict())
+
+
 @pytest.mark.parametrize("way", ["loaded", "attached again"])
 def test_rows_that_stay_keep_their_moments_in_whatever_order_things_are_called(way):
     """A stage that begins behind loading and before attaching; a handle that is given back."""
