@@ -168,9 +168,12 @@ class Expander:
         if expansion and self.sites:
             self._begin({}, {})
 
-    def _begin_rows(self) -> None:
+    def _begin_rows(self, saved: Mapping[str, Any] | None = None) -> None:
         if self.training is not None:
-            self.training.begin(self.selections, self.seed, self.stage)
+            if saved is None:
+                self.training.begin(self.selections, self.seed, self.stage)
+            else:
+                self.training.load_state_dict(saved)
             if self.training.optimizer is not None:
                 self.running.follow(self.training.optimizer)
 
@@ -257,8 +260,7 @@ class Expander:
         self.selections = {name: Selection(*sets) for name, sets in state["selections"].items()}
         self.assessment.load_totals(state["scores"])
         if self.training is not None and self.stage >= 0:
-            self._begin_rows()
-            self.training.load_state_dict(state["rows"])
+            self._begin_rows(state["rows"])
         if state["factors"]:
             self._begin(state["factors"], state["moments"])
 
@@ -271,8 +273,8 @@ class Expander:
         """Fold (see `StageOperators.recover`), and take the assessment's hooks off the model."""
         self.running.recover()
         self.assessment.remove()
-        if self.training is not None:
-            self.training.remove()
+        if self.training is not None and self.attachment is not None:
+            self.attachment.remove()
 
     @property
     def folded(self) -> bool:

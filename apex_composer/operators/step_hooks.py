@@ -46,13 +46,7 @@ class Attachment:
     """
 
     def __init__(self, running: StageOperators, sites: Sequence[Site], optimizer: Optimizer):
-        weights = {id(site.weight) for site in sites}
-        for other in attachments(optimizer):
-            if not weights.isdisjoint(id(site.weight) for site in other.sites):
-                raise RuntimeError(
-                    "another expander of the same weights is attached to this optimizer, and both "
-                    "would act on every step: call remove() of its attachment, and of itself, first"
-                )
+        check_alone(sites, optimizer)
         self.armed, self.attached, self.by_closure = True, True, False
         self.sites, self._running = sites, running
         self._handles = [
@@ -114,6 +108,21 @@ def attachments(optimizer: Optimizer) -> list[Attachment]:
     """Those that act on an optimizer's steps."""
     owners = [getattr(h, "__self__", None) for h in optimizer._optimizer_step_pre_hooks.values()]
     return [owner for owner in owners if hasattr(owner, "by_closure")]
+
+
+def check_alone(sites: Sequence[Site], optimizer: Optimizer) -> None:
+    """Refuse sites on which another expander acts.
+
+    Raises:
+        RuntimeError: saying what to remove.
+    """
+    weights = {id(site.weight) for site in sites}
+    for other in attachments(optimizer):
+        if not weights.isdisjoint(id(site.weight) for site in other.sites):
+            raise RuntimeError(
+                "another expander of the same weights is attached to this optimizer, and both "
+                "would act on every step: call remove() of its attachment, and of itself, first"
+            )
 
 
 def _gradients_overflowed(optimizer: Optimizer) -> bool:

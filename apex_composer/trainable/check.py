@@ -63,7 +63,8 @@ def check_model(
         reshard(sites)  # while weights are gathered, the model shows others than are trained
         both = embeddings(sites[0].model) if trainable == "half" else []
         parameters = [parameter for site in both for parameter in site.parameters()]
-        found = share_of(trainable, sites, kv_heads, threshold, trainable_share, parameters)
+        asked = threshold, trainable_share, parameters, expansion
+        found = share_of(trainable, sites, kv_heads, *asked)
         counts = found.counts
         if all(p.dtype in (torch.float32, torch.float64) for p in parameters):
             whole = parameters

@@ -40,25 +40,41 @@ def freeze_untrained(sites: Sequence[Site], **settings: Any) -> None:
     freeze_others(sites[0].model, found.trained, found.whole)
 
 
+def check_whole(whole: Iterable[nn.Parameter], model: nn.Module, main: Optimizer) -> None:
+    """Refuse an optimizer that does not train what is trained as it is.
+
+    Raises:
+        ValueError: naming the first such parameter.
+    """
+    held = {id(parameter) for group in main.param_groups for parameter in group["params"]}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for parameter in whole:
+        if id(parameter) not in held or not parameter.requires_grad:
+            raise ValueError(
+                f"{names[id(parameter)]} is not trained by the optimizer (frozen, or left out of "
+                "it), but trainable: half trains embeddings and head as well. Unfreeze it and "
+                "give it to the optimizer, or use trainable: selected"
+            )
+
+
 class TakenOut:
     """The sites' weights out of the main optimizer, which would train them, or keep state for them.
 
     Args:
         main: the optimizer. What is frozen stays in its param groups.
         sites: those of which rows are trained.
+
+    Attributes:
+        places: which param group every parameter was in.
     """
 
     def __init__(self, main: Optimizer, sites: Sequence[Site]):
         self.main = main
         self._groups = [list(group["params"]) for group in main.param_groups]
+        self.places = {p: place for place, own in enumerate(self._groups) for p in own}
         taken = {id(parameter) for site in sites for parameter in site.parameters()}
         for group, own in zip(main.param_groups, self._groups, strict=True):
             group["params"] = [parameter for parameter in own if id(parameter) not in taken]
-
-    def places(self, sites: Sequence[Site]) -> list[int]:
-        """For every site, which param group its weight was in."""
-        places = {id(p): place for place, own in enumerate(self._groups) for p in own}
-        return [places[id(site.weight)] for site in sites]
 
     def give_back(self) -> None:
         """Put them back where they were."""

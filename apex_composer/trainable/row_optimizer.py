@@ -1,16 +1,19 @@
 """AdamW for the trained rows, each of which counts its own steps."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apex_composer.operators.main_optimizer import followed
 from apex_composer.trainable.rows import Rows, carry
 
 _NAMES = ("exp_avg", "exp_avg_sq", "steps")
+
+Moments = MutableMapping[Tensor, dict[str, Tensor]]
 
 
 class RowAdamW(Optimizer):
@@ -25,46 +28,45 @@ class RowAdamW(Optimizer):
     Args:
         rows: the stage's.
         main: the user's AdamW or DecoupledAdamW.
-        places: for each of the rows, the param group of `main` whose settings it follows.
+        places: the param group of `main` whose settings they follow, by the model's parameter.
+        moments: by copy, kept up to date in place.
 
     Raises:
         ValueError: for another optimizer.
     """
 
-    def __init__(self, rows: Sequence[Rows], main: Optimizer, places: Sequence[int]):
+    def __init__(
+        self,
+        rows: Sequence[Rows],
+        main: Optimizer,
+        places: Mapping[nn.Parameter, int],
+        moments: Moments,
+    ):
         check_main(main)
-        self._main, self._places = main, sorted(set(places))
-        self._axes: dict[Tensor, int] = {p.copy: p.axis for own in rows for p in own.parts}
-        groups = [
-            {
-                "params": [
-                    p.copy
-                    for own, at in zip(rows, places, strict=True)
-                    if at == place
-                    for p in own.parts
-                ]
-            }
-            for place in self._places
-        ]
+        self._main = main
+        copies: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        for part in (part for own in rows for part in own.parts):
+            copies[places[part.shard.parameter], part.axis].append(part.copy)
+        groups = [{"params": own, "place": p, "axis": axis} for (p, axis), own in copies.items()]
         super().__init__(groups, {"lr": 0.0, "betas": (0.9, 0.95), "eps": 1e-8, "decay": 0.0})
+        self.state = moments
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """One step of all rows that have a gradient."""
-        for group, place in zip(self.param_groups, self._places, strict=True):
-            theirs = self._main.param_groups[place]
+        for group in self.param_groups:
+            theirs = self._main.param_groups[group["place"]]
             group.update(followed(theirs, 1.0), decay=_decay(self._main, theirs))
             for copy in group["params"]:
                 if copy.grad is not None:
                     self._step(copy, group)
 
     def _step(self, copy: Tensor, group: Mapping[str, Any]) -> None:
-        (first, second), (mean, square, steps) = group["betas"], self.moments(copy)
+        axis, (first, second) = group["axis"], group["betas"]
+        mean, square, steps = moments_of(self.state, copy, axis)
         gradient = -copy.grad if group["maximize"] else copy.grad
         steps.add_(1)
-        steps = (
-            steps.double() if copy.dim() == 1 else steps.double().unsqueeze(1 - self._axes[copy])
-        )
+        steps = steps.double() if copy.dim() == 1 else steps.double().unsqueeze(1 - axis)
         mean.lerp_(gradient, 1 - first)
         square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
         scale = [(1 - beta**steps).to(copy.dtype) for beta in (first, second)]
@@ -72,31 +74,35 @@ class RowAdamW(Optimizer):
         copy.mul_(1 - group["decay"])
         copy.addcdiv_(mean / scale[0], denominator, value=-float(group["lr"]))
 
-    def moments(self, copy: Tensor) -> list[Tensor]:
-        """Mean and mean square of a copy's gradients, and the steps of each of its rows."""
-        if not self.state[copy]:
-            self.state[copy].update(_no_moments(copy, self._axes[copy]))
-        return [self.state[copy][name] for name in _NAMES]
+    def forget(self) -> None:
+        """Let go of the copies, as their stage is over; others may still follow this optimizer."""
+        self.param_groups.clear()
 
-    def moved(self, old: Rows, new: Rows) -> dict[Tensor, dict[str, Tensor]]:
-        """The moments of the rows that stay trained, for another stage's copies; theirs are gone.
 
-        Args:
-            old: rows of this optimizer's stage.
-            new: the same site's rows of the next stage.
+def moments_of(moments: Moments, copy: Tensor, axis: int) -> list[Tensor]:
+    """Mean and mean square of a copy's gradients, and the steps of each of its rows."""
+    if copy not in moments:
+        moments[copy] = _no_moments(copy, axis)
+    return [moments[copy][name] for name in _NAMES]
 
-        Returns:
-            State by copy, of rows that are new all zero; empty where no step was taken.
-        """
-        before = [self.state.pop(part.copy, None) for part in old.parts]
-        if not any(before):
-            return {}
-        none = [_no_moments(part.copy, part.axis) for part in old.parts]
-        before = [own or empty for own, empty in zip(before, none, strict=True)]
-        after = [_no_moments(part.copy, part.axis) for part in new.parts]
-        for name in _NAMES:
-            carry(old, new, [own[name] for own in before], [own[name] for own in after])
-        return {part.copy: own for part, own in zip(new.parts, after, strict=True)}
+
+def move_moments(moments: Moments, old: Rows, new: Rows) -> None:
+    """Give the moments of the rows that stay trained to another stage's copies; theirs are gone.
+
+    Args:
+        moments: by copy, changed in place; rows that are new get zeros, all where there were none.
+        old: rows of the stage before.
+        new: the same site's rows of the next stage.
+    """
+    before = [moments.pop(part.copy, None) for part in old.parts]
+    if not any(before):
+        return
+    none = [_no_moments(part.copy, part.axis) for part in old.parts]
+    before = [own or empty for own, empty in zip(before, none, strict=True)]
+    after = [_no_moments(part.copy, part.axis) for part in new.parts]
+    for name in _NAMES:
+        carry(old, new, [own[name] for own in before], [own[name] for own in after])
+    moments.update({part.copy: own for part, own in zip(new.parts, after, strict=True)})
 
 
 def _no_moments(copy: Tensor, axis: int) -> dict[str, Tensor]:

@@ -47,6 +47,7 @@ class _Request(NamedTuple):
     """A mode of training, and the sites that it is for."""
 
     trainable: str
+    expansion: bool
     sites: Sequence[Site]
     kv_heads: str
     whole: int  # parameters that are trained as they are
@@ -64,7 +65,7 @@ class _Request(NamedTuple):
             count, size = counts.get(site.group.name, 0), site.group.unit_size
             units = sides * count + filled.get(site.group.name, 0)
             trained += units * size * _width(site)
-            if count and self.trainable != "disadvantageous":
+            if count and self.expansion and self.trainable != "disadvantageous":
                 trained += count * size * sum(factor_pair(count * size))
         return Share(threshold, counts, filled, trained, self.total)
 
@@ -76,6 +77,7 @@ def share_of(
     threshold: float,
     share: float | None,
     whole: Iterable[nn.Parameter] = (),
+    expansion: bool = True,
 ) -> Share:
     """What a run trains; with a share the nearest to it from below.
 
@@ -87,6 +89,7 @@ def share_of(
             whose other units are then drawn at random.
         share: trained parameters over all. None: what the threshold gives.
         whole: parameters that are trained as they are.
+        expansion: False for a run without operators. Default True.
 
     Raises:
         ValueError: a share that cannot be met within 10 %, naming the nearest that can.
@@ -94,7 +97,7 @@ def share_of(
     model = sites[0].model
     total = sum(parameter.shape.numel() for parameter in model.parameters())
     trained = sum(parameter.shape.numel() for parameter in whole)
-    request = _Request(trainable, sites, kv_heads, trained, total)
+    request = _Request(trainable, expansion, sites, kv_heads, trained, total)
     if share is None:
         return request.count(threshold)
     groups = {site.group.name: site.group for site in sites}.values()

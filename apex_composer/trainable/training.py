@@ -12,11 +12,20 @@ from torch.optim import Optimizer
 
 from apex_composer.assessment.selection import Selection
 from apex_composer.distributed import world_size
+from apex_composer.model.sites import Site
 from apex_composer.operators.changes import versions
-from apex_composer.sharding.shards import find_shards, reshard
+from apex_composer.operators.main_optimizer import param_group_places
+from apex_composer.settings import check_same_members
+from apex_composer.sharding.shards import Shard, find_shards, reshard
 from apex_composer.trainable.check import Checked
-from apex_composer.trainable.frozen import TakenOut, freeze_others
-from apex_composer.trainable.row_optimizer import RowAdamW, check_main
+from apex_composer.trainable.frozen import TakenOut, check_whole, freeze_others
+from apex_composer.trainable.row_optimizer import (
+    Moments,
+    RowAdamW,
+    check_main,
+    moments_of,
+    move_moments,
+)
 from apex_composer.trainable.rows import Part, Rows, carry, make_rows
 from apex_composer.trainable.units import trained_units
 
@@ -33,7 +42,7 @@ class RowTraining:
 
     Attributes:
         rows: of the running stage, by the site's name.
-        optimizer: of the rows; None before `follow` and between stages.
+        optimizer: of the rows; None without rows, or a main optimizer to follow.
     """
 
     def __init__(self, trainable: str, found: Checked):
@@ -47,7 +56,7 @@ class RowTraining:
         self._handles: list[Any] = []
         self._by_parameter: dict[nn.Parameter, list[Part]] = {}
         self._written: list[tuple[int, ...]] = []  # versions of these
-        self._pending: dict[str, Any] = {}  # saved state whose moments have no optimizer yet
+        self._moments: Moments = {}  # by copy, whether there is an optimizer or not
 
     def begin(self, selections: Mapping[str, Selection], seed: int, stage: int) -> None:
         """Copy the rows that a stage trains; those that stay keep their copies and moments.
@@ -57,36 +66,47 @@ class RowTraining:
             seed: the run's.
             stage: its number.
         """
+        groups = self._trainable, self._groups_of_units
+        self._begin(trained_units(*groups, selections, self._filled, seed, stage))
+
+    def _begin(self, units: Mapping[str, Tensor]) -> None:
         self.take_changes()
-        units = trained_units(
-            self._trainable, self._groups_of_units, selections, self._filled, seed, stage
-        )
-        before, optimizer = self.rows, self.optimizer
         self._silence()
-        self.rows, self.optimizer, self._pending, self._by_parameter = {}, None, {}, {}
+        if self.optimizer is not None:
+            self.optimizer.forget()
+        before, self.rows, self.optimizer, self._by_parameter = self.rows, {}, None, {}
         sites = [site for site in self.sites if site.group.name in units]
-        moments: dict[Tensor, dict[str, Tensor]] = {}
         # Site by site, so that no more than one is held twice.
         for site, shards in zip(sites, find_shards(sites), strict=True):
-            new, old = make_rows(site, shards, units[site.group.name]), before.pop(site.name, None)
-            if old is not None:
-                carry(old, new, [p.copy for p in old.parts], [p.copy for p in new.parts])
-                moments |= optimizer.moved(old, new) if optimizer is not None else {}
-            self.rows[site.name] = new
+            own = site, shards, units[site.group.name]
+            self.rows[site.name] = self._copied(*own, before.pop(site.name, None))
+        for part in (part for old in before.values() for part in old.parts):
+            self._moments.pop(part.copy, None)
         self._listen()
-        if self._taken is not None:
-            self._follow()
-            self.optimizer.state.update(moments)
+        self._follow()
+
+    def _copied(self, site: Site, shards: Sequence[Shard], units: Tensor, old: Rows | None) -> Rows:
+        new = make_rows(site, shards, units)
+        if old is not None:
+            carry(old, new, [p.copy for p in old.parts], [p.copy for p in new.parts])
+            move_moments(self._moments, old, new)
+        return new
 
     def follow(self, main: Optimizer) -> None:
-        """Take the sites' weights out of the main optimizer, whose settings the rows follow."""
+        """Take the sites' weights out of the main optimizer, whose settings the rows follow.
+
+        Raises:
+            ValueError: it does not train all that is to be trained, or as `check_main`, `freeze`.
+        """
         check_main(main)
+        param_group_places(self.sites, main)
+        check_whole(self._whole, self._models()[0], main)
         self.freeze()
-        if self._taken is not None:
-            self._taken.give_back()
         self._taken = TakenOut(main, self.sites)
-        if self.rows:
-            self._follow()
+        self.take_changes()
+        self._silence()
+        self._listen()
+        self._follow()
 
     def freeze(self) -> None:
         """Freeze what is not trained, until `remove`.
@@ -119,10 +139,9 @@ class RowTraining:
         return list({id(s.model): s.model for s in self.sites if s.model is not None}.values())
 
     def _follow(self) -> None:
-        rows = list(self.rows.values())
-        places = self._taken.places([own.site for own in rows])
-        self.optimizer = RowAdamW(rows, self._taken.main, places)
-        self._load_moments()
+        rows, taken = list(self.rows.values()), self._taken
+        if rows and taken is not None:
+            self.optimizer = RowAdamW(rows, taken.main, taken.places, self._moments)
 
     def _listen(self) -> None:
         """Take gradients as soon as they are there, where they are not reduced as a whole later."""
@@ -215,34 +234,35 @@ class RowTraining:
         self.take_changes()
         state = {}
         for name, own in self.rows.items():
-            moments = self._pending.get(name, {}).get("moments", [[] for _ in own.parts])
-            if self.optimizer is not None:
-                moments = [
-                    [part.whole(tensor) for tensor in self.optimizer.moments(part.copy)]
-                    for part in own.parts
-                ]
+            moments = [[part.whole(tensor) for tensor in self.moments(part)] for part in own.parts]
             rows = [part.whole(part.copy) for part in own.parts]
             state[name] = {"units": own.units.clone(), "rows": rows, "moments": moments}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with saved rows; `begin` was given their units."""
-        for name, own in self.rows.items():
-            for part, rows in zip(own.parts, state[name]["rows"], strict=True):
-                with torch.no_grad():
-                    part.copy.copy_(part.own(rows, part.copy))
-        self._pending = dict(state)
-        self._load_moments()
+        """Go on with the saved rows of a stage.
 
-    def _load_moments(self) -> None:
-        for name, saved in self._pending.items() if self.optimizer is not None else ():
-            for part, moments in zip(self.rows[name].parts, saved["moments"], strict=True):
-                if moments:
-                    own = self.optimizer.moments(part.copy)
-                    for target, value in zip(own, moments, strict=True):
-                        target.copy_(part.own(value, target))
-        if self.optimizer is not None:
-            self._pending = {}
+        Raises:
+            ValueError: they are of other weights than this run trains.
+        """
+        check_same_members("trained weights", [*state], [site.name for site in self.sites])
+        self.take_over(state)
+
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        """Begin with saved rows, whatever is selected or drawn now; a next stage has them all."""
+        saved = [(site.group.name, state[site.name]) for site in self.sites if site.name in state]
+        self._begin({group: own["units"] for group, own in saved})
+        for name, own in self.rows.items():
+            pairs = zip(state[name]["rows"], state[name]["moments"], strict=True)
+            for part, (rows, moments) in zip(own.parts, pairs, strict=True):
+                for target, value in zip(
+                    [part.copy, *self.moments(part)], [rows, *moments], strict=True
+                ):
+                    target.detach().copy_(part.own(value, target))
+
+    def moments(self, part: Part) -> list[Tensor]:
+        """Mean and mean square of the gradients of a part, and the steps of each of its rows."""
+        return moments_of(self._moments, part.copy, part.axis)
 
     def remove(self) -> None:
         """Leave the gradients alone, and give the main optimizer its parameters back."""

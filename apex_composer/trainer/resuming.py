@@ -225,6 +225,8 @@ def restore(
         # Without the stages that were set up, but not trained for a batch.
         trained = [record for record in loaded["history"] if record["start_batch"] < batch]
         expander.history = trained
+        if expander.training is not None:
+            expander.training.take_over(loaded.get("rows", {}))
         return False
     if branching:
         loaded = {**loaded, "settings": settings}

@@ -12,7 +12,7 @@ from composer.loggers import Logger
 from apex_composer.model.sites import clean_name
 from apex_composer.sharding.shards import reshard
 from apex_composer.trainable.check import NO_FSDP1, Checked
-from apex_composer.trainable.frozen import TakenOut, freeze_others
+from apex_composer.trainable.frozen import TakenOut, check_whole, freeze_others
 from apex_composer.trainable.row_optimizer import check_main
 from apex_composer.trainable.training import RowTraining
 from apex_composer.trainer.run_checks import STILL_OPEN
@@ -50,16 +50,8 @@ def check_rows(state: State, found: Checked) -> None:
 
 
 def _check_groups(state: State, found: Checked) -> None:
+    check_whole(found.whole, state.model, state.optimizers[0])
     groups = [{id(p) for p in group["params"]} for group in state.optimizers[0].param_groups]
-    names = {id(p): name for name, p in state.model.named_parameters()}
-    for parameter in found.whole:
-        held = any(id(parameter) in group for group in groups)
-        if not held or not parameter.requires_grad:
-            raise ValueError(
-                f"{names[id(parameter)]} is not trained by the optimizer (frozen, or left out of "
-                "it), but trainable: half trains embeddings and head as well. Unfreeze it and "
-                "give it to the optimizer, or use trainable: selected"
-            )
     rows = {id(p) for site in found.trained for p in site.parameters()}
     for place, group in enumerate(groups):
         if group <= rows:

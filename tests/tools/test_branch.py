@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from composer_run import make_trainer
 from tqdm import tqdm
@@ -166,6 +167,9 @@ def test_a_branch_of_a_run_that_trains_rows(rows_parent, invoke, tmp_path, monke
     apex = go_on(config["algorithms"]["apex"], config["load_path"])
     assert [record["start_batch"] for record in apex.history] == [0, 2, 3]
     assert apex._expander.share.trained > 0.45 * apex._expander.share.total
+    rows = apex._expander.state_dict()["rows"].values()
+    steps = torch.cat([moments[2] for own in rows for moments in own["moments"]])
+    assert steps.unique().tolist() == [2, 3, 5]  # of rows that are new, and that have stayed
     out = tmp_path / "half.yaml"
     status, text = invoke(*branch_arguments(3, out, "algorithms.apex.trainable=half"))
     assert status == 1 and "'selected', this run says 'half', and the optimizer in the" in text

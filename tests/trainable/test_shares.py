@@ -22,10 +22,11 @@ def parameters(model) -> list[torch.nn.Parameter]:
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("expansion", [True, False])
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gpt2", "gpt_neox", "phi3"])
-def test_the_count_is_that_of_what_is_trained(mode, model_type):
+def test_the_count_is_that_of_what_is_trained(mode, expansion, model_type):
     model = tiny_model(model_type)
-    settings = {"threshold": 0.25, "method": "random", "kv_heads": "auto", **MODES[mode]}
+    settings = {"threshold": 0.25, "method": "random", "expansion": expansion, **MODES[mode]}
     expander = Expander(find_sites(model), **settings)
     expander.begin_stage()
     trained = sum(part.copy.numel() for part in expander.training.parts())

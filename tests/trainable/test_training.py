@@ -1,6 +1,7 @@
 """Training of some rows equals that by autograd, is resumable, and leaves an ordinary model."""
 
 import copy
+import weakref
 from collections.abc import Mapping
 from functools import partial
 from types import SimpleNamespace
@@ -133,6 +134,121 @@ def test_a_resumed_run_goes_on_with_the_same_bits(mode, dtype, attach_first):
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
+def test_saved_rows_are_loaded_where_they_were_whatever_the_seed():
+    """Others would be drawn with another one; a branch may change it within a stage."""
+    run = make_run(tiny_model("llama"), **MODES["half"])
+    list(train(run, range(1)))
+    saved = run.expander.state_dict()
+    other = make_run(copy.deepcopy(run.model), seed=18, **MODES["half"])
+    other.expander.load_state_dict({**saved, "settings": other.expander.settings()})
+    for name, own in other.expander.training.rows.items():
+        assert torch.equal(own.units, saved["rows"][name]["units"])
+    other.expander.training.write()
+    for name, weight in run.model.state_dict().items():
+        assert torch.equal(weight, other.model.state_dict()[name]), name
+
+
+def test_saved_rows_of_other_weights_are_refused():
+    """Embeddings have copies in a lower precision only."""
+    models = [tiny_model("llama", dtype) for dtype in (torch.float32, torch.bfloat16)]
+    runs = [make_run(model, **MODES["half"]) for model in models]
+    for run, other in zip(runs, runs[::-1], strict=True):
+        list(train(run, range(1)))
+        with pytest.raises(ValueError, match="trained weights: .*embed_tokens"):
+            other.expander.load_state_dict(run.expander.state_dict())
+
+
+@pytest.mark.parametrize("way", ["loaded", "attached again"])
+def test_rows_that_stay_keep_their_moments_in_whatever_order_things_are_called(way):
+    """A stage that begins behind loading and before attaching; a handle that is given back."""
+    run = make_run(tiny_model("llama"), **MODES["selected"])
+    list(train(run, range(2)))
+    other = run
+    if way == "loaded":
+        other = make_run(copy.deepcopy(run.model), attach=False, **MODES["selected"])
+        other.expander.load_state_dict(run.expander.state_dict())
+        next(train(other, range(2, 3)))
+    else:
+        run.expander.attachment.remove()
+    other.expander.attach(other.optimizer)
+    own = other.expander.training
+    steps = torch.cat([own.optimizer.state[part.copy]["steps"] for part in own.parts()])
+    assert float(steps.max()) == 2
+
+
+def test_a_handle_that_is_removed_leaves_ordinary_training():
+    run = make_run(tiny_model("llama"), **MODES["selected"])
+    list(train(run, range(2)))
+    run.expander.attachment.remove()
+    twin = copy.deepcopy(run.model)
+    optimizer = AdamW(twin.parameters(), **OPTIONS)
+    for model, own in ((run.model, run.optimizer), (twin, optimizer)):
+        loss_of(model, 2).backward()
+        own.step()
+    for name, weight in twin.state_dict().items():
+        assert torch.equal(weight, run.model.state_dict()[name]), name
+    run.expander.attach(run.optimizer)
+    list(train(run, range(3, 4)))
+    for name, weight in twin.state_dict().items():  # nothing of what was between is lost
+        assert (weight - run.model.state_dict()[name]).abs().max() < 2 * OPTIONS["lr"], name
+
+
+def test_a_bias_follows_its_own_param_group():
+    """Which has no weight decay, in most settings."""
+    model = tiny_model("qwen2")
+    matrices, others = ([p for p in model.parameters() if (p.dim() > 1) == two] for two in (1, 0))
+    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    optimizer, expander = AdamW(groups, **OPTIONS), Expander(find_sites(model), **MODES["selected"])
+    expander.attach(optimizer)
+    run = SimpleNamespace(model=model, optimizer=optimizer, expander=expander)
+    list(train(run, range(1)))
+    decays = {
+        copied.dim(): group["decay"]
+        for group in expander.training.optimizer.param_groups
+        for copied in group["params"]
+    }
+    assert decays == {1: 0.0, 2: pytest.approx(OPTIONS["lr"] * OPTIONS["weight_decay"])}
+
+
+@pytest.mark.parametrize("mode", ["selected", "half"])
+@pytest.mark.parametrize("part", ["q_proj.weight", "embed_tokens.weight"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_the_optimizer_does_not_train_is_refused(mode, part, frozen):
+    model = tiny_model("llama")
+    others = [p for name, p in model.named_parameters() if frozen or not name.endswith(part)]
+    expander = Expander(find_sites(model), **MODES[mode])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not (frozen and name.endswith(part)))
+    optimizer = AdamW(others, lr=0.1)
+    if mode == "selected" and part == "embed_tokens.weight":
+        expander.attach(optimizer)
+        return
+    with pytest.raises(ValueError, match=f"{part}.* is not trained by the optimizer"):
+        expander.attach(optimizer)
+    assert frozen or all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_two_expanders_of_the_same_weights_are_refused():
+    model = tiny_model("llama")
+    optimizer = AdamW(model.parameters(), lr=0.1)
+    Expander(find_sites(model)).attach(optimizer)
+    expander = Expander(find_sites(model), **MODES["selected"])
+    with pytest.raises(RuntimeError, match="another expander of the same weights is attached"):
+        expander.attach(optimizer)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_scaled_loss_is_refused_where_it_is_seen():
+    """A GradScaler unscales, and looks for overflow in, the main optimizer's parameters only."""
+    model = tiny_model("llama")
+    run = make_run(model, options={**OPTIONS, "fused": True}, **MODES["half"])
+    list(train(run, range(1)))
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(loss_of(model, 1)).backward()
+    with pytest.raises(RuntimeError, match="GradScaler"):
+        scaler.step(run.optimizer)
+
+
 def test_what_is_frozen_keeps_its_bits_and_gets_no_memory():
     model = tiny_model("llama")
     start = copy.deepcopy(model.state_dict())
@@ -215,11 +331,11 @@ def test_a_stage_begins_with_one_weight_held_twice(monkeypatch):
     """Rows of one site are copied, and those of the stage before dropped, before the next's."""
     run = make_run(tiny_model("llama"), **MODES["selected"])
     list(train(run, range(2)))
-    count, optimizer = len(run.expander.training.rows), run.expander.training.optimizer
-    held, make = [], training.make_rows
+    before = [weakref.ref(part.copy) for part in run.expander.training.parts()]
+    count, held, make = len(before), [], training.make_rows
 
     def make_rows(*arguments):
-        held.append(len(optimizer.state))
+        held.append(sum(copied() is not None for copied in before))
         return make(*arguments)
 
     monkeypatch.setattr(training, "make_rows", make_rows)
