@@ -1,6 +1,6 @@
 """The tokenizer of a run on instruction data, with the chat template that the run needs."""
 
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ def save_chat_tokenizer(name: str, template: str | None, folder: Path) -> None:
         SettingsError: there is no such tokenizer or template, or it writes the day into examples.
     """
     load_tokenizer(name, folder)
-    tokenizer = read_chat_tokenizer.__wrapped__(str(folder))
+    tokenizer = _load(str(folder))
     if template is not None or tokenizer.chat_template is None:
         tokenizer.chat_template = _read_template(template or TULU, tokenizer)
         tokenizer.save_pretrained(folder)
@@ -66,9 +66,19 @@ def _read_template(template: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     return BOS + TULU_TEMPLATE if has_bos else TULU_TEMPLATE
 
 
-@cache
 def read_chat_tokenizer(folder: str) -> "PreTrainedTokenizerBase":
-    """Load a saved tokenizer as llm-foundry does."""
+    """Load a saved tokenizer as llm-foundry does; once in a process, until its files change."""
+    changes = tuple(sorted((path.name, path.stat().st_mtime_ns) for path in Path(folder).iterdir()))
+    return _load_once(folder, changes)
+
+
+@lru_cache(maxsize=1)
+def _load_once(folder: str, changes: tuple[tuple[str, int], ...]) -> "PreTrainedTokenizerBase":
+    del changes  # they tell a later call that the folder holds another tokenizer by now
+    return _load(folder)
+
+
+def _load(folder: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     # Without a length: the loader asks for no warnings either.

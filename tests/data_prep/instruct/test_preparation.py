@@ -237,6 +237,12 @@ def test_done_is_done_and_other_settings_are_refused(corpus, tmp_path, monkeypat
         instruct(corpus, out)
 
 
+def test_another_tokenizer_in_the_same_process_counts_its_own_tokens(corpus, tmp_path):
+    instruct(corpus, tmp_path / "out")
+    manifest = instruct(corpus, tmp_path / "out", kind="prepend", overwrite=True)
+    assert manifest == instruct(corpus, tmp_path / "fresh", kind="prepend")
+
+
 def test_an_unfinished_run_is_not_continued_with_other_settings(corpus, tmp_path, monkeypatch):
     def stop(*_):
         raise Killed
