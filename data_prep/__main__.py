@@ -158,7 +158,10 @@ def merge_command(
 
 
 @app.command("prep-verify")
-def verify_command(out: OutArgument, workers: Workers = None) -> None:
+def verify_command(
+    out: Annotated[Path, typer.Argument(help="Folder that `prep` or `prep-instruct` wrote.")],
+    workers: Workers = None,
+) -> None:
     """Read everything again and compare it with the manifest."""
     with status_of_errors():
         faults = verify_any(out, workers=workers)

@@ -76,8 +76,8 @@ def _temporary(path: Path) -> Iterator[Path]:
             raise DiskFullError(
                 error.errno,
                 f"the disk is full while writing {path}. Make room and give the same command "
-                "again: finished pieces and shards are kept. --dry-run tells how much room is "
-                "needed",
+                "again: finished pieces and shards are kept. How much room `prep` needs, its "
+                "--dry-run tells",
             ) from error
         raise
 

@@ -1,6 +1,6 @@
 """The tokenizer of a run on instruction data, with the chat template that the run needs."""
 
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,8 @@ TULU_TEMPLATE = (
 BOS = "{{ bos_token }}"
 # llm-foundry fills them with the day of training.
 DATES = ("date_string", "strftime_now")
+# What every template must take.
+QUESTION_AND_ANSWER = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]
 
 
 def save_chat_tokenizer(name: str, template: str | None, folder: Path) -> None:
@@ -38,13 +40,25 @@ def save_chat_tokenizer(name: str, template: str | None, folder: Path) -> None:
         folder: created.
 
     Raises:
-        SettingsError: there is no such tokenizer or template, or it writes the day into examples.
+        SettingsError: there is no such tokenizer or template, it writes the day into examples, or
+            it takes no question with its answer.
     """
     load_tokenizer(name, folder)
-    tokenizer = read_chat_tokenizer.__wrapped__(str(folder))
+    tokenizer = _load(str(folder))
     if template is not None or tokenizer.chat_template is None:
         tokenizer.chat_template = _read_template(template or TULU, tokenizer)
         tokenizer.save_pretrained(folder)
+    _check_template(tokenizer, name)
+
+
+def _check_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+    try:
+        tokenizer.apply_chat_template(QUESTION_AND_ANSWER, tokenize=False)
+    except Exception as error:  # of the template's syntax, or what it raises itself
+        raise SettingsError(
+            f"The chat template of tokenizer={name!r} cannot write a question with its answer: "
+            f"{error}. Give chat_template='tulu' (--chat-template), or a file."
+        ) from error
     dated = [date for date in DATES if date in tokenizer.get_chat_template()]
     if dated:
         raise SettingsError(
@@ -57,7 +71,7 @@ def save_chat_tokenizer(name: str, template: str | None, folder: Path) -> None:
 def _read_template(template: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     if template != TULU:
         try:
-            return Path(template).read_text(encoding="utf-8")
+            return Path(template).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(
                 f"chat_template={template!r} cannot be read ({error}). Give {TULU!r} or a file."
@@ -66,9 +80,19 @@ def _read_template(template: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     return BOS + TULU_TEMPLATE if has_bos else TULU_TEMPLATE
 
 
-@cache
 def read_chat_tokenizer(folder: str) -> "PreTrainedTokenizerBase":
-    """Load a saved tokenizer as llm-foundry does."""
+    """Load a saved tokenizer as llm-foundry does; once in a process, until its files change."""
+    changes = tuple(sorted((path.name, path.stat().st_mtime_ns) for path in Path(folder).iterdir()))
+    return _load_once(folder, changes)
+
+
+@lru_cache(maxsize=1)
+def _load_once(folder: str, changes: tuple[tuple[str, int], ...]) -> "PreTrainedTokenizerBase":
+    del changes  # they tell a later call that the folder holds another tokenizer by now
+    return _load(folder)
+
+
+def _load(folder: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     # Without a length: the loader asks for no warnings either.

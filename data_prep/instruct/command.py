@@ -53,7 +53,7 @@ def prep_instruct_command(
     )
     given = {"options": options, "workers": workers, "overwrite": overwrite}
     manifest = prepare_instruct(input, out, tokenizer=tokenizer, **given)
-    console = Console()
+    console = Console(markup=False, emoji=False)  # a source may be called [x] or :x:
     for table in make_tables(manifest):
         console.print(table)
     typer.echo(f"written: {out}; unusable lines are listed in {out}/rejects.jsonl")

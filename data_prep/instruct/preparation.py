@@ -122,6 +122,10 @@ def find_jsonl(input: Path) -> list[DatedSource]:
         InputNotFoundError: there is no jsonl.
         ValueError: jsonl is compressed in a way that is not read.
     """
+    if not input.exists():
+        raise InputNotFoundError(
+            f"input={str(input)!r} does not exist. Give a {', '.join(JSONL)}, or a folder of such."
+        )
     root, names = (input.parent, [input.name]) if input.is_file() else (input, list_folder(input))
     names = [name for name in names if not name.startswith(".") and "/." not in name]
     check_compression(str(root), names)
@@ -180,7 +184,7 @@ def check_target(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Man
         return None
     before = earlier["settings"]
     other = [
-        f"{name} was {before.get(name)!r:.80} and is now {value!r:.80}"
+        _describe_difference(name, before.get(name), value)
         for name, value in settings.items()
         if before.get(name) != value
     ]
@@ -196,6 +200,13 @@ def check_target(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Man
                 "or give --overwrite to start over."
             )
     return finished
+
+
+def _describe_difference(name: str, before: Any, now: Any) -> str:
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return f"{name} was {before!r} and is now {now!r}"
+    places = [place for place in {**before, **now} if before.get(place) != now.get(place)]
+    return f"{name} differs in {', '.join(places[:5])}"
 
 
 def _make_task(out: Path, plan: InstructPlan, number: int) -> ExamplesTask:

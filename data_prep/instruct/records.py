@@ -63,6 +63,7 @@ def take_conversation(record: Mapping[str, Any]) -> Conversation:
     """
     source = record.get("dataset")
     source = source if isinstance(source, str) and source else UNNAMED
+    source = source.encode("utf-8", "replace").decode()  # it is shown, and names no token
     try:
         if isinstance(record.get("messages"), list):
             messages = [_take_message(message) for message in record["messages"]]

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPELLS_SPECIAL = "text that spells a special token"
-NO_FIT = "the chat template refuses it, or changes earlier turns"
+REFUSED = "the chat template refuses it"
+CHANGED = "the chat template writes earlier turns otherwise later on"
 TOO_MANY_TOKENS = "longer than the sequence length"
 
 Turns = list[tuple[list[int], list[int]]]
@@ -94,9 +95,9 @@ def slice_turns(
             )
             answered = tokenizer.apply_chat_template(messages[: place + 1], tokenize=False)
         except Exception as error:  # templates raise what they like
-            raise Rejected(NO_FIT) from error
+            raise Rejected(REFUSED) from error
         if not asked.startswith(before) or not answered.startswith(asked):
-            raise Rejected(NO_FIT)
+            raise Rejected(CHANGED)
         yield asked[len(before) :], answered[len(asked) :]
         before = answered
 

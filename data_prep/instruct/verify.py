@@ -46,7 +46,7 @@ def verify_instruct(out: Path | str, *, workers: int | None = None) -> list[str]
     if manifest.get("sha256") != hash_content(manifest):
         return [f"{MANIFEST}: it was changed after it was written (sha256), so nothing is checked"]
     hashes = {name: file["sha256"] for name, file in manifest["files"].items()}
-    faults = check_names(out, list(hashes)) + check_files(out, hashes, workers)
+    faults = check_names(out, list(hashes), (MANIFEST,)) + check_files(out, hashes, workers)
     # Examples that have changed, or that a changed tokenizer reads, cannot have the same counts.
     return sorted(faults or _recount(out, manifest, check_workers(workers)))
 

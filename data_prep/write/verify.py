@@ -80,10 +80,15 @@ def check_file(task: dict[str, str], report_progress: Callable[[int], None]) -> 
     return [] if same else [f"{task['name']}: its bytes have changed (sha256)"]
 
 
-def check_names(out: Path, names: list[str]) -> list[str]:
-    """Files that the manifest does not have; what is wrong, one line each."""
+def check_names(out: Path, names: list[str], free: tuple[str, ...] = FREE) -> list[str]:
+    """Files that the manifest does not have; what is wrong, one line each.
+
+    Args:
+        names: files that it has.
+        free: files that need not be in it.
+    """
     # streaming leaves the decompressed shard beside a compressed one that it has read.
-    known = {*FREE, *names, *(name.removesuffix(".zstd") for name in names)}
+    known = {*free, *names, *(name.removesuffix(".zstd") for name in names)}
     found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     strange = {name for name in found - known if not name.startswith(f"{WORK}/")}
     return [f"{name}: not in the manifest" for name in strange]

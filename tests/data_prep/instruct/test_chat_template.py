@@ -64,6 +64,20 @@ def test_a_template_that_writes_the_day_is_refused(tmp_path):
     saved(tmp_path / "tulu", "tulu", own=dated + CHATML)
 
 
+def test_a_mark_of_byte_order_is_no_part_of_a_template(tmp_path):
+    (tmp_path / "chatml.jinja").write_text("\ufeff" + CHATML)
+    assert saved(tmp_path / "out", str(tmp_path / "chatml.jinja")).chat_template == CHATML
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [("{% for message in messages %}", "endfor"), ("{{ raise_exception('closed') }}", "closed")],
+)
+def test_a_template_that_can_write_no_example_is_refused_at_once(tmp_path, template, why):
+    with pytest.raises(SettingsError, match=f"a question with its answer: .*{why}.*tulu"):
+        saved(tmp_path / "out", own=template)
+
+
 def test_a_template_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="chat_template='x.jinja' cannot be read.*'tulu'"):
         saved(tmp_path / "out", "x.jinja")

@@ -37,6 +37,14 @@ def test_done_is_0_shows_the_numbers_and_verify_tells_damage_by_1(chats, tmp_pat
     assert status == 1 and "error: train.jsonl: its bytes have changed" in output
 
 
+def test_sources_are_shown_by_whatever_name_they_have(tmp_path):
+    names = ("[/x]", ":cat:", "\ud83d")
+    lines = [tulu_line(number) | {"dataset": name} for number, name in enumerate(names)]
+    status, output = prep(write_records(tmp_path / "in.jsonl", lines), tmp_path / "out")
+    assert status == 0, output
+    assert "[/x]" in output and ":cat:" in output and "\u2502 ?" in output
+
+
 def test_bad_data_is_1(chats, tmp_path):
     status, output = prep(chats, tmp_path / "out", "--max-reject-rate", "0")
     assert status == 1 and "tulu.jsonl:31: broken JSON" in output

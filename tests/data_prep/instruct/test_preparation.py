@@ -153,7 +153,7 @@ def test_input_that_is_no_jsonl_is_refused(tmp_path):
     for name in ("in", "in/train-00000.parquet"):
         with pytest.raises(InputNotFoundError, match="no .jsonl.*to_json"):
             instruct(tmp_path / name, tmp_path / "out")
-    with pytest.raises(InputNotFoundError, match="absent"):
+    with pytest.raises(InputNotFoundError, match="absent' does not exist. Give a .jsonl, "):
         instruct(tmp_path / "absent", tmp_path / "out")
     (tmp_path / "in" / "a.jsonl.xz").write_bytes(b"")
     with pytest.raises(ValueError, match="a.jsonl.xz is named or compressed"):
@@ -222,7 +222,7 @@ def test_done_is_done_and_other_settings_are_refused(corpus, tmp_path, monkeypat
     for changes, message in (
         ({"sequence_length": 64}, "sequence_length was 128 and is now 64"),
         ({"validation_share": 0.1}, "validation_share was 0.2 and is now 0.1"),
-        ({"kind": "prepend"}, "tokenizer was"),
+        ({"kind": "prepend"}, "tokenizer differs in tokenizer/.*tokenizer.json"),
         ({"chat_template": "tulu"}, "chat_template was None and is now 'tulu'"),
     ):
         with pytest.raises(SettingsError, match=message):
@@ -233,8 +233,15 @@ def test_done_is_done_and_other_settings_are_refused(corpus, tmp_path, monkeypat
     monkeypatch.undo()
     assert instruct(corpus, out, overwrite=True) == manifest
     write_records(corpus / "a.jsonl", [tulu_line(0)])
-    with pytest.raises(SettingsError, match="input was"):
+    write_records(corpus / "more" / "d.jsonl", [tulu_line(0)])
+    with pytest.raises(SettingsError, match=r"input differs in \S*a.jsonl, \S*d.jsonl\. Give"):
         instruct(corpus, out)
+
+
+def test_another_tokenizer_in_the_same_process_counts_its_own_tokens(corpus, tmp_path):
+    instruct(corpus, tmp_path / "out")
+    manifest = instruct(corpus, tmp_path / "out", kind="prepend", overwrite=True)
+    assert manifest == instruct(corpus, tmp_path / "fresh", kind="prepend")
 
 
 def test_an_unfinished_run_is_not_continued_with_other_settings(corpus, tmp_path, monkeypatch):

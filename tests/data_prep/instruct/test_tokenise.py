@@ -87,14 +87,16 @@ def test_tokens_of_any_text_are_those_of_the_loader(turns, system):
 
 
 @pytest.mark.parametrize(
-    ("template", "system"), [(STRICT, "In short."), (FORGETFUL, None)], ids=["system", "forgetful"]
+    ("template", "system", "reason"),
+    [(STRICT, "In short.", tokenise.REFUSED), (FORGETFUL, None, tokenise.CHANGED)],
+    ids=["system", "forgetful"],
 )
-def test_what_the_template_refuses_or_writes_otherwise_is_rejected(template, system):
+def test_what_the_template_refuses_or_writes_otherwise_is_rejected(template, system, reason):
     tokenizer = tokenizer_of(template=template)
     record = {"messages": chat("abcdef?", "abcdef.", "c?", "d.", system=system)}
     with pytest.raises(Exception, match="template|conversation"):  # llm-foundry's, at the start
         tokenize_formatted_example(record, tokenizer)
-    with pytest.raises(Rejected, match=tokenise.NO_FIT) as rejected:
+    with pytest.raises(Rejected, match=reason) as rejected:
         measure(take_conversation(record | {"dataset": "lima"}), tokenizer, 1000)
     assert rejected.value.domain == "lima"
 

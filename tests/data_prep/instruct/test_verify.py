@@ -34,8 +34,9 @@ def test_any_change_of_a_file_is_found(out):
         (fault,) = check(out)
         assert fault.startswith(path.relative_to(out).as_posix())
         path.write_bytes(content)
-    (out / "more.jsonl").write_text("{}")
-    assert check(out) == ["more.jsonl: not in the manifest"]
+    for name in ("more.jsonl", "streams.yaml"):
+        (out / name).write_text("{}")
+    assert check(out) == [f"{name}: not in the manifest" for name in ("more.jsonl", "streams.yaml")]
     (out / "train.jsonl").unlink()
     assert "train.jsonl: cannot be read (No such file or directory)" in check(out)
 
