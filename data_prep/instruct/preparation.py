@@ -242,6 +242,11 @@ def _check_kinds(reports: list[ExamplesReport]) -> None:
         )
     if not places:
         raise ValueError("The input has no example at all.")
+    if not any("train" in report.counts["splits"] for report in reports):
+        raise ValueError(
+            "All examples of the input are held out for validation, none is left to train on. Give "
+            "a smaller --val-share, or more data."
+        )
 
 
 def _join(parts: list[Path], path: Path) -> dict[str, Any]:

@@ -147,6 +147,13 @@ def test_a_split_without_examples_has_no_file(corpus, tmp_path):
     assert not (tmp_path / "out" / "validation.jsonl").exists()
 
 
+def test_nothing_left_to_train_on_is_refused(tmp_path):
+    write_records(tmp_path / "in" / "a.jsonl", [tulu_line(0)])
+    with pytest.raises(ValueError, match="held out for validation, none is left to train on"):
+        instruct(tmp_path / "in", tmp_path / "out", validation_share=0.999999)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
 def test_input_that_is_no_jsonl_is_refused(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "train-00000.parquet").write_bytes(b"PAR1")
