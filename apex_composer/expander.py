@@ -62,8 +62,8 @@ class Expander:
         implementation: `torch`, `triton` (kernels), or `auto` (where they run), the default.
         trainable: `all`; `selected`: P, N and the operators; `half`: these, embeddings and head,
             and other units at random up to the share; `disadvantageous`: N, without operators.
-            Default `all`. With others AdamW trains copies of the rows, in full precision, of
-            weights that may be bf16; the rest of the model is frozen.
+            Default `all`. Others: AdamW trains copies of rows, in full precision, of weights that
+            may be bf16; the rest is frozen. Clip by `training.clip_grad_norm`; no GradScaler.
         trainable_share: trained parameters over all, to be met from below: by the threshold
             (`selected`, `disadvantageous`), or by the units at random (`half`, default 0.52).
         device: where the model will run; default where it is.

@@ -31,7 +31,8 @@ def freeze_untrained(sites: Sequence[Site], **settings: Any) -> None:
 
     Args:
         sites: those of the plain model.
-        settings: `trainable`, `trainable_share`, `threshold` and `kv_heads`, as of `Expander`.
+        settings: `trainable`, `trainable_share`, `threshold`, `kv_heads` and `expansion`, those of
+            the `Expander`: they tell what is trained.
     """
     trainable = settings.pop("trainable")
     share = check_trainable(trainable, settings.pop("trainable_share", None))
