@@ -2,70 +2,25 @@
 
 import copy
 import weakref
-from collections.abc import Mapping
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import CHANGE_BOUND, SMOOTH_EPS, change_error, cross_entropy, tokens
-from row_oracle import RowOracle
-from running_rows import operators_now, rows_now
+from helpers import CHANGE_BOUND, SMOOTH_EPS, change_error
+from row_runs import (
+    MODES,
+    OPTIONS,
+    STEPS,
+    compare,
+    loss_of,
+    make_run,
+    train,
+)
 from tiny_models import in_float64, tiny_model
 from torch.optim import AdamW
 
 from apex_composer import Expander, find_sites
 from apex_composer.trainable import training
-
-OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-STEPS, STAGE = 6, 2
-
-
-def make_run(model, attach: bool = True, options: Mapping = OPTIONS, **settings) -> SimpleNamespace:
-    optimizer = AdamW(model.parameters(), **options)
-    expander = Expander(find_sites(model), kv_heads="expand", **settings)
-    if attach:
-        expander.attach(optimizer)
-    return SimpleNamespace(model=model, optimizer=optimizer, expander=expander)
-
-
-def loss_of(model, step: int):
-    ids = tokens(4, seed=step)
-    return cross_entropy(model(input_ids=ids).logits, ids)
-
-
-def train(run, steps: range):
-    for step in steps:
-        beginning = step % STAGE == 0
-        if beginning:
-            with torch.no_grad(), run.expander.assessing():
-                run.model(input_ids=tokens(8, seed=100 + step))
-            run.expander.begin_stage()
-        yield step, beginning
-        run.optimizer.zero_grad()
-        loss_of(run.model, step).backward()
-        run.optimizer.step()
-
-
-MODES = {
-    "selected": {"trainable": "selected", "threshold": 0.25},
-    "disadvantageous": {"trainable": "disadvantageous", "threshold": 0.25},
-    "half": {"trainable": "half", "threshold": 0.25, "trainable_share": 0.88},
-    "half at 0": {"trainable": "half", "threshold": 0, "trainable_share": 0.67, "method": "random"},
-}
-
-
-def compare(run, twin: torch.nn.Module, options: Mapping = OPTIONS) -> RowOracle:
-    """Train, and have the oracle train the twin."""
-    whole = {id(p) for p in run.expander.training._whole}
-    whole = [name for name, p in run.model.named_parameters() if id(p) in whole]
-    oracle = RowOracle(twin, whole, options)
-    for step, beginning in train(run, range(STEPS)):
-        if beginning:
-            oracle.begin_stage(rows_now(run.expander), operators_now(run.expander))
-        oracle.step(partial(loss_of, step=step))
-    oracle.write()
-    return oracle
 
 
 @pytest.mark.numeric
@@ -176,23 +131,6 @@ def test_rows_that_stay_keep_their_moments_in_whatever_order_things_are_called(w
     assert float(steps.max()) == 2
 
 
-def test_a_handle_that_is_removed_leaves_ordinary_training():
-    run = make_run(tiny_model("llama"), **MODES["selected"])
-    list(train(run, range(2)))
-    run.expander.attachment.remove()
-    twin = copy.deepcopy(run.model)
-    optimizer = AdamW(twin.parameters(), **OPTIONS)
-    for model, own in ((run.model, run.optimizer), (twin, optimizer)):
-        loss_of(model, 2).backward()
-        own.step()
-    for name, weight in twin.state_dict().items():
-        assert torch.equal(weight, run.model.state_dict()[name]), name
-    run.expander.attach(run.optimizer)
-    list(train(run, range(3, 4)))
-    for name, weight in twin.state_dict().items():  # nothing of what was between is lost
-        assert (weight - run.model.state_dict()[name]).abs().max() < 2 * OPTIONS["lr"], name
-
-
 def test_a_bias_follows_its_own_param_group():
     """Which has no weight decay, in most settings."""
     model = tiny_model("qwen2")
@@ -208,45 +146,6 @@ def test_a_bias_follows_its_own_param_group():
         for copied in group["params"]
     }
     assert decays == {1: 0.0, 2: pytest.approx(OPTIONS["lr"] * OPTIONS["weight_decay"])}
-
-
-@pytest.mark.parametrize("mode", ["selected", "half"])
-@pytest.mark.parametrize("part", ["q_proj.weight", "embed_tokens.weight"])
-@pytest.mark.parametrize("frozen", [False, True])
-def test_what_the_optimizer_does_not_train_is_refused(mode, part, frozen):
-    model = tiny_model("llama")
-    others = [p for name, p in model.named_parameters() if frozen or not name.endswith(part)]
-    expander = Expander(find_sites(model), **MODES[mode])
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not (frozen and name.endswith(part)))
-    optimizer = AdamW(others, lr=0.1)
-    if mode == "selected" and part == "embed_tokens.weight":
-        expander.attach(optimizer)
-        return
-    with pytest.raises(ValueError, match=f"{part}.* is not trained by the optimizer"):
-        expander.attach(optimizer)
-    assert frozen or all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_two_expanders_of_the_same_weights_are_refused():
-    model = tiny_model("llama")
-    optimizer = AdamW(model.parameters(), lr=0.1)
-    Expander(find_sites(model)).attach(optimizer)
-    expander = Expander(find_sites(model), **MODES["selected"])
-    with pytest.raises(RuntimeError, match="another expander of the same weights is attached"):
-        expander.attach(optimizer)
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_a_scaled_loss_is_refused_where_it_is_seen():
-    """A GradScaler unscales, and looks for overflow in, the main optimizer's parameters only."""
-    model = tiny_model("llama")
-    run = make_run(model, options={**OPTIONS, "fused": True}, **MODES["half"])
-    list(train(run, range(1)))
-    scaler = torch.amp.GradScaler("cpu")
-    scaler.scale(loss_of(model, 1)).backward()
-    with pytest.raises(RuntimeError, match="GradScaler"):
-        scaler.step(run.optimizer)
 
 
 def test_what_is_frozen_keeps_its_bits_and_gets_no_memory():
@@ -303,28 +202,6 @@ def test_gradients_are_clipped_together():
     assert float(training.clip_grad_norm(0.01)) == pytest.approx(float(expected), rel=1e-12)
     for twin, leaf in zip(copies, leaves, strict=True):
         torch.testing.assert_close(leaf.grad, twin.grad)
-
-
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
-def test_another_optimizer_is_refused(kind):
-    model = tiny_model("llama")
-    expander = Expander(find_sites(model), trainable="selected", threshold=0.25)
-    with pytest.raises(ValueError, match=f"the optimizer is {kind.__name__}, allowed.*AdamW"):
-        expander.attach(kind(model.parameters(), lr=0.1))
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_a_batch_that_is_given_up_leaves_no_gradient():
-    """zero_grad() of the main optimizer, which no longer holds the weights, reaches the rows."""
-    run = make_run(tiny_model("llama"), **MODES["selected"])
-    list(train(run, range(1)))
-    loss_of(run.model, 5).backward()
-    parts = run.expander.training.parts()
-    assert all(part.copy.grad is not None for part in parts)
-    run.optimizer.zero_grad()
-    assert all(part.copy.grad is None for part in parts)
-    run.expander.attachment.remove()
-    assert "zero_grad" not in vars(run.optimizer)
 
 
 def test_a_stage_begins_with_one_weight_held_twice(monkeypatch):
