@@ -205,7 +205,7 @@ class RowTraining:
         rows = [part.copy.grad for part in self.parts() if part.copy.grad is not None]
         others = [parameter.grad for parameter in self._whole if parameter.grad is not None]
         sharded = {part.gathered.process_group for part in self.parts()} - {None}
-        squares = _square_sum(rows, self.parts()[0].copy.device)
+        squares = _square_sum(rows, self.sites[0].weight.device)
         for group in sharded:
             torch.distributed.all_reduce(squares, group=group)
         for gradient in others:

@@ -218,3 +218,12 @@ def test_a_stage_begins_with_one_weight_held_twice(monkeypatch):
     monkeypatch.setattr(training, "make_rows", make_rows)
     list(train(run, range(2, 3)))
     assert held == [*range(count, 0, -1)]
+
+
+def test_before_the_first_stage_what_is_trained_whole_is_clipped_alone():
+    run = make_run(tiny_model("llama"), **MODES["half"])
+    loss_of(run.model, 0).backward()
+    norm = float(run.expander.training.clip_grad_norm(1e9))
+    kept = {id(p) for p in run.expander.training._whole}
+    own = [p.grad.norm() for p in run.model.parameters() if id(p) in kept]
+    assert len(own) == 2 and norm == pytest.approx(float(torch.stack(own).norm()), rel=1e-6)
