@@ -11,10 +11,11 @@ from importlib.util import find_spec
 # What the project itself imports of each, by the names that Python knows. `foundry` brings those
 # of `prep` and `remote` too; what needs several asks for the smallest that has it.
 EXTRAS = {
-    "foundry": ("composer", "llmfoundry", "omegaconf", "accelerate", "matplotlib"),
+    "foundry": ("composer", "llmfoundry", "omegaconf", "accelerate", "matplotlib", "peft"),
     "prep": ("pyarrow", "joblib", "yaml", "tokenizers", "transformers", "huggingface_hub"),
     "remote": ("streaming",),
     "gpu": ("flash_attn",),
+    "optimizers": ("pytorch_optimizer",),
 }
 # What Composer and llm-foundry are tested on. pyproject.toml refuses others when pip installs.
 PYTHONS = "Python 3.10 to 3.12"
