@@ -1,0 +1,244 @@
+"""Activation regularisation: units of a group are pushed towards equal activation norms.
+
+Shape legend
+    B  samples of one microbatch: rows, or the sequences of packed rows    U  units of a group
+    n  U * unit_size, the width of the activation
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apex_composer.extras import needing
+
+with needing("act_regu"):
+    from composer.core import Algorithm, Event, State
+    from composer.loggers import Logger
+
+from apex_composer.distributed import sum_over_ranks, world_size
+from apex_composer.methods.method_checks import (
+    check_no_tensor_parallelism,
+    check_once,
+    check_unscaled,
+)
+from apex_composer.model.find_sites import find_sites
+from apex_composer.model.sites import Group
+from apex_composer.ops.packed_samples import PackedSamples, find_samples
+from apex_composer.ops.reference import packed_square_sums, unit_square_sums
+from apex_composer.settings import check_positive, check_same
+from apex_composer.trainer.batches import attention_mask, look_at, sequence_ids
+
+
+@dataclass
+class Layout:
+    """Where the samples of the running microbatch are, and how much each of them weighs.
+
+    Attributes:
+        mask: [rows, tokens] bool, the tokens that count; None: all.
+        padded: whether there may be others.
+        packed: samples of packed rows; None: a row is one.
+        weight: of a sample and group in the gradient.
+    """
+
+    mask: Tensor | None
+    padded: bool
+    packed: PackedSamples | None
+    weight: float
+
+
+class ActRegu(Algorithm):
+    """Adds to the loss the standard deviation of a group's activation norms.
+
+        L = loss + coefficient * mean over samples x and groups G of  std of a_i(x) over i in G
+
+    G: the query heads of a layer's attention, and the channels of its FFN; a_i(x) as in the
+    assessment (arXiv 2505.24241, eq. 3): the Frobenius norm, over the sample's tokens, of the
+    unit's activation before o_proj or down_proj. The standard deviation is that of the whole group
+    (divided by U, not U - 1). In packed rows each sequence is a sample; padding does not count.
+
+    The paper says no more than "we penalize the standard deviation of activations during the
+    forward pass"; the formula and the coefficient are our choice. A norm grows with the square
+    root of the sample's tokens, and with it the penalty: 0.01 lets a deviation of 1, on the
+    scale of the norms, weigh as much as a hundredth of a nat. Look at `act_regu/penalty` (the mean
+    before the coefficient, over all ranks' samples of a batch) and set it for your model.
+
+    The penalty's gradient is added inside of the layers, where the backward pass comes by, not
+    through the loss. So `loss/train/total` stays the model's own loss, to be compared with other
+    methods', evaluation is not touched, the mean is exact over microbatches and ranks however
+    Composer weighs the microbatches' losses, and activation checkpointing of either kind is right:
+    what is recomputed adds its gradient once. It acts on whatever is trained, beside apex too.
+
+    Source: arXiv 2505.24241, appendix B.3, table 7 (there 2.4 % of the parameters are trained).
+
+    Args:
+        coefficient: a positive number. Default 0.01.
+
+    Raises:
+        ValueError: for a coefficient out of range; at INIT for an unknown architecture, amp_fp16
+            and tensor parallelism; in training for a batch without `input_ids`; a resumed run's,
+            for another coefficient.
+    """
+
+    def __init__(self, *, coefficient: float = 0.01):
+        self.coefficient = check_positive("act_regu: coefficient", coefficient, float)
+        self.layout: Layout | None = None  # of the running microbatch
+        self._weight, self._samples, self._penalties = 0.0, 0, []
+        self._padded = self._is_packed = False
+        self._groups: list[Group] = []
+
+    def match(self, event: Event, state: State) -> bool:
+        """Run on the events that have a method here."""
+        return hasattr(self, f"_on_{event.value}")
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Do the event's part."""
+        getattr(self, f"_on_{event.value}")(state, logger)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The coefficient."""
+        return {**super().state_dict(), "coefficient": self.coefficient}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuse another coefficient than the checkpoint's."""
+        check_same("act_regu: coefficient", state["coefficient"], self.coefficient)
+
+    def collect(self, deviations: Tensor) -> None:
+        """Take the deviations of a group, [B], once per forward pass."""
+        self._penalties.append(deviations.sum())
+
+    def _on_init(self, state: State, logger: Logger) -> None:
+        check_once("act_regu", state, ActRegu)
+        check_unscaled("act_regu", state)
+        check_no_tensor_parallelism("act_regu", state)
+        find_sites(state.model)
+
+    def _on_fit_start(self, state: State, logger: Logger) -> None:
+        """Attach to the model as it is now, wrapped; a fit that failed may have left hooks."""
+        groups = (site.group.assessed_by or site.group for site in find_sites(state.model))
+        self._groups = list({group.name: group for group in groups}.values())
+        _remove_hooks(self._groups)
+        for group in self._groups:
+            group.probe.register_forward_pre_hook(_Hook(self, group.unit_size))
+
+    def _on_before_train_batch(self, state: State, logger: Logger) -> None:
+        """Count the samples of all ranks; again when a batch is tried anew after an OOM."""
+        if not isinstance(state.batch, Mapping) or "input_ids" not in state.batch:
+            raise ValueError(
+                f"train_loader: got batches of type {type(state.batch).__name__} without "
+                "`input_ids`, allowed with act_regu: mappings with them, as llm-foundry's loaders "
+                "give them"
+            )
+        self._padded, self._is_packed = look_at(state.batch)
+        counted = state.device.tensor_to_device(torch.tensor(_count_samples(state.batch)))
+        self._samples = max(1, int(sum_over_ranks(counted)))
+        # The ranks' gradients are averaged, so that each has to bring world_size times its part.
+        self._weight = self.coefficient * world_size() / (self._samples * len(self._groups))
+        self._penalties, self.layout = [], None
+
+    def _on_before_forward(self, state: State, logger: Logger) -> None:
+        mask, packed = attention_mask(state.batch), None
+        if self._is_packed:
+            packed = find_samples(state.batch["sequence_id"], mask)
+        self.layout = Layout(mask, self._padded, packed, self._weight)
+
+    def _on_after_backward(self, state: State, logger: Logger) -> None:
+        self.layout = None
+
+    def _on_after_train_batch(self, state: State, logger: Logger) -> None:
+        total = sum_over_ranks(torch.stack(self._penalties).sum())
+        penalty = float(total) / (self._samples * len(self._groups))
+        logger.log_metrics({"act_regu/penalty": penalty})
+
+    def _on_fit_end(self, state: State, logger: Logger) -> None:
+        _remove_hooks(self._groups)
+
+
+class _Hook:
+    """On the projection that reads a group's units: hands on the same activation, penalised."""
+
+    def __init__(self, owner: ActRegu, unit_size: int):
+        self._owner, self._unit_size = owner, unit_size
+
+    @torch.compiler.disable
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        layout = self._owner.layout
+        if layout is None:
+            return None
+        activation, deviations = Penalised.apply(inputs[0], self._unit_size, layout)
+        # -1: not inside a backward pass, so not a recomputation. The only way torch offers.
+        if torch._C._current_graph_task_id() == -1:
+            self._owner.collect(deviations)
+        return (activation, *inputs[1:])
+
+
+def _remove_hooks(groups: list[Group]) -> None:
+    for group in groups:
+        hooks = group.probe._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if isinstance(hook, _Hook)]:
+            del hooks[key]
+
+
+class Penalised(torch.autograd.Function):
+    """An activation as it is, whose gradient has that of the penalty added.
+
+    d std / d x_i = (a_i - mean a) / (U std) * x_i / a_i,   0 where std or a_i is 0
+    """
+
+    @staticmethod
+    def forward(ctx, activation: Tensor, unit_size: int, layout: Layout) -> tuple[Tensor, Tensor]:
+        """The activation, and the standard deviations of its samples' norms, [B].
+
+        Args:
+            ctx: torch's.
+            activation: [rows, tokens, n], or [kept tokens, n] where a model drops padding.
+            unit_size: head_dim for heads, 1 for channels.
+            layout: of the activation's samples.
+        """
+        if layout.packed is not None:
+            norms = packed_square_sums(activation, unit_size, layout.packed).sqrt()
+        else:
+            # Without a sample axis even a full mask is needed, to tell the samples apart.
+            mask = layout.mask if layout.padded or activation.dim() == 2 else None
+            norms = unit_square_sums(activation, unit_size, mask).sqrt()
+        away = norms - norms.mean(1, keepdim=True)
+        deviations = away.square().mean(1).sqrt()
+        below = norms.shape[1] * deviations.unsqueeze(1) * norms
+        factors = torch.where(below > 0, layout.weight * away / below, 0)
+        ctx.save_for_backward(activation, factors)
+        ctx.unit_size, ctx.layout = unit_size, layout
+        ctx.mark_non_differentiable(deviations)
+        return activation.view_as(activation), deviations
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient with the penalty's."""
+        activation, factors = ctx.saved_tensors
+        factors = factors.to(activation.dtype).repeat_interleave(ctx.unit_size, dim=1)
+        own = activation * _by_token(factors, activation, ctx.layout)
+        packed = ctx.layout.packed
+        if activation.dim() == 3 and (packed is not None or ctx.layout.padded):
+            counted = ctx.layout.mask if packed is None else packed.counted
+            own = own.masked_fill(~counted.unsqueeze(-1), 0)
+        return gradient + own, None, None
+
+
+def _by_token(factors: Tensor, activation: Tensor, layout: Layout) -> Tensor:
+    """Every sample's factors, [B, n], at its tokens: of a shape that fits the activation's."""
+    unpadded = activation.dim() == 2
+    if layout.packed is not None:
+        lengths = layout.packed.kept if unpadded else layout.packed.lengths
+        return factors.repeat_interleave(lengths, dim=0).view(activation.shape)
+    if unpadded:
+        return factors.repeat_interleave(layout.mask.count_nonzero(dim=1), dim=0)
+    return factors.unsqueeze(1)
+
+
+def _count_samples(batch: Mapping[str, Any]) -> int:
+    """Samples of a batch with a token that counts."""
+    mask, ids = attention_mask(batch), sequence_ids(batch)
+    if ids is not None:
+        return int(find_samples(ids, mask).valid.sum())
+    return len(batch["input_ids"]) if mask is None else int(mask.any(dim=1).sum())

@@ -1,0 +1,42 @@
+"""What several methods refuse, where Composer refuses it on a CPU itself or not at all."""
+
+import pytest
+from composer.core import Event, Precision
+from composer_run import make_trainer
+
+from apex_composer.methods.act_regu import ActRegu
+from apex_composer.methods.gmt import GMT
+from apex_composer.methods.hft import HFT
+from apex_composer.methods.rmt import RMT
+
+METHODS = {"gmt": GMT, "rmt": RMT, "act_regu": ActRegu}
+
+
+@pytest.fixture(scope="module")
+def state():
+    """That of a trainer without algorithms."""
+    trainer = make_trainer()
+    yield trainer.state
+    trainer.close()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gradient_scaler_is_refused(method, state, monkeypatch):
+    monkeypatch.setattr(state, "_precision", Precision.AMP_FP16)
+    told = f"precision: got amp_fp16, allowed with {method}: amp_bf16, fp32"
+    with pytest.raises(ValueError, match=told):
+        METHODS[method]().apply(Event.INIT, state, None)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tensor_parallelism_is_refused(method, state, monkeypatch):
+    monkeypatch.setattr(state, "tp_config", object())
+    told = f"tp_config: got tensor parallelism, allowed with {method}"
+    with pytest.raises(ValueError, match=told):
+        METHODS[method]().apply(Event.INIT, state, None)
+
+
+@pytest.mark.parametrize("method", [*METHODS.values(), HFT])
+def test_a_method_that_is_given_twice_is_refused(method):
+    with pytest.raises(ValueError, match="algorithms: got 2 of the kind of .*, allowed: one"):
+        make_trainer(method(), method())
