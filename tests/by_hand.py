@@ -89,3 +89,21 @@ def totals_of(model, *batches, mask=None) -> dict[str, GroupTotals]:
             model(ids)
     assessment.remove()
     return assessment.totals()
+
+
+def norm_deviations(
+    activation: torch.Tensor, unit_size: int, ids: torch.Tensor
+) -> list[torch.Tensor]:
+    """Standard deviation of the units' norms of every sample, with its graph.
+
+    Args:
+        activation: [rows, tokens, units * unit_size].
+        unit_size: head_dim, or 1.
+        ids: [rows, tokens], equal for the tokens of a row's sample, negative for none.
+    """
+    found = []
+    for row, own in zip(activation, ids, strict=True):
+        for sample in own[own >= 0].unique():
+            units = row[own == sample].unflatten(-1, (-1, unit_size))
+            found.append(units.square().sum((0, 2)).sqrt().std(correction=0))
+    return found

@@ -11,7 +11,7 @@ from apex_composer.extras import needing
 with needing("gmt"):
     from composer.core import State
 
-from apex_composer.methods.gradient_masks import GradientMask, Part
+from apex_composer.methods.gradient_masks import GradientMask, Part, count_kept
 
 # Of floats that are not negative the bits, read as integers, have the same order; nan is largest.
 _INTEGERS = {
@@ -56,7 +56,8 @@ class GMT(GradientMask):
         for part in parts:
             alike.setdefault((part.gradient.dtype, part.group), []).append(part)
         for (_, group), own in alike.items():
-            gradients, counts = [p.gradient for p in own], [p.count(self.share) for p in own]
+            gradients = [part.gradient for part in own]
+            counts = [count_kept(part.total, self.share) for part in own]
             yield from zip(own, largest(gradients, counts, group), strict=True)
 
 

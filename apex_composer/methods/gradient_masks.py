@@ -21,11 +21,11 @@ from apex_composer.methods.method_checks import (
     check_no_expansion,
     check_no_tensor_parallelism,
     check_once,
+    check_resumed,
     check_share,
     check_unscaled,
 )
 from apex_composer.model.sites import clean_name
-from apex_composer.settings import check_same
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +47,10 @@ class Part(NamedTuple):
     total: int
     group: ProcessGroup | None
 
-    def count(self, share: float) -> int:
-        """How many entries of the whole a share is: rounded, halves up, one at least."""
-        return max(1, int(share * self.total + 0.5))
+
+def count_kept(entries: int, share: float) -> int:
+    """How many entries of a tensor a share is: rounded, halves up, one at least."""
+    return max(1, int(share * entries + 0.5))
 
 
 def gradient_parts(model: nn.Module) -> list[Part]:
@@ -99,7 +100,6 @@ class GradientMask(Algorithm):
 
     def __init__(self, share: float):
         self.share = check_share(self.name, share)
-        self._loaded: dict[str, Any] | None = None
 
     def match(self, event: Event, state: State) -> bool:
         """See `apply`."""
@@ -130,8 +130,7 @@ class GradientMask(Algorithm):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Refuse other settings than the checkpoint's."""
-        for setting, now in self.settings().items():
-            check_same(f"{self.name}: {setting}", state["settings"][setting], now)
+        check_resumed(self.name, state["settings"], self.settings())
 
     def _check(self, state: State) -> None:
         check_once(self.name, state, GradientMask)
@@ -148,13 +147,10 @@ class GradientMask(Algorithm):
 
     def _tell(self, state: State, logger: Logger) -> None:
         sizes = [(p.numel(), p.requires_grad) for p in state.model.parameters()]
-        trained = sum(
-            Part("", None, 0, size, None).count(self.share) for size, taken in sizes if taken
-        )
+        trained = sum(count_kept(size, self.share) for size, taken in sizes if taken)
         total = sum(size for size, _ in sizes)
-        share = trained / total
         log.info("%s: %d of %d parameters are trained in a batch", self.name, trained, total)
-        logger.log_metrics({f"{self.name}/trained_share": share})
+        logger.log_metrics({f"{self.name}/trained_share": trained / total})
 
 
 def _put_before_clipping(state: State, mask: GradientMask) -> None:

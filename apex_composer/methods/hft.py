@@ -15,10 +15,15 @@ with needing("hft"):
     from composer.loggers import Logger
 
 from apex_composer.assessment.selection import seeded_generator
-from apex_composer.methods.method_checks import check_no_expansion, check_once, check_share
+from apex_composer.methods.method_checks import (
+    check_no_expansion,
+    check_once,
+    check_resumed,
+    check_share,
+)
 from apex_composer.model.find_sites import find_sites
 from apex_composer.model.sites import Site, clean_name
-from apex_composer.settings import check_not_negative, check_same
+from apex_composer.settings import check_not_negative
 from apex_composer.sharding.shards import reshard
 
 log = logging.getLogger(__name__)
@@ -81,8 +86,7 @@ class HFT(Algorithm):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Refuse a checkpoint of another draw."""
-        for setting, now in self._used.items():
-            check_same(f"hft: {setting}", state["settings"][setting], now)
+        check_resumed("hft", state["settings"], self._used)
 
     def _freeze(self, state: State, logger: Logger) -> None:
         check_once("hft", state, HFT)

@@ -1,5 +1,6 @@
 """What the methods refuse in the same words, at INIT, before data are read and weights moved."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from composer.core import Algorithm, Precision, State
@@ -57,4 +58,15 @@ def check_no_expansion(method: str, why: str, state: State) -> None:
                 f"algorithms: got {method} beside apex, which {why}. Remove one of the two; "
                 "allowed is an apex that selects and reports only (expansion: false with "
                 "trainable: all)"
+            )
+
+
+def check_resumed(method: str, checkpoint: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on from a checkpoint that was trained with other settings."""
+    for setting, value in now.items():
+        if checkpoint[setting] != value:
+            raise ValueError(
+                f"{method}: {setting}: the checkpoint was trained with {checkpoint[setting]!r}, "
+                f"this run says {value!r}. Set it back to resume, or start a new run from the "
+                "checkpoint's weights (load_weights_only: true)"
             )

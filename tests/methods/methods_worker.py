@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from composer import Callback, Trainer
 from composer.algorithms import GradientClipping
+from composer.loggers import InMemoryLogger
 from composer.models import HuggingFaceModel
 from composer.utils import dist
 from forks import fork_ranks
@@ -29,7 +30,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from apex_composer.methods.act_regu import ActRegu
 from apex_composer.methods.gmt import GMT, largest
-from apex_composer.methods.gradient_masks import gradient_parts
+from apex_composer.methods.gradient_masks import count_kept, gradient_parts
 from apex_composer.methods.hft import HFT
 from apex_composer.methods.rmt import RMT
 
@@ -42,7 +43,7 @@ METHODS = {
 
 
 class Watch(Callback):
-    """Which entries of the first batch's gradients are left, and what the penalties were."""
+    """Which entries of the first batch's gradients are left."""
 
     def __init__(self):
         self.kept: dict[str, torch.Tensor] = {}
@@ -58,7 +59,7 @@ class Watch(Callback):
                     self.kept[name.replace("_checkpoint_wrapped_module.", "")] = gradient != 0
 
 
-def make_trainer(run: dict[str, Any]) -> tuple[Trainer, Watch]:
+def make_trainer(run: dict[str, Any]) -> tuple[Trainer, Watch, InMemoryLogger]:
     """Six batches with clipping, microbatches of one sample, padding, checkpointed activations."""
     llama = tiny_llama(**ODD, dtype=torch.float64)
     model = HuggingFaceModel(llama, tokenizer=None, use_logits=True)
@@ -66,7 +67,7 @@ def make_trainer(run: dict[str, Any]) -> tuple[Trainer, Watch]:
     llama.activation_checkpointing_fn = lambda module: isinstance(module, LlamaDecoderLayer)
     dataset = TokenDataset(SAMPLES, padded=True)
     sampler = dist.get_sampler(dataset, shuffle=False, drop_last=False)
-    watch = Watch()
+    watch, log = Watch(), InMemoryLogger()
     trainer = Trainer(
         model=model,
         train_dataloader=DataLoader(dataset, BATCH_SIZE // dist.get_world_size(), sampler=sampler),
@@ -74,6 +75,7 @@ def make_trainer(run: dict[str, Any]) -> tuple[Trainer, Watch]:
         max_duration="6ba",
         algorithms=[METHODS[run["method"]](), GradientClipping("norm", 0.5)],
         callbacks=[watch],
+        loggers=[log],
         device_train_microbatch_size=1,
         parallelism_config=sharding(run["mode"], run.get("state_dict", "full")),
         save_folder=run.get("save"),
@@ -83,11 +85,11 @@ def make_trainer(run: dict[str, Any]) -> tuple[Trainer, Watch]:
         seed=17,
         progress_bar=False,
     )
-    return trainer, watch
+    return trainer, watch, log
 
 
 def train(run: dict[str, Any]) -> dict[str, Any]:
-    trainer, watch = make_trainer(run)
+    trainer, watch, log = make_trainer(run)
     model = trainer.state.model
     trainer.fit()
     weights = gathered(model)
@@ -95,7 +97,9 @@ def train(run: dict[str, Any]) -> dict[str, Any]:
     trainer.close()
     still = [name for name, p in model.named_parameters() if not p.requires_grad]
     frozen = [name for name, trained in named if not trained]
-    return {"weights": weights, "kept": watch.kept, "frozen": frozen, "still": still}
+    penalties = [value for _, value in log.data.get("act_regu/penalty", [])]
+    seen = {"kept": watch.kept, "penalties": penalties}
+    return {"weights": weights, "frozen": frozen, "still": still, **seen}
 
 
 def ties() -> dict[str, Any]:
@@ -109,7 +113,7 @@ def ties() -> dict[str, Any]:
         parameter.grad = distribute_tensor(whole, mesh, [Shard(0)])
         model.register_parameter(f"p{place}", parameter)
     parts, found = gradient_parts(model), []
-    counts = [part.count(0.6) for part in parts]
+    counts = [count_kept(part.total, 0.6) for part in parts]
     masks = largest([part.gradient for part in parts], counts, parts[0].group)
     for part, mask, parameter in zip(parts, masks, model.parameters(), strict=True):
         part.gradient.copy_(mask)

@@ -4,78 +4,19 @@ import copy
 
 import pytest
 import torch
+from by_hand import norm_deviations
 from composer import Callback, DataSpec
 from composer.algorithms import GradientClipping
 from composer_run import assert_same_weights, make_trainer, run
 from helpers import TokenDataset, tiny_llama, tokens
+from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 
 from apex_composer import APEX, find_sites
-from apex_composer.methods.act_regu import ActRegu, Layout, Penalised, _Hook
-from apex_composer.ops.packed_samples import find_samples
+from apex_composer.methods.act_regu import ActRegu, _Hook
 
 COEFFICIENT = 0.3
 PACKED = torch.tensor([[0] * 3 + [1] * 5, [0] * 8, [0, 1, 1, 1, 2, 2, -1, -1], [0] * 6 + [-1] * 2])
-MASK = torch.tensor([[1] * 8, [1] * 5 + [0] * 3, [0] * 8, [0] * 2 + [1] * 6], dtype=torch.bool)
-PADDED = MASK.long() - 1  # as ids: one sample in each row, none in the third
-
-
-def deviations(activation: torch.Tensor, unit_size: int, ids: torch.Tensor) -> list[torch.Tensor]:
-    """The plain way, sample by sample; ids tell the samples' tokens, -1 for none."""
-    found = []
-    for row, own in zip(activation, ids, strict=True):
-        for sample in own[own >= 0].unique():
-            units = row[own == sample].unflatten(-1, (-1, unit_size))
-            found.append(units.square().sum((0, 2)).sqrt().std(correction=0))
-    return found
-
-
-LAYOUTS = {
-    "rows": (torch.zeros(4, 8, dtype=torch.long), Layout(None, False, None, 0.7)),
-    "padded": (PADDED, Layout(MASK, True, None, 0.7)),
-    "packed": (PACKED, Layout(None, False, find_samples(PACKED), 0.7)),
-}
-
-
-@pytest.mark.parametrize("unit_size", [1, 4])
-@pytest.mark.parametrize("dropped", [False, True], ids=["kept", "dropped"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_gradient_is_autograds(layout, dropped, unit_size):
-    """Also where a model drops padding, and with units whose norm is zero."""
-    torch.manual_seed(0)
-    ids, own = LAYOUTS[layout]
-    if dropped and layout == "rows":
-        own = Layout(ids >= 0, False, None, own.weight)
-    activation = torch.randn(4, 8, 12, dtype=torch.float64)
-    activation[0, :3, :4] = 0  # a head, and channels, without a norm in a packed sample
-    activation.requires_grad_(True)
-    outer = torch.randn_like(activation)
-    expected = deviations(activation, unit_size, ids)
-    ((activation * outer).sum() + own.weight * sum(expected)).backward()
-    wanted, activation.grad = activation.grad.clone(), None
-    given = activation[ids >= 0] if dropped else activation
-    out, found = Penalised.apply(given, unit_size, own)
-    assert torch.equal(out, given)
-    (out * (outer[ids >= 0] if dropped else outer)).sum().backward()
-    if dropped:
-        wanted = wanted.masked_fill((ids < 0).unsqueeze(-1), 0)
-    # Autograd has no derivative of a norm of zero; ours is zero.
-    assert wanted.isnan().any() == (layout == "packed")
-    wanted = torch.where(wanted.isnan(), outer, wanted)
-    torch.testing.assert_close(activation.grad, wanted, rtol=1e-12, atol=0)
-    torch.testing.assert_close(found[found > 0], torch.stack(expected), rtol=1e-12, atol=0)
-
-
-def test_padding_that_is_no_number_has_no_say():
-    activation = torch.ones(1, 3, 4, dtype=torch.float64)
-    activation[0, 0] = torch.tensor([1.0, 2, 3, 4])
-    activation[0, 2] = torch.inf
-    activation.requires_grad_(True)
-    mask = torch.tensor([[True, True, False]])
-    out, _ = Penalised.apply(activation, 1, Layout(mask, True, None, 1.0))
-    out.sum().backward()
-    assert torch.equal(activation.grad[0, 2], torch.ones(4, dtype=torch.float64))
-    assert activation.grad.isfinite().all() and (activation.grad[0, 0] != 1).any()
 
 
 class Tokens(TokenDataset):
@@ -111,7 +52,7 @@ def penalty(model, ids: torch.Tensor) -> torch.Tensor:
     model(input_ids=tokens(4))
     for handle in handles:
         handle.remove()
-    found = [deviations(seen[name], group.unit_size, ids) for name, group in groups.items()]
+    found = [norm_deviations(seen[name], group.unit_size, ids) for name, group in groups.items()]
     return torch.stack([torch.stack(own).mean() for own in found]).mean()
 
 
@@ -217,6 +158,20 @@ def test_rows_that_are_trained_have_it_too():
             torch.testing.assert_close(added, wanted, rtol=1e-3, atol=1e-7)
             reached += float(wanted.abs().max()) > 1e-4
     assert reached >= 6
+
+
+def test_adapters_have_it_too():
+    """Of LoRA on all linear layers, which holds the projections inside of its own."""
+    ends = []
+    for algorithms in ([], [ActRegu(coefficient=1.0)]):
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+        model = get_peft_model(tiny_llama(), config)
+        start = copy.deepcopy(model.state_dict())
+        ends.append(run(*algorithms, model=model, max_duration="2ba")[1])
+    moved = [name for name, weight in start.items() if not torch.equal(weight, ends[1][name])]
+    assert moved and all("lora_" in name for name in moved)
+    assert not all(torch.equal(ends[0][name], ends[1][name]) for name in moved)
 
 
 def test_evaluation_is_not_changed():

@@ -12,6 +12,16 @@ from apex_composer.methods.rmt import RMT
 METHODS = {"gmt": GMT, "rmt": RMT, "act_regu": ActRegu}
 
 
+@pytest.mark.parametrize("method", [*METHODS, "hft"])
+def test_llmfoundry_knows_it_by_its_name(method):
+    from llmfoundry.utils.builders import build_algorithm
+
+    built = build_algorithm(
+        method, {"coefficient": 0.5} if method == "act_regu" else {"share": 0.4}
+    )
+    assert type(built) is {**METHODS, "hft": HFT}[method]
+
+
 @pytest.fixture(scope="module")
 def state():
     """That of a trainer without algorithms."""

@@ -68,6 +68,7 @@ def compare(ranks: list[dict], alone: dict) -> None:
     start = tiny_llama(**ODD, dtype=torch.float64).state_dict()
     for own in ranks:
         assert own["weights"].keys() == alone["weights"].keys() == start.keys()
+        assert own["penalties"] == pytest.approx(alone["penalties"], rel=1e-6)
         for name, weight in alone["weights"].items():
             torch.testing.assert_close(own["weights"][name], weight, rtol=0, atol=BOUND)
             assert torch.equal(own["weights"][name], ranks[0]["weights"][name])
