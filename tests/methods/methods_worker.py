@@ -24,7 +24,7 @@ from sharded_loop import ODD
 from shards_worker import BATCH_SIZE, SAMPLES, cpu_fsdp, gathered, sharding
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.utils.data import DataLoader
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -106,11 +106,13 @@ def ties() -> dict[str, Any]:
     """Masks of sharded gradients with many ties, gathered, and those of the whole tensors."""
     torch.manual_seed(0)
     wholes = [torch.randn(shape).mul(2).round() for shape in ((7, 5), (1, 3), (9,), (64, 3))]
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    mesh, placements = init_device_mesh("cpu", (dist.get_world_size(),)), [Shard(0)]
+    if dist.get_world_size() == 4:  # two replicas of two shards each
+        mesh, placements = init_device_mesh("cpu", (2, 2)), [Replicate(), Shard(0)]
     model = nn.Module()
     for place, whole in enumerate(wholes):
-        parameter = nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)]))
-        parameter.grad = distribute_tensor(whole, mesh, [Shard(0)])
+        parameter = nn.Parameter(distribute_tensor(whole, mesh, placements))
+        parameter.grad = distribute_tensor(whole, mesh, placements)
         model.register_parameter(f"p{place}", parameter)
     parts, found = gradient_parts(model), []
     counts = [count_kept(part.total, 0.6) for part in parts]

@@ -61,7 +61,9 @@ def more_ends(tmp_path_factory) -> dict[str, list[dict]]:
     run = {"method": "hft", "mode": "fsdp2", "state_dict": "sharded"}
     saving = {"name": "saving", **run, "save": str(folder)}
     resumed = {"name": "resumed", **run, "load": str(folder / "ep1-ba4")}
-    return launch(tmp_path_factory.mktemp("runs"), [(2, [*runs_of(OTHERS), saving, resumed])])
+    replicas = 4, [{"name": "ties of replicas", "mode": "ties"}]
+    two = 2, [*runs_of(OTHERS), saving, resumed]
+    return launch(tmp_path_factory.mktemp("runs"), [two, replicas])
 
 
 def compare(ranks: list[dict], alone: dict) -> None:
@@ -114,11 +116,20 @@ def test_gmt_keeps_a_share_of_whole_tensors(ends):
         assert int(kept.sum()) == wanted or ("embed" in name and int(kept.sum()) < wanted)
 
 
-def test_ties_in_sharded_gradients_are_those_of_whole_ones(ends):
-    for own in ends["ties"]:
+def check_ties(ranks: list[dict]) -> None:
+    for own in ranks:
         masks = zip(own["found"], own["expected"], own["counts"], strict=True)
         for found, expected, count in masks:
             assert torch.equal(found, expected) and int(found.sum()) == count
+
+
+def test_ties_in_sharded_gradients_are_those_of_whole_ones(ends):
+    check_ties(ends["ties"])
+
+
+@pytest.mark.long
+def test_ties_in_replicas_of_shards(more_ends):
+    check_ties(more_ends["ties of replicas"])
 
 
 @pytest.mark.long
