@@ -2,6 +2,7 @@
 
 import logging
 import math
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -98,7 +99,7 @@ class HFT(Algorithm):
         frozen = [p for module in untrained(sites, self.share, seed) for p in _own(module)]
         for parameter in frozen:
             parameter.requires_grad_(False)
-        state.callbacks.append(_GiveBack(state.model, sites, frozen))
+        state.callbacks.append(_GiveBack(state, sites, frozen))
         self._total = sum(p.numel() for p in state.model.parameters())
         self._trained = self._total - sum(p.numel() for p in frozen)
         told = (
@@ -194,21 +195,25 @@ def _check_unfrozen(model: nn.Module) -> None:
 class _GiveBack(Callback):
     """Unfreezes at the end of a run what it has frozen at its beginning.
 
+    Should the trainer fail before it is built, that is when its state is collected.
+
     Args:
-        model: the run's, before wrapping.
-        sites: its own.
-        frozen: of its parameters.
+        state: the run's, before wrapping.
+        sites: its model's.
+        frozen: of the model's parameters.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], frozen: Iterable[nn.Parameter]):
+    def __init__(self, state: State, sites: Sequence[Site], frozen: Iterable[nn.Parameter]):
         own = {id(parameter) for parameter in frozen}
+        self._model, self._sites = state.model, sites
         # Wrapping may replace the parameters.
-        self._names = {clean_name(n) for n, p in model.named_parameters() if id(p) in own}
-        self._model, self._sites = model, sites
+        self._names = {clean_name(n) for n, p in self._model.named_parameters() if id(p) in own}
+        weakref.finalize(state, self.close).atexit = False
 
-    def close(self, state: State, logger: Logger) -> None:
+    def close(self, state: State | None = None, logger: Logger | None = None) -> None:
         """Leave a model as it was found."""
         reshard(self._sites)
         for name, parameter in self._model.named_parameters():
             if clean_name(name) in self._names:
                 parameter.requires_grad_(True)
+        self._names = set()

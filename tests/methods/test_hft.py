@@ -1,6 +1,7 @@
 """What half fine-tuning trains, and that the rest stands still."""
 
 import copy
+import gc
 import logging
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from apex_composer import APEX, find_sites
 from apex_composer.assessment.selection import seeded_generator
+from apex_composer.methods.gmt import GMT
 from apex_composer.methods.hft import HFT, draw, untrained
 
 
@@ -154,13 +156,36 @@ def test_a_next_round_draws_anew_from_the_weights(tmp_path):
     trainer.close()
 
 
+def test_a_trainer_that_could_not_be_built_gives_back_too():
+    model = tiny_llama()
+    with pytest.raises(ValueError, match="allowed: one"):
+        make_trainer(HFT(), GMT(), GMT(), model=model)
+    gc.collect()
+    assert not frozen_names(model)
+
+
+def test_an_open_run_keeps_the_model_to_itself():
+    model, algorithm = tiny_llama(), HFT()
+    first = make_trainer(algorithm, model=model)
+    with pytest.raises(ValueError, match="is frozen already.*close the Trainer"):
+        make_trainer(algorithm, model=model)
+    frozen = frozen_names(model)
+    first.fit()
+    first.close()
+    second = make_trainer(algorithm, model=model)
+    del first
+    gc.collect()
+    assert frozen_names(model) == frozen
+    second.close()
+
+
 def test_beside_an_apex_that_only_reports():
     apex = APEX(stages=1, expansion=False, threshold=0.25)
     weights = run(apex, HFT(), max_duration="2ba")[1]
     assert_same_weights(weights, run(HFT(), max_duration="2ba")[1])
     for settings in ({}, {"trainable": "selected"}):
         for order in (1, -1):
-            with pytest.raises(ValueError, match="algorithms: got hft beside apex|frozen"):
+            with pytest.raises(ValueError, match="algorithms: got hft beside apex"):
                 make_trainer(*[APEX(**settings), HFT()][::order])
 
 
