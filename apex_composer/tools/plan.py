@@ -101,7 +101,7 @@ def _lay_out(config: Settings, algorithm: Any) -> list[StageRow]:
     settings, scheduler = dict(config["scheduler"]), None
     if settings.pop("name") == "stagewise":
         scheduler = StagewiseScheduler(**settings)
-    duration, owner = str(config["max_duration"]), algorithm or scheduler
+    duration, owner = config["max_duration"], algorithm or scheduler
     layout = lay_out_stages(owner.stages if owner else 1, duration)
     if layout is None:
         return []
