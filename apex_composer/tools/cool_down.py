@@ -46,7 +46,7 @@ def multiplier(parent: CheckpointFile) -> float:
     Raises:
         ValueError: there is no rate, it is 0, or the param groups do not have one in common.
     """
-    path, shares = parent.path, [rate / base if base else 0.0 for rate, base in parent.rates]
+    path, shares = parent.path, [rate / base for rate, base in parent.rates if base]
     if not shares:
         raise ValueError(
             f"{path} holds no state of an optimizer (save_ignore_keys), so its learning rate is "

@@ -94,25 +94,28 @@ def plain_parent(tmp_path_factory) -> Parent:
     return Parent(tmp_path_factory.mktemp("plain"), "cosine")
 
 
-@pytest.mark.parametrize("apex", [{}, {"stages": STAGES}], ids=["plain", "apex"])
-@pytest.mark.parametrize("scheduler", list(SCHEDULERS))
-def test_the_decay_begins_at_the_rate_that_the_parent_had(tmp_path, scheduler, apex):
-    if scheduler == "stagewise" and not apex:
-        apex = {"stages": STAGES, "expansion": False}  # its stages are those of apex
-    parent = Parent(tmp_path, scheduler, **apex)
+@pytest.fixture(scope="module")
+def stagewise_parent(tmp_path_factory) -> Parent:
+    return Parent(tmp_path_factory.mktemp("stagewise"), "stagewise", stages=STAGES)
+
+
+@pytest.fixture(scope="module")
+def decaying_parent(tmp_path_factory) -> Parent:
+    return Parent(tmp_path_factory.mktemp("decaying"), "wsd")
+
+
+@pytest.mark.parametrize("kind", ["apex", "plain", "stagewise", "decaying"])
+def test_the_decay_begins_at_the_rate_that_the_parent_had(request, tmp_path, kind):
+    parent = request.getfixturevalue(f"{kind}_parent")
     config, written = parent.branch(4, "3ba", "scheduler.decay=linear")
     assert config["max_duration"] == "7ba"
-    assert written.keeps_stage is (True if apex else None)
-    options = {"save_folder": str(tmp_path / "cool"), "save_interval": "1ba"}
-    _, rates = go_on(config, **options)
+    assert written.keeps_stage is (True if parent.apex else None)
+    _, rates = go_on(config, save_folder=str(tmp_path), save_interval="1ba")
     assert rates[0] == rates[1] == parent.rates[4]  # Composer's schedulers are a batch late
     assert rates[2] == pytest.approx(rates[0] * 2 / 3)
     # The same batch, at the same rate: the same step.
-    first, other = (
-        torch.load(folder / "ep0-ba5-rank0.pt", weights_only=False)["state"]["model"]
-        for folder in (tmp_path / "parent", tmp_path / "cool")
-    )
-    assert_same_weights(first, other)
+    checkpoints = parent.checkpoint(5), tmp_path / "ep0-ba5-rank0.pt"
+    assert_same_weights(*(torch.load(c, weights_only=False)["state"]["model"] for c in checkpoints))
 
 
 @pytest.mark.parametrize("batch", [3, 5])
