@@ -91,6 +91,7 @@ def write_branch(
         "changed": {key: [_select(before, key), _select(after, key)] for key in keys},
     }
     _check_schedule(parent, after, cooldown is not None)
+    _check_optimizer(parent, after, keys)
     _check_folder(parent, after)
     keeps = _write_lineage(parent, after, point)
     out.write_text(_HEADER.format(**point) + OmegaConf.to_yaml(after), encoding="utf-8")
@@ -211,6 +212,18 @@ def _check_schedule(parent: CheckpointFile, config: Any, cools_down: bool) -> No
     if cools_down:
         settings = _select(config, "scheduler")
         WSDScheduler(**{name: value for name, value in settings.items() if name != "name"})
+
+
+def _check_optimizer(parent: CheckpointFile, config: Any, keys: Sequence[str]) -> None:
+    """Refuse what Composer alone, in silence, would replace by the checkpoint's."""
+    heard = parent.apex or _select(config, "scheduler.name") == "stagewise"
+    for key in keys:
+        if key.partition(".")[0] == "optimizer" and not heard:
+            raise ValueError(
+                f"--set {key}: Composer restores the optimizer's settings from {parent.path}, so "
+                "that it would have no effect. Allowed in a run with apex, or with the scheduler "
+                "stagewise; or start a new run from the weights (load_weights_only: true)"
+            )
 
 
 def _check_folder(parent: CheckpointFile, config: Any) -> None:

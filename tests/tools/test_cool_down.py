@@ -12,8 +12,10 @@ from helpers import tiny_llama
 from hypothesis import given
 from hypothesis import strategies as st
 from test_scheduler import Rates
+from typer.testing import CliRunner
 
 from apex_composer import APEX, StagewiseScheduler
+from apex_composer.cli import app
 from apex_composer.tools.branch import write_branch
 from apex_composer.tools.checkpoint_file import CheckpointFile, read_checkpoint
 from apex_composer.tools.cool_down import cool_down, multiplier
@@ -181,6 +183,22 @@ def test_a_run_that_trains_rows_cools_down_in_its_stage(tmp_path):
     assert rates[0] == parent.rates[4]
 
 
+def test_the_command_tells_what_it_wrote(plain_parent, monkeypatch):
+    monkeypatch.chdir(plain_parent.folder)
+    monkeypatch.setattr("apex_composer.tools.commands.console._width", 200)
+    checkpoint = "parent/ep0-ba4-rank0.pt"
+    arguments = ["branch", checkpoint, "--yaml", "parent.yaml", "--out", "told.yaml"]
+    result = CliRunner().invoke(app, [*arguments, "--cooldown", "2ba"])
+    assert result.exit_code == 0, result.output
+    for told in (
+        "run 'told' goes on from batch 4",
+        "max_duration: 6ba -> 6ba",
+        "{'name': 'cosine', 't_warmup': '1ba'} -> {'name': 'wsd', 't_decay': '2ba', 'alpha_i': 0.",
+        "A run without apex: where it comes from stands in its YAML (metadata.lineage)",
+    ):
+        assert told in result.output, result.output
+
+
 def test_a_run_without_apex_keeps_its_lineage_in_the_yaml(plain_parent):
     config, written = plain_parent.branch(4, "2ba")
     assert config["metadata"]["lineage"] == [written.point]
@@ -204,6 +222,7 @@ def test_a_run_without_apex_keeps_its_lineage_in_the_yaml(plain_parent):
         ("scheduler.decay=square", "^decay: got 'square', allowed: 1-sqrt, linear, cosine"),
         ("scheduler.alpha_f=0.9", "^alpha_f: got 0.9, allowed: no more than alpha_i"),
         ("scheduler.name=linear", "^--set scheduler.name: not with --cooldown"),
+        ("optimizer.lr=1", "^--set optimizer.lr: Composer restores the optimizer's settings"),
         ("save_folder=parent", "^save_folder: got parent, the folder of the parent's"),
     ],
 )
