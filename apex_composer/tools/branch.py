@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from apex_composer.tools.checkpoint_file import CheckpointFile, hash_file, read_checkpoint
+from apex_composer.tools.cool_down import CHOSEN, cool_down
 from apex_composer.tools.training_yaml import (
     build_algorithm,
     lay_out_stages,
@@ -35,17 +36,24 @@ class Branch:
 
     Attributes:
         run_name: name of the new run.
-        point: lineage entry, as it stands in the YAML below `algorithms.apex.branch`.
-        keeps_stage: whether the running stage goes on with its operators.
+        point: lineage entry, as it stands in the YAML below `algorithms.apex.branch`; in a run
+            without APEX, which has no stage, below `metadata.lineage`.
+        keeps_stage: whether the running stage goes on with its operators; None without APEX.
     """
 
     run_name: str
     point: dict[str, Any]
-    keeps_stage: bool
+    keeps_stage: bool | None
 
 
 def write_branch(
-    checkpoint: Path, yaml: Path, out: Path, changes: Sequence[str], *, overwrite: bool = False
+    checkpoint: Path,
+    yaml: Path,
+    out: Path,
+    changes: Sequence[str],
+    *,
+    cooldown: str | None = None,
+    overwrite: bool = False,
 ) -> Branch:
     """Write the YAML of a run that goes on from a checkpoint with other settings.
 
@@ -57,6 +65,7 @@ def write_branch(
         yaml: file of the parent run.
         out: YAML to write.
         changes: `key=value` entries as on llm-foundry's command line.
+        cooldown: length of a decay of the learning rate, with which the run ends. Default: none.
         overwrite: whether `out` may exist. Default: no.
 
     Raises:
@@ -67,28 +76,70 @@ def write_branch(
 
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists: give another --out, or --overwrite")
-    parent = read_checkpoint(checkpoint)
+    parent = read_checkpoint(checkpoint, plain=True)
     before = OmegaConf.create(load_configuration(yaml, resolve=False))
     _check_parent(parent, before, yaml)
-    after = OmegaConf.merge(before, OmegaConf.from_dotlist(list(changes)))
-    keys = [change.partition("=")[0] for change in changes]
+    after, keys = _change(parent, before, changes, cooldown)
     if "run_name" not in keys:
         after.run_name, keys = out.stem, [*keys, "run_name"]
     after.load_path, after.load_weights_only = str(parent.path.resolve()), False
     after.pop("load_ignore_keys", None)
-    after.algorithms.apex.pop("branch", None)
     point = {
         "parent": after.load_path,
         "sha256": hash_file(parent.path),
         "batch": parent.clock["batch"],
-        "stage": parent.apex["stage"],
         "changed": {key: [_select(before, key), _select(after, key)] for key in keys},
     }
-    keeps = _keeps_the_stage(parent, after)
+    _check_schedule(parent, after, cooldown is not None)
+    _check_optimizer(parent, after, keys)
     _check_folder(parent, after)
-    after.algorithms.apex.branch = point
+    keeps = _write_lineage(parent, after, point)
     out.write_text(_HEADER.format(**point) + OmegaConf.to_yaml(after), encoding="utf-8")
     return Branch(after.run_name, point, keeps)
+
+
+def _change(
+    parent: CheckpointFile, config: Any, changes: Sequence[str], cooldown: str | None
+) -> tuple[Any, list[str]]:
+    """The new run's settings, and which of them the cool-down and then the user have given."""
+    from omegaconf import OmegaConf
+
+    keys = [change.partition("=")[0] for change in changes]
+    settings = {} if cooldown is None else _cool_down(parent, config, cooldown, keys)
+    changed = config.copy()
+    for key, value in settings.items():
+        OmegaConf.update(changed, key, value, merge=False)
+    changed = OmegaConf.merge(changed, OmegaConf.from_dotlist(list(changes)))
+    return changed, [*dict.fromkeys([*settings, *keys])]
+
+
+def _cool_down(
+    parent: CheckpointFile, config: Any, cooldown: str, keys: Sequence[str]
+) -> dict[str, Any]:
+    """What the YAML gets by the cool-down, which the user's changes may refine, not contradict."""
+    for key in keys:
+        if key.partition(".")[0] in ("max_duration", "scheduler") and key not in CHOSEN:
+            raise ValueError(
+                f"--set {key}: not with --cooldown, which decides max_duration and the scheduler. "
+                f"Allowed of these: {', '.join(CHOSEN)}"
+            )
+    names = ("max_duration", "max_seq_len", "global_train_batch_size")
+    return cool_down(parent, {n: _select(config, n) for n in names if n in config}, cooldown)
+
+
+def _write_lineage(parent: CheckpointFile, config: Any, point: dict[str, Any]) -> bool | None:
+    """Note where the run comes from; tell whether the running stage goes on."""
+    from omegaconf import OmegaConf
+
+    if not parent.apex:
+        lineage = [*(_select(config, "metadata.lineage") or []), point]
+        OmegaConf.update(config, "metadata.lineage", lineage)
+        return None
+    point["stage"] = parent.apex["stage"]
+    config.algorithms.apex.pop("branch", None)
+    keeps = _keeps_the_stage(parent, config)
+    config.algorithms.apex.branch = point
+    return keeps
 
 
 def _select(config: Any, key: str) -> Any:
@@ -102,8 +153,14 @@ def _select(config: Any, key: str) -> Any:
 def _check_parent(parent: CheckpointFile, config: Any, yaml: Path) -> None:
     """Refuse a YAML that is not the parent's: its differences would not be in the lineage."""
     algorithm = build_algorithm(_select(config, "algorithms"))
+    if (algorithm is None) != (not parent.apex):
+        yes, no = (yaml, parent.path) if algorithm is not None else (parent.path, yaml)
+        raise ValueError(
+            f"algorithms.apex: {yes} has it and {no} has not. Give the parent run's own YAML "
+            "(--yaml), and a checkpoint that is whole (save_weights_only: false)"
+        )
     if algorithm is None:
-        raise ValueError(f"{yaml} has no algorithms.apex: give the YAML of the parent run (--yaml)")
+        return
     saved, given = saved_settings(parent.apex), _settings(parent, algorithm)
     pairs = {_KEPT[name]: (saved[name], given[name]) for name in _KEPT}
     pairs["targets"] = (parent.apex["targets"], list(algorithm.targets))
@@ -130,15 +187,43 @@ def _keeps_the_stage(parent: CheckpointFile, config: Any) -> bool:
     algorithm = build_algorithm(_select(config, "algorithms"))
     check_trained(parent.apex, algorithm.trainable)
     settings = _settings(parent, algorithm)
-    layout = lay_out_stages(algorithm.stages, str(config.max_duration))
+    layout = lay_out_stages(algorithm.stages, config.max_duration)
     if layout is None:  # in epochs: only the run itself knows
         return False
-    if layout.ends[-1] <= parent.now(layout.unit):
+    now = parent.now(layout.unit)
+    return keeps_the_stage(parent.apex, settings, list(algorithm.targets), layout, now)
+
+
+def _check_schedule(parent: CheckpointFile, config: Any, cools_down: bool) -> None:
+    """Refuse a run that is over where it would begin, and a cool-down that cannot be.
+
+    Where a run in epochs ends only itself can tell.
+    """
+    from composer.core import TimeUnit, ensure_time
+
+    from apex_composer.trainer.wsd import WSDScheduler
+
+    total = ensure_time(config.max_duration, TimeUnit.EPOCH)
+    if total.unit != TimeUnit.EPOCH and total.value <= parent.now(total.unit.value):
         raise ValueError(
             f"max_duration: got {config.max_duration}, but {parent.path} is at batch "
             f"{parent.clock['batch']} already: --set max_duration (and stages) to train longer"
         )
-    return keeps_the_stage(parent.apex, settings, list(algorithm.targets), layout)
+    if cools_down:
+        settings = _select(config, "scheduler")
+        WSDScheduler(**{name: value for name, value in settings.items() if name != "name"})
+
+
+def _check_optimizer(parent: CheckpointFile, config: Any, keys: Sequence[str]) -> None:
+    """Refuse what Composer alone, in silence, would replace by the checkpoint's."""
+    heard = parent.apex or _select(config, "scheduler.name") == "stagewise"
+    for key in keys:
+        if key.partition(".")[0] == "optimizer" and not heard:
+            raise ValueError(
+                f"--set {key}: Composer restores the optimizer's settings from {parent.path}, so "
+                "that it would have no effect. Allowed in a run with apex, or with the scheduler "
+                "stagewise; or start a new run from the weights (load_weights_only: true)"
+            )
 
 
 def _check_folder(parent: CheckpointFile, config: Any) -> None:

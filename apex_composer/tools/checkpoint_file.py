@@ -1,4 +1,4 @@
-"""What APEX has left in a Composer checkpoint, read without a trainer."""
+"""What a Composer checkpoint tells of its run, and what APEX has left there, without a trainer."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,13 +17,17 @@ class CheckpointFile:
 
     Attributes:
         path: place of the file.
-        apex: state of the algorithm.
+        apex: state of the algorithm; empty in a run without it.
         clock: progress of the run: `batch`, `token`, `sample`, `epoch`.
+        epoch_batches: batches of an epoch; None before one is over.
+        rates: learning rate of the next batch and base rate, of every param group of the optimizer.
     """
 
     path: Path
     apex: dict[str, Any]
     clock: dict[str, int]
+    epoch_batches: int | None
+    rates: list[tuple[float, float]]
 
     @property
     def plan(self) -> StagePlan:
@@ -40,17 +44,18 @@ class CheckpointFile:
         return self.clock[{"ba": "batch", "tok": "token", "sp": "sample"}[unit]]
 
 
-def read_checkpoint(path: Path | str) -> CheckpointFile:
+def read_checkpoint(path: Path | str, *, plain: bool = False) -> CheckpointFile:
     """Read a monolithic checkpoint; weights stay on disk.
 
     The file is unpickled, as Composer itself does it: read only checkpoints that you trust.
 
     Args:
         path: place of the file, links included.
+        plain: whether it may be that of a run without APEX. Default: no.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint of a run with APEX that can be read whole.
+        ValueError: it is no checkpoint that can be read whole, or of a run without APEX.
     """
     import torch
 
@@ -71,14 +76,28 @@ def read_checkpoint(path: Path | str) -> CheckpointFile:
             "A save that was killed leaves such files"
         ) from error
     apex = dict(state.get("algorithms", [])).get("APEX", {}).get("apex")
-    if apex is None:
+    if apex is None and not (plain and "optimizers" in state):
+        found = "weights only (" if plain else "no state of apex (a run without it, or "
         raise ValueError(
-            f"{path} holds no state of apex (a run without it, or save_weights_only: true). Its "
-            "weights can start a new run: load_path with load_weights_only: true"
+            f"{path} holds {found}save_weights_only: true). Its weights can start a new run: "
+            "load_path with load_weights_only: true"
         )
     clock = state["timestamp"]["Timestamp"]
     units = ("epoch", "batch", "sample", "token")
-    return CheckpointFile(path, apex, {name: int(clock[name]) for name in units})
+    epochs, batches = clock["epoch"], clock["batch"] - clock["batch_in_epoch"]
+    return CheckpointFile(
+        path,
+        apex or {},
+        {name: int(clock[name]) for name in units},
+        batches // epochs if epochs and batches % epochs == 0 else None,
+        _rates(state),
+    )
+
+
+def _rates(state: dict[str, Any]) -> list[tuple[float, float]]:
+    optimizers = state.get("optimizers", {}).values()  # save_ignore_keys may leave them out
+    groups = [group for optimizer in optimizers for group in optimizer["param_groups"]]
+    return [(float(group["lr"]), float(group.get("initial_lr", group["lr"]))) for group in groups]
 
 
 def hash_file(path: Path) -> str:

@@ -38,22 +38,34 @@ def branch(
         list[str] | None,
         typer.Option("--set", help="A setting that changes, key=value. Repeat for more."),
     ] = None,
+    cooldown: Annotated[
+        str | None,
+        typer.Option(help="Decay the learning rate from here and end the run, such as 2000ba."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the file of --out.")] = False,
 ) -> None:
     """Write the YAML of a new run that goes on from a checkpoint with other settings.
 
     Nothing is trained and no weights are copied. The new run keeps the parent, its sha256 and what
-    changed in its own checkpoints; `apex-composer show` tells.
+    changed in its own checkpoints, and `apex-composer show` tells; a run without apex keeps it in
+    the YAML only.
     """
     with status_of_errors("branch", "reading the checkpoint"):
         from apex_composer.tools.branch import write_branch
     with status_of_errors("branch", None):  # hashing has a bar of its own
-        written = write_branch(checkpoint, yaml, out, changes or [], overwrite=overwrite)
+        written = write_branch(
+            checkpoint, yaml, out, changes or [], cooldown=cooldown, overwrite=overwrite
+        )
     point = written.point
     console.print(f"{out}: run {written.run_name!r} goes on from batch {point['batch']}")
     for key, (old, new) in point["changed"].items():
         console.print(f"  {key}: {old} -> {new}", markup=False)
-    if written.keeps_stage:
+    if written.keeps_stage is None:
+        console.print(
+            "A run without apex: where it comes from stands in its YAML (metadata.lineage), not in "
+            "its checkpoints."
+        )
+    elif written.keeps_stage:
         console.print(f"Stage {point['stage']} goes on with its operators and scores.")
     else:
         console.print(

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import groupby
+from types import SimpleNamespace
 from typing import Any
 
 from apex_composer.callbacks.finetuning_checks import check_examples, check_packing
@@ -28,11 +30,15 @@ from apex_composer.tools.training_yaml import (
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage: where it ends (time unit as given), its tokens, learning rate and operators."""
+    """One stage: where it ends (time unit as given), its tokens, learning rates and operators.
+
+    Of the learning rate: from its start to its end the values between which it moves; none where
+    only the scheduler's name is known.
+    """
 
     end: str
     tokens: int
-    learning_rate: float | None
+    learning_rates: tuple[float, ...]
     expansion: bool
 
 
@@ -97,31 +103,58 @@ def make_plan(config: Settings, gpus: int) -> Plan:
 def _lay_out(config: Settings, algorithm: Any) -> list[StageRow]:
     """Stages of the algorithm and the scheduler, which must agree; else the run as one stage."""
     from apex_composer.trainer.scheduler import StagewiseScheduler
+    from apex_composer.trainer.wsd import WSDScheduler
 
-    settings, scheduler = dict(config["scheduler"]), None
-    if settings.pop("name") == "stagewise":
-        scheduler = StagewiseScheduler(**settings)
-    duration, owner = str(config["max_duration"]), algorithm or scheduler
+    known = {"stagewise": StagewiseScheduler, "wsd": WSDScheduler}
+    settings = dict(config["scheduler"])
+    kind = known.get(settings.pop("name"))
+    scheduler = None if kind is None else kind(**settings)
+    stagewise = scheduler if kind is StagewiseScheduler else None
+    duration, owner = config["max_duration"], algorithm or stagewise
     layout = lay_out_stages(owner.stages if owner else 1, duration)
     if layout is None:
         return []
-    if scheduler is not None and algorithm is not None:
-        other = lay_out_stages(scheduler.stages, duration)
+    if stagewise is not None and algorithm is not None:
+        other = lay_out_stages(stagewise.stages, duration)
         if other is None or other.ends != layout.ends:
             raise ValueError(
                 f"stages: the scheduler stagewise ends them at "
-                f"{other.describe() if other else scheduler.stages}, the algorithm apex at "
+                f"{other.describe() if other else stagewise.stages}, the algorithm apex at "
                 f"{layout.describe()}: give both the same stages"
             )
+    moves = [()] * len(layout.ends)
+    if stagewise is not None:
+        moves = [(multiplier,) for multiplier in stagewise.lr_multipliers]
+    elif scheduler is not None:
+        moves = _wsd_moves(scheduler, duration, layout)
     unit, rows = layout.unit, []
-    for number, (start, end) in enumerate(zip(layout.starts(), layout.ends, strict=True)):
-        rate = None
-        if scheduler is not None:
-            rate = config["optimizer"]["lr"] * scheduler.lr_multipliers[number]
+    stages = zip(layout.starts(), layout.ends, layout.expansion, moves, strict=True)
+    for start, end, expansion, multipliers in stages:
+        rates = tuple(config["optimizer"]["lr"] * multiplier for multiplier in multipliers)
         tokens = (end - start) * unit_tokens(config)[unit]
-        expansion = algorithm is not None and algorithm.expansion and layout.expansion[number]
-        rows.append(StageRow(f"{end:,}{unit}", tokens, rate, expansion))
+        expansion = algorithm is not None and algorithm.expansion and expansion
+        rows.append(StageRow(f"{end:,}{unit}", tokens, rates, expansion))
     return rows
+
+
+def _wsd_moves(scheduler: Any, duration: int | str, layout: Any) -> list[tuple[float, ...]]:
+    """Of every stage, what a `wsd` multiplies by at its start, at seams within it, at its end."""
+    from composer.core import TimeUnit, ensure_time
+
+    given = (scheduler.t_warmup, scheduler.t_decay, scheduler.t_cycle)
+    if TimeUnit.EPOCH in [time.unit for time in given if time is not None]:
+        return [()] * len(layout.ends)  # only the data tells
+    total = ensure_time(duration, TimeUnit.EPOCH)
+    spans = scheduler.spans(SimpleNamespace(max_duration=total, dataloader_len=None))
+    found = []
+    for start, end in zip(layout.starts(), layout.ends, strict=True):
+        values = [scheduler.multiplier(start, spans)]
+        for seam in [*(seam for seam in spans.seams() if start < seam < end), end]:
+            cycle_over = seam % spans.cycle == 0
+            values += [scheduler.alpha_f] if cycle_over else []
+            values += [] if cycle_over and seam == end else [scheduler.multiplier(seam, spans)]
+        found.append(tuple(value for value, _ in groupby(values)))
+    return found
 
 
 def _count_model(plan: Plan, model: Any, algorithm: Any) -> None:

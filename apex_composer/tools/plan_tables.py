@@ -63,8 +63,8 @@ def _stages(plan: Plan, seconds: float | None, gpu: str, mfu: float) -> Table:
         )
     for number, stage in enumerate(plan.stages):
         rate = plan.config["scheduler"]["name"]
-        if stage.learning_rate is not None:
-            rate = f"{stage.learning_rate:g}"
+        if stage.learning_rates:
+            rate = " → ".join(f"{value:g}" for value in stage.learning_rates)
         tokens, hours = amount(stage.tokens)
         operators = "yes" if stage.expansion else "no"
         table.add_row(str(number), stage.end, tokens, rate, operators, hours)

@@ -106,7 +106,7 @@ def _failure(check: Any, *arguments: Any) -> Iterator[str]:
         yield str(error)
 
 
-def lay_out_stages(stages: Any, max_duration: str) -> Any:
+def lay_out_stages(stages: Any, max_duration: int | str) -> Any:
     """Where the stages of a run that does not exist yet will end.
 
     Args:

@@ -222,7 +222,7 @@ class APEX(Algorithm):
         self._expander = self._build(state)
         self._closing.attach(self._expander, state.optimizers[0])
         if not resuming.restore(
-            self._expander, self._loaded, plan, self.targets, batch, self.branching
+            self._expander, self._loaded, plan, self.targets, state.timestamp, self.branching
         ):
             check_fit(state)
             if self.method != "random":

@@ -12,6 +12,8 @@ from apex_composer.settings import check_keys, check_not_negative, check_same
 from apex_composer.trainer.stage_plan import StagePlan
 
 if TYPE_CHECKING:
+    from composer.core import Timestamp
+
     from apex_composer.expander import Expander
 
 BRANCH_KEYS = ("parent", "sha256", "batch", "stage", "changed")
@@ -169,20 +171,31 @@ def check_trained(loaded: State | None, trainable: str) -> None:
         )
 
 
-def keeps_the_stage(loaded: State, settings: State, targets: list[str], plan: StagePlan) -> bool:
+def keeps_the_stage(
+    loaded: State, settings: State, targets: list[str], plan: StagePlan, now: int
+) -> bool:
     """Whether the operators and scores of a checkpoint's running stage fit a branch's settings.
+
+    The running stage may end earlier or later than it would have: what was trained of it does not
+    depend on its end.
 
     Args:
         loaded: the algorithm's state in the checkpoint.
         settings: the Expander's, as the branch has them.
         targets: the branch's.
         plan: the branch's.
+        now: where the run stands, in the plan's unit.
     """
-    begun = loaded["stage"] + 1
+    saved, stage = StagePlan.from_state(loaded["stages"]), loaded["stage"]
+    same = saved.first(stage + 1) == plan.first(stage + 1)
+    if not same and len(plan.ends) > stage:
+        ahead = now < min(saved.ends[stage], plan.ends[stage])
+        both = saved.expansion[stage] == plan.expansion[stage]
+        same = ahead and both and saved.first(stage) == plan.first(stage)
     return (
         all(saved_settings(loaded)[name] == settings[name] for name in _SHAPING)
         and loaded["targets"] == targets
-        and StagePlan.from_state(loaded["stages"]).first(begun) == plan.first(begun)
+        and same
     )
 
 
@@ -191,7 +204,7 @@ def restore(
     loaded: State | None,
     plan: StagePlan,
     targets: Sequence[str],
-    batch: int,
+    timestamp: "Timestamp",
     branching: bool,
 ) -> bool:
     """Go on from a checkpoint, where there is one with a stage to go on with.
@@ -201,7 +214,7 @@ def restore(
         loaded: the algorithm's state in the checkpoint, or None.
         plan: the run's.
         targets: the run's.
-        batch: where the run stands.
+        timestamp: where the run stands.
         branching: whether the run leaves its checkpoint's settings just now.
 
     Returns:
@@ -210,6 +223,7 @@ def restore(
     Raises:
         ValueError: for what may not differ from the checkpoint.
     """
+    batch, now = timestamp.batch.value, timestamp.get(plan.unit).value
     if loaded is None:
         if batch > 0:
             warnings.warn(
@@ -221,7 +235,7 @@ def restore(
         return False
     settings, targets = expander.settings(), list(targets)
     assessing = loaded["stage"] < 0  # saved before the run's stage had begun
-    if assessing or (branching and not keeps_the_stage(loaded, settings, targets, plan)):
+    if assessing or (branching and not keeps_the_stage(loaded, settings, targets, plan, now)):
         # Without the stages that were set up, but not trained for a batch.
         trained = [record for record in loaded["history"] if record["start_batch"] < batch]
         expander.history = trained
@@ -230,7 +244,8 @@ def restore(
         return False
     if branching:
         loaded = {**loaded, "settings": settings}
-    check_stages(StagePlan.from_state(loaded["stages"]), plan, loaded["stage"] + 1)
+    else:
+        check_stages(StagePlan.from_state(loaded["stages"]), plan, loaded["stage"] + 1)
     check_clock(loaded["history"], batch)
     check_same("targets", loaded["targets"], targets)
     expander.load_state_dict(loaded)

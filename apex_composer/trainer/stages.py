@@ -140,8 +140,8 @@ def convert(time: Time, state: State) -> Time:
     if time.unit == TimeUnit.EPOCH:
         if state.dataloader_len is None:
             raise ValueError(
-                f"max_duration, stages, t_warmup: {time} cannot be laid out in batches, the "
-                "dataloader has no length: give all of them in ba, sp or tok"
+                f"max_duration, stages, t_warmup, t_decay, t_cycle: {time} cannot be laid out in "
+                "batches, the dataloader has no length: give all of them in ba, sp or tok"
             )
         return Time(time.value * int(state.dataloader_len), TimeUnit.BATCH)
     return time

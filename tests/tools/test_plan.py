@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny_run import SEQUENCE, write_shards
 from tinyllama import TINYLLAMA
 from typer.testing import CliRunner
@@ -62,6 +63,32 @@ def test_the_vanilla_run_has_no_operators(invoke, model):
     status, text = invoke(YAMLS / "tinyllama_vanilla.yaml", model, "--gpu", "a100", "--mfu", "0.5")
     assert status == 0
     assert "4e-05 │        no" in text and "APEX adds" not in text and "8 x a100" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "rates"),
+    [
+        ({"t_warmup": "100ba", "t_decay": "0.1dur", "alpha_f": 0.2}, (0, 1e-4, 2e-5)),
+        ({"t_decay": "1000ba", "t_cycle": "15000ba"}, (1e-4, 0, 1e-4, 0)),
+        ({"t_decay": "1ep"}, ()),  # only the data tells
+    ],
+)
+def test_the_rates_of_a_decay(settings, rates):
+    config = load_configuration(YAMLS / "tinyllama_vanilla.yaml", ["variables.model=/none"])
+    plan = make_plan(config | {"scheduler": {"name": "wsd"} | settings}, 8)
+    assert plan.stages[0].learning_rates == pytest.approx(rates)
+    assert [stage.end for stage in plan.stages] == ["30,000ba"]
+
+
+def test_a_decay_over_stages(invoke, model, tmp_path):
+    config = load_configuration(APEX_YAML, [model])
+    config["scheduler"] = {"name": "wsd", "t_decay": "15000ba", "decay": "linear"}
+    (tmp_path / "wsd.yaml").write_text(yaml.safe_dump(config))
+    status, text = invoke(tmp_path / "wsd.yaml")
+    rates = re.findall(r"2.62 B │ +(.*?) │", text)
+    assert status == 0 and rates == ["0.0001", "0.0001 → 6.66667e-05", "6.66667e-05 → 0"]
+    status, text = invoke(tmp_path / "wsd.yaml", "scheduler.t_decay=40000ba")
+    assert status == 1 and "t_warmup, t_decay: got 0ba and 40000ba, together 40000ba" in text
 
 
 @pytest.mark.parametrize(
