@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from apex_composer.callbacks.adapter_checks import check_adapters
 from apex_composer.callbacks.finetuning_checks import check_packing
 from apex_composer.callbacks.start_checks import (
     DEFAULT_MARGIN,
@@ -29,9 +30,10 @@ _MARGINS = "a number of 0 or more, or null for no check"
 
 
 class StartGuard(Callback):
-    """Checks batch sizes, context, vocabulary, packing, disk and the first loss.
+    """Checks batch sizes, context, vocabulary, packing, adapters, disk and the first loss.
 
-    Before data are read: finetuning loaders must not pack examples where they would see each other.
+    Before data are read: finetuning loaders must not pack examples where they would see each other,
+    and checkpoints and exports of adapters (`model.peft_config`) must hold all that changes.
     When the trainer is built: the global batch over the ranks and microbatches, the context length
     against the model's, the tokenizer's size against the model's, and the disk for all checkpoints
     that the run will keep. In the first microbatch after every start, if the YAML says
@@ -44,7 +46,8 @@ class StartGuard(Callback):
             Default 1.0.
 
     Raises:
-        ValueError: margin is no finite number of 0 or more; packed examples would see each other.
+        ValueError: margin is no finite number of 0 or more; packed examples would see each other;
+            a checkpoint or an export would lose something.
         TypeError: for unknown settings.
     """
 
@@ -60,6 +63,7 @@ class StartGuard(Callback):
         self.margin = margin
         self._config, self._parameters = train_config or {}, 0
         check_packing(self._config)  # here, for llm-foundry reads the data before INIT
+        check_adapters(self._config)
         self._loss_is_due = bool((self._config.get("model") or {}).get("pretrained"))
 
     def init(self, state: State, logger: Logger) -> None:
