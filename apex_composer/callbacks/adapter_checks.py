@@ -17,7 +17,7 @@ def check_adapters(config: Mapping[str, Any]) -> None:
     With `model.should_save_peft_only`, which is llm-foundry's default, checkpoints hold the
     weights that have `lora_` in their names and nothing else; llm-foundry's `hf_checkpointer`
     writes the adapter only, whatever that says. Both are right where the base stays as it was
-    loaded: LoRA, DoRA, rsLoRA.
+    loaded: LoRA, DoRA, rsLoRA. And adapters must not be trained in a short dtype.
 
     Args:
         config: llm-foundry's configuration of the run.
@@ -33,6 +33,12 @@ def check_adapters(config: Mapping[str, Any]) -> None:
         raise ValueError(
             "model.peft_config.init_lora_weights: got eva, which needs a pass over the data that "
             "llm-foundry does not make: it would be LoRA. Remove it, or use pissa, olora"
+        )
+    if model.get("master_weights_dtype") is not None:
+        raise ValueError(
+            f"model.master_weights_dtype: got {model['master_weights_dtype']} with peft_config: "
+            "llm-foundry gives the adapters that dtype too, and nothing keeps copies of them, so "
+            "that most steps would be rounded away. Remove it: the base is sharded like the rest"
         )
     changed = list(_changes_of_the_base(peft, config.get("algorithms") or {}))
     for told in [*changed, *_unsaved(peft)] if model.get("should_save_peft_only", True) else []:

@@ -67,8 +67,8 @@ def _obstacle(layer: LoraLayer, adapter: str, held: list[int]) -> str | None:
     weight = layer.get_base_layer().weight
     if weight.dtype not in _EXACT:
         return (
-            f"model.master_weights_dtype: got {weight.dtype}, allowed: fp32. A merge changes "
-            "weights by less than the last bit of a shorter one"
+            f"model.master_weights_dtype: got {weight.dtype}, allowed: none, which is float32. A "
+            "merge changes weights by less than the last bit of a shorter one"
         )
     if held.count(id(weight)) > 1:
         return (

@@ -100,6 +100,13 @@ def test_an_initialisation_that_needs_data_is_refused():
         check_adapters(run_with({"init_lora_weights": "eva"}, whole=True))
 
 
+def test_adapters_are_not_trained_in_bf16():
+    config = run_with({})
+    config["model"]["master_weights_dtype"] = "bf16"
+    with pytest.raises(ValueError, match="master_weights_dtype: got bf16 with peft_config"):
+        check_adapters(config)
+
+
 @pytest.mark.parametrize("config", [{}, {"model": None}, {"model": {"peft_config": None}}], ids=str)
 def test_runs_without_adapters_pass(config):
     check_adapters({**config, "callbacks": {"hf_checkpointer": {}}})
