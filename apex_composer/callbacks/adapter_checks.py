@@ -43,11 +43,25 @@ def check_adapters(config: Mapping[str, Any]) -> None:
     changed = list(_changes_of_the_base(peft, config.get("algorithms") or {}))
     for told in [*changed, *_unsaved(peft)] if model.get("should_save_peft_only", True) else []:
         raise ValueError(f"model.should_save_peft_only: got true with {told}. {_SAVED}")
+    _check_shards(model, config)
     if changed and "hf_checkpointer" in (config.get("callbacks") or {}):
         raise ValueError(
             f"callbacks: got hf_checkpointer with {changed[0]}: it writes the adapter without the "
             "base that belongs to it. Remove it, and make a Hugging Face model of a checkpoint: "
             "apex-composer merge CHECKPOINT --out FOLDER"
+        )
+
+
+def _check_shards(model: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Sharded checkpoints of adapters only would be saved, but not loaded again."""
+    sharded = (config.get("fsdp_config") or {}).get("state_dict_type") == "sharded"
+    strict = config.get("load_strict_model_weights", True)
+    if sharded and strict and model.get("should_save_peft_only", True):
+        raise ValueError(
+            "fsdp_config.state_dict_type: got sharded with model.should_save_peft_only: true "
+            "(llm-foundry's default), whose checkpoints cannot be loaded: the base is missing in "
+            "them. Set state_dict_type: full, the adapters are small; or should_save_peft_only: "
+            "false"
         )
 
 

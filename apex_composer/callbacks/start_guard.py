@@ -62,6 +62,7 @@ class StartGuard(Callback):
             margin = check_finite("start_guard: margin", margin, _MARGINS, lowest=0.0)
         self.margin = margin
         self._config, self._parameters = train_config or {}, 0
+        self._adapters: int | None = None  # their parameters, where there are any
         check_packing(self._config)  # here, for llm-foundry reads the data before INIT
         check_adapters(self._config)
         self._loss_is_due = bool((self._config.get("model") or {}).get("pretrained"))
@@ -78,8 +79,13 @@ class StartGuard(Callback):
         tokenizer = getattr(state.model, "tokenizer", None)
         if tokenizer is not None and hasattr(model_config, "vocab_size"):
             check_vocabulary(len(tokenizer), model_config.vocab_size)
-        # Before FSDP shards them, so these are all parameters.
+        # Before FSDP shards them, so these are all parameters that checkpoints will have.
         self._parameters = sum(parameter.numel() for parameter in state.model.parameters())
+        if getattr(state.model, "using_peft", False):
+            trained = (p.numel() for p in state.model.parameters() if p.requires_grad)
+            self._adapters = sum(trained)
+            if state.model.should_save_peft_only:
+                self._parameters = self._adapters
 
     def before_load(self, state: State, logger: Logger) -> None:
         """Check the disk: at INIT it is not known yet whether apex trains rows only."""
@@ -88,8 +94,11 @@ class StartGuard(Callback):
         if saver is not None and known and dist.get_global_rank() == 0:
             folder = Path(format_name_with_dist(saver.folder, state.run_name))
             width = next(state.model.parameters()).element_size()
-            sizes = self._parameters, _trained_in_rows(state), width
-            check_disk(folder, count_checkpoints(self._config, *sizes))
+            rows = _trained_in_rows(state)
+            trained = rows if self._adapters is None else self._adapters
+            sizes = self._parameters, trained, width
+            copied = rows is not None
+            check_disk(folder, count_checkpoints(self._config, *sizes, copied=copied))
 
     def after_loss(self, state: State, logger: Logger) -> None:
         """Check the first microbatch's loss; every rank its own."""

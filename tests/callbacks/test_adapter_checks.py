@@ -100,6 +100,14 @@ def test_an_initialisation_that_needs_data_is_refused():
         check_adapters(run_with({"init_lora_weights": "eva"}, whole=True))
 
 
+def test_checkpoints_that_could_not_be_loaded_are_refused():
+    shards = {"fsdp_config": {"state_dict_type": "sharded"}}
+    with pytest.raises(ValueError, match="state_dict_type: got sharded with .*: true"):
+        check_adapters(run_with({}, **shards))
+    check_adapters(run_with({}, whole=True, **shards))
+    check_adapters(run_with({}, fsdp_config={"state_dict_type": "full"}))
+
+
 def test_adapters_are_not_trained_in_bf16():
     config = run_with({})
     config["model"]["master_weights_dtype"] = "bf16"
