@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -9,27 +10,29 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
-from apex_composer.extras import needing
-
-with needing("ReLoRA"):
-    from peft.tuners.lora import Linear, LoraLayer
-
 from apex_composer.assessment.selection import seeded_generator
+from apex_composer.extras import needing
 from apex_composer.model.sites import clean_name
 from apex_composer.ops.full_precision import bmm
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import Linear, LoraLayer
 
 _EXACT = (torch.float32, torch.float64)
 
 
-def adapters(model: nn.Module) -> Iterator[tuple[str, Linear, str]]:
+def adapters(model: nn.Module) -> Iterator[tuple[str, "Linear", str]]:
     """Each linear layer of a model that has an adapter: its name, itself, the adapter's name."""
+    with needing("ReLoRA"):
+        from peft.tuners.lora import LoraLayer
+
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer):
             for adapter in (*layer.lora_A, *layer.lora_embedding_A):
                 yield clean_name(name), layer, adapter
 
 
-def check_adapters(model: nn.Module) -> None:
+def check_mergeable(model: nn.Module) -> None:
     """Refuse a model without LoRA, or with adapters that cannot be merged exactly.
 
     Args:
@@ -51,8 +54,10 @@ def check_adapters(model: nn.Module) -> None:
             raise ValueError(f"{told} (relora, in {name})")
 
 
-def _obstacle(layer: LoraLayer, adapter: str, held: list[int]) -> str | None:
+def _obstacle(layer: "LoraLayer", adapter: str, held: list[int]) -> str | None:
     """Why this layer's adapter cannot be merged exactly and begun anew; None if it can."""
+    from peft.tuners.lora import Linear
+
     if not isinstance(layer, Linear):
         return (
             f"model.peft_config.target_modules: got {type(layer).__name__}, allowed: plain linear "

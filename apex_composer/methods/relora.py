@@ -6,12 +6,12 @@ from typing import Any
 from apex_composer.extras import needing
 
 with needing("ReLoRA"):  # first: the modules below need it, too
-    from composer.core import Algorithm, Event, State, Time, TimeUnit
+    from composer.core import Algorithm, Event, Precision, State, Time, TimeUnit
     from composer.loggers import Logger
     from composer.utils import FSDPConfig
 
 from apex_composer import settings
-from apex_composer.methods.adapters import check_adapters, restart
+from apex_composer.methods.adapters import check_mergeable, restart
 from apex_composer.trainer.stages import convert, parse_duration
 
 
@@ -73,8 +73,8 @@ class ReLoRA(Algorithm):
         getattr(self, f"_on_{event.value}")(state, logger)
 
     def _on_init(self, state: State, logger: Logger) -> None:
+        check_mergeable(state.model)
         check_run(state)
-        check_adapters(state.model)
 
     def _on_before_load(self, state: State, logger: Logger) -> None:
         """Refuse times that do not fit the run as soon as its length can be known."""
@@ -99,8 +99,11 @@ class ReLoRA(Algorithm):
             logger.log_metrics({"relora/restarts": batch // self._batches, "relora/zeroed": zeroed})
         self._warm_up(state)
 
-    def _on_batch_checkpoint(self, state: State, logger: Logger) -> None:
+    def _on_eval_before_all(self, state: State, logger: Logger) -> None:
+        """Before evaluations, in which `preemption` may save, and before checkpoints."""
         self._put_back()
+
+    _on_batch_checkpoint = _on_eval_before_all
 
     def _lay_out(self, state: State) -> None:
         """The settings in batches, checked against each other and the run."""
@@ -159,6 +162,11 @@ def check_run(state: State) -> None:
         raise ValueError("algorithms: got relora more than once, allowed: once")
     if len(state.optimizers) != 1:
         raise ValueError(f"relora needs exactly one optimizer, got {len(state.optimizers)}")
+    if state.precision == Precision.AMP_FP16:
+        raise ValueError(
+            "precision: got amp_fp16, allowed with relora: amp_bf16, fp32. Its gradient scaler "
+            "skips optimizer steps"
+        )
     if isinstance(state.fsdp_config, FSDPConfig) or state.tp_config is not None:
         raise ValueError(
             "fsdp_config: got FSDP1 or tensor parallelism, allowed with relora: FSDP2 (set "

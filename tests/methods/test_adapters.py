@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from apex_composer.methods.adapters import (
     adapters,
-    check_adapters,
+    check_mergeable,
     low_rank,
     prune_smallest,
     restart,
@@ -169,7 +169,7 @@ def two_adapters() -> torch.nn.Module:
 )
 def test_what_cannot_be_merged_exactly_is_refused(make, told):
     with pytest.raises(ValueError, match=told):
-        check_adapters(make())
+        check_mergeable(make())
 
 
 def test_what_can_be_merged_passes():
@@ -178,4 +178,4 @@ def test_what_can_be_merged_passes():
         {"use_rslora": True, "lora_dropout": 0.1},
         {"modules_to_save": ["lm_head"]},
     ):
-        check_adapters(lora_llama(**changed))
+        check_mergeable(lora_llama(**changed))

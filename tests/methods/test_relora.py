@@ -9,11 +9,12 @@ from composer.loggers import InMemoryLogger
 from composer.optim import LinearWithWarmupScheduler
 from composer.utils import FSDPConfig
 from composer_run import BATCH_SIZE, StopAt, assert_same_weights
-from helpers import TokenDataset, cross_entropy
+from helpers import TokenDataset, cross_entropy, tiny_llama
 from llmfoundry.callbacks import HuggingFaceCheckpointer
 from llmfoundry.registry import algorithms
 from lora_runs import checkpoint, lora_llama, make_lora_trainer, weights
 from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import DataLoader
 
 from apex_composer.methods.adapters import prune_smallest
 from apex_composer.methods.relora import ReLoRA
@@ -126,6 +127,28 @@ def test_rates_rise_again_after_a_restart_and_are_logged():
     assert restarts == [1, 2] and zeroed == pytest.approx([0.9, 0.9], abs=0.01)
 
 
+def test_who_saves_between_batches_finds_the_rates_of_the_scheduler():
+    """`preemption` saves in evaluations, which come before Composer's own checkpoints."""
+    seen = {"eval_batch_end": [], "batch_checkpoint": []}
+
+    class Watch(Callback):
+        def run_event(self, event, state, logger):
+            if event.value in seen:
+                rate = state.optimizers[0].param_groups[0]["lr"]
+                seen[event.value].append((state.timestamp.batch.value, rate))
+
+    run(
+        make_lora_trainer(
+            ReLoRA(**SETTINGS),
+            callbacks=[Watch()],
+            eval_dataloader=DataLoader(TokenDataset(4), batch_size=4),
+            eval_interval="1ba",
+        )
+    )
+    for found in seen.values():
+        assert found == [(batch, 1e-2) for batch in range(1, 8)]
+
+
 @pytest.mark.parametrize("every_batch", [True, False])
 def test_nothing_adds_up_in_a_scheduler_that_goes_on_from_the_last_rate(every_batch):
     rates = Rates()
@@ -218,7 +241,8 @@ def test_wrong_settings_are_refused(settings, error, told):
         ({"interval": "9tok"}, {}, "interval: got 9tok"),
         ({"interval": "0.5dur"}, {"max_duration": "99tok"}, "interval: got 0.5dur in a run of 99"),
         ({}, {"whole": False}, "should_save_peft_only: got true"),
-        ({}, {"model": "dora"}, "use_dora: got true"),
+        ({}, {"model": tiny_llama}, "model.peft_config: got none"),
+        ({}, {"model": lambda: lora_llama(use_dora=True)}, "use_dora: got true"),
         ({}, {"fsdp": True}, "got FSDP1"),
         ({}, {"callbacks": "hf"}, "got hf_checkpointer.*apex-composer merge"),
     ],
@@ -226,8 +250,8 @@ def test_wrong_settings_are_refused(settings, error, told):
 def test_runs_that_could_not_be_exact_are_refused_when_the_trainer_is_built(
     settings, options, told, tmp_path
 ):
-    if options.get("model") == "dora":
-        options = options | {"model": lora_llama(use_dora=True)}
+    if "model" in options:
+        options = {"model": options["model"]()}
     if options.get("callbacks") == "hf":
         options = options | {"callbacks": [HuggingFaceCheckpointer(str(tmp_path), "1dur")]}
     if options.get("fsdp"):
