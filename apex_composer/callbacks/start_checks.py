@@ -120,15 +120,21 @@ class Checkpoints:
 
 
 def count_checkpoints(
-    config: Mapping[str, Any], parameters: int, trained: int | None = None, width: int = _FP32
+    config: Mapping[str, Any],
+    parameters: int,
+    trained: int | None = None,
+    width: int = _FP32,
+    *,
+    copied: bool = True,
 ) -> Checkpoints:
     """The checkpoints of a run, from its training configuration.
 
     Args:
         config: llm-foundry's.
-        parameters: number of the model's weights.
-        trained: how many of them, where only rows are trained. Default: all.
+        parameters: number of the weights in a checkpoint.
+        trained: how many of them, where only rows or adapters are trained. Default: all.
         width: bytes of each weight then. Default 4.
+        copied: whether those that are trained have copies in fp32, as rows have. Default True.
     """
     saves, keep = _count_saves(config), config.get("save_num_checkpoints_to_keep", -1)
     kept = saves
@@ -136,8 +142,9 @@ def count_checkpoints(
         kept = keep + 1 if saves is None else min(keep + 1, saves)
     state = not config.get("save_weights_only", False)
     size = _FP32 * parameters * (1 + state * moments(config))
-    if trained is not None:  # rows beside the weights, with two moments each
-        size = width * parameters + state * _FP32 * (1 + _ADAM_MOMENTS) * trained
+    if trained is not None:  # rows beside the weights, with two moments each; or adapters
+        numbers = 1 + _ADAM_MOMENTS if copied else moments(config)
+        size = width * parameters + state * _FP32 * numbers * trained
     return Checkpoints(saves, kept, size)
 
 

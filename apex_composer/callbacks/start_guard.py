@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from apex_composer.callbacks.adapter_checks import check_adapters
 from apex_composer.callbacks.finetuning_checks import check_packing
 from apex_composer.callbacks.start_checks import (
     DEFAULT_MARGIN,
@@ -29,9 +30,10 @@ _MARGINS = "a number of 0 or more, or null for no check"
 
 
 class StartGuard(Callback):
-    """Checks batch sizes, context, vocabulary, packing, disk and the first loss.
+    """Checks batch sizes, context, vocabulary, packing, adapters, disk and the first loss.
 
-    Before data are read: finetuning loaders must not pack examples where they would see each other.
+    Before data are read: finetuning loaders must not pack examples where they would see each other,
+    and checkpoints and exports of adapters (`model.peft_config`) must hold all that changes.
     When the trainer is built: the global batch over the ranks and microbatches, the context length
     against the model's, the tokenizer's size against the model's, and the disk for all checkpoints
     that the run will keep. In the first microbatch after every start, if the YAML says
@@ -44,7 +46,8 @@ class StartGuard(Callback):
             Default 1.0.
 
     Raises:
-        ValueError: margin is no finite number of 0 or more; packed examples would see each other.
+        ValueError: margin is no finite number of 0 or more; packed examples would see each other;
+            a checkpoint or an export would lose something.
         TypeError: for unknown settings.
     """
 
@@ -59,7 +62,9 @@ class StartGuard(Callback):
             margin = check_finite("start_guard: margin", margin, _MARGINS, lowest=0.0)
         self.margin = margin
         self._config, self._parameters = train_config or {}, 0
+        self._adapters: int | None = None  # their parameters, where there are any
         check_packing(self._config)  # here, for llm-foundry reads the data before INIT
+        check_adapters(self._config)
         self._loss_is_due = bool((self._config.get("model") or {}).get("pretrained"))
 
     def init(self, state: State, logger: Logger) -> None:
@@ -74,8 +79,13 @@ class StartGuard(Callback):
         tokenizer = getattr(state.model, "tokenizer", None)
         if tokenizer is not None and hasattr(model_config, "vocab_size"):
             check_vocabulary(len(tokenizer), model_config.vocab_size)
-        # Before FSDP shards them, so these are all parameters.
+        # Before FSDP shards them, so these are all parameters that checkpoints will have.
         self._parameters = sum(parameter.numel() for parameter in state.model.parameters())
+        if getattr(state.model, "using_peft", False):
+            trained = (p.numel() for p in state.model.parameters() if p.requires_grad)
+            self._adapters = sum(trained)
+            if state.model.should_save_peft_only:
+                self._parameters = self._adapters
 
     def before_load(self, state: State, logger: Logger) -> None:
         """Check the disk: at INIT it is not known yet whether apex trains rows only."""
@@ -84,8 +94,11 @@ class StartGuard(Callback):
         if saver is not None and known and dist.get_global_rank() == 0:
             folder = Path(format_name_with_dist(saver.folder, state.run_name))
             width = next(state.model.parameters()).element_size()
-            sizes = self._parameters, _trained_in_rows(state), width
-            check_disk(folder, count_checkpoints(self._config, *sizes))
+            rows = _trained_in_rows(state)
+            trained = rows if self._adapters is None else self._adapters
+            sizes = self._parameters, trained, width
+            copied = rows is not None
+            check_disk(folder, count_checkpoints(self._config, *sizes, copied=copied))
 
     def after_loss(self, state: State, logger: Logger) -> None:
         """Check the first microbatch's loss; every rank its own."""

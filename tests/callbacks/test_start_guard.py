@@ -8,6 +8,7 @@ import torch
 from composer import Callback
 from composer_run import make_trainer
 from helpers import VOCABULARY, tiny_llama
+from lora_runs import lora_llama, make_lora_trainer
 
 from apex_composer import APEX
 from apex_composer.callbacks.start_guard import StartGuard
@@ -111,6 +112,22 @@ def test_checkpoints_of_a_run_that_trains_rows_need_less(tmp_path, monkeypatch):
     free -= 1
     with pytest.raises(ValueError, match="save_folder: 2 checkpoints of"):
         make_trainer(apex, callbacks=(guard,), **options)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_checkpoints_of_adapters_have_moments_of_adapters_only(whole, tmp_path, monkeypatch):
+    def make(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        guard = StartGuard(train_config=CONFIG | {"save_interval": "1ba"})
+        options = {"save_folder": str(tmp_path), "save_interval": "1ba", "max_duration": "2ba"}
+        model = lora_llama(torch.float32)
+        make_lora_trainer(model=model, whole=whole, callbacks=[guard], **options).close()
+
+    adapters, everything = lora_llama().get_nb_trainable_parameters()
+    size = 4 * (everything if whole else adapters) + 8 * adapters
+    make(2 * size)
+    with pytest.raises(ValueError, match="save_folder: 2 checkpoints of"):
+        make(2 * size - 1)
 
 
 def test_unknown_and_wrong_settings_are_refused():
