@@ -42,7 +42,7 @@ def check_run(state: State, own: "Expander | None" = None) -> None:
     count = sum("APEX" in names for names in kinds)
     if count > 1:
         raise ValueError(
-            f"algorithms: got apex {count} times (s2ft counts as one), allowed: once. Composer's "
+            f"algorithms: got apex {count} times, allowed: once (s2ft counts). Composer's "
             "checkpoints tell algorithms apart by their class only: give one of them all `targets`"
         )
     if state.precision == Precision.AMP_FP16:

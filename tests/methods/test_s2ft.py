@@ -103,5 +103,5 @@ def test_what_cannot_be_is_refused():
         S2FT(trainable_share=None)
     with pytest.raises(ValueError, match="got 0.024, which cannot be met within 10 % from below"):
         make_trainer(S2FT())
-    with pytest.raises(ValueError, match="got apex 2 times .s2ft counts as one."):
+    with pytest.raises(ValueError, match="got apex 2 times, allowed: once .s2ft counts"):
         make_trainer(s2ft(), APEX())
