@@ -66,6 +66,12 @@ class LowRankAdamW(Optimizer):
         groups = check_matrices(name, params)
         super().__init__(groups, {"matrices": False, **defaults})
         for group in self.param_groups:
+            for setting in ("lr", "eps", "weight_decay"):
+                allowed = "a finite number of 0 or more"
+                settings.check_finite(f"{name}: {setting}", group[setting], allowed, 0.0)
+            for beta in group["betas"]:
+                if settings.check_finite(f"{name}: betas", beta, "two numbers in [0, 1)", 0.0) >= 1:
+                    raise ValueError(f"{name}: betas: got {beta}, allowed: two numbers in [0, 1)")
             for setting, kind in (("rank", int), ("update_proj_gap", int), ("scale", float)):
                 settings.check_positive(f"{name}: {setting}", group[setting], kind)
 
