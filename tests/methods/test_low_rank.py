@@ -185,7 +185,7 @@ def test_settings_are_checked_at_construction():
         (APOLLO, {"per": "row"}, ValueError, "apollo: per: got 'row', allowed: channel, tensor"),
         (APOLLO, {"seed": -1}, ValueError, "apollo: seed: got -1"),
         (GaLore, {"lr": -1.0}, ValueError, "galore: lr: got -1.0, allowed: a finite number of 0"),
-        (GaLore, {"betas": (0.9, 1)}, ValueError, "galore: betas: got 1.0, allowed: two numbers"),
+        (GaLore, {"betas": (0.9, 1)}, ValueError, "galore: betas: got 1, allowed: two numbers"),
     ):
         with pytest.raises(error, match=told):
             kind(copy.copy(weight), **given)
