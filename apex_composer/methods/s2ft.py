@@ -24,8 +24,8 @@ class S2FT(APEX):
     along a weight's axis, W[S] is trained by AdamW and the rest of the model is frozen:
         W[S] <- AdamW(W[S], dLoss/dW[S]),  all other weights as they are.
 
-    It is `apex` with `trainable: selected`, without operators and with random units (seen so by
-    checkpoints, too): what it logs and refuses is named apex. Two groups of units of one size are
+    It is `apex` with `trainable: selected`, without operators and with random units: what it logs
+    and refuses is named apex, its state in checkpoints S2FT. Two groups of units of one size are
     drawn, so there is an even number of them in every layer; that all layers have the same number
     is our choice. Whole gradients are made, one weight's at a time: the paper's partial
     backpropagation, which saves time and memory, is not built.
