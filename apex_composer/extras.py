@@ -43,7 +43,7 @@ def _is_installed(name: str) -> bool:
 def installation(extra: str) -> str:
     """The command that installs an extra, and on which Python."""
     command = f"pip install 'apex-composer[{extra}]'"
-    if extra not in ("foundry", "gpu"):
+    if extra not in ("foundry", "gpu", "optimizers"):
         return command
     here = "{}.{}".format(*sys.version_info[:2])
     told = f"; this is {here}" if sys.version_info[:2] > NEWEST_PYTHON else ""

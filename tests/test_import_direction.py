@@ -57,6 +57,7 @@ KNOW_COMPOSER = {"trainer", "callbacks", "methods"}
 NEED = {
     "data_prep": {"prep", "remote"},
     **dict.fromkeys(KNOW_COMPOSER, {"foundry"}),
+    "methods": {"foundry", "optimizers"},
     **dict.fromkeys(("tools", "demo"), {"foundry", "prep"}),
 }
 TRAINERS = {"composer", "llmfoundry"}

@@ -1,1 +1,1 @@
-"""The methods that APEX is compared with, one file each; none yet. Imports as callbacks does."""
+"""The methods that APEX is compared with, by their names in a YAML. Imports as callbacks does."""

@@ -18,7 +18,7 @@ DEFAULT_EPS = 1e-8
 # (Lookahead, Ranger), averages (ScheduleFree), those of the start (MADGRAD, Prodigy, D-Adaptation).
 _KEEP_WEIGHTS = ("schedulefree", "lookahead", "ranger", "madgrad", "prodigy", "dadapt")
 # Parts of the names of optimizers with betas whose learning rates are not of Adam's size.
-_OTHER_RATES = ("lion", "lamb", "novograd")
+_OTHER_RATES = ("lion", "lamb", "novograd", "galore", "apollo")
 
 
 def followed(group: Mapping[str, Any], lr_scale: float) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from apex_composer import settings
 from apex_composer.expander import Expander
 from apex_composer.model.find_sites import find_sites
 from apex_composer.model.fused_swiglu import FUSED_SWIGLU, FusedSwiGLU
+from apex_composer.model.sites import Site
 from apex_composer.trainable.check import check_model
 from apex_composer.trainable.shares import Share
 from apex_composer.trainer import resuming
@@ -172,9 +173,7 @@ class APEX(Algorithm):
             self._closing.hand_over()  # an earlier trainer's run
         self._expander = self._plan = self._loaded = None
         check_not_frozen(state)
-        found = check_model(
-            find_sites(state.model, self.targets), **self._settings(), device=device_of(state)
-        )
+        found = check_model(self._sites(state), **self._settings(), device=device_of(state))
         if self.expansion or found.share is not None:
             own = found.trained or found.sites
             check_expansion(state, own, self.implementation if self.expansion else "auto")
@@ -278,13 +277,16 @@ class APEX(Algorithm):
 
     def _build(self, state: State) -> Expander:
         return Expander(
-            find_sites(state.model, self.targets),
+            self._sites(state),
             seed=state.rank_zero_seed if self.seed is None else self.seed,
             method=self.method,
             operator_lr_scale=self.operator_lr_scale,
             device=device_of(state),
             **self._settings(),
         )
+
+    def _sites(self, state: State) -> list[Site]:
+        return find_sites(state.model, self.targets)
 
     def _settings(self) -> dict[str, Any]:
         """Those that say what of a model is expanded and trained."""

@@ -37,11 +37,13 @@ def check_run(state: State, own: "Expander | None" = None) -> None:
         ValueError: for the precision, the optimizers, the sharding, or a second APEX.
         RuntimeError: an earlier run still acts on the model or the optimizer.
     """
-    count = [type(algorithm).__name__ for algorithm in state.algorithms].count("APEX")
+    # S2FT is one, too.
+    kinds = [{kind.__name__ for kind in type(each).__mro__} for each in state.algorithms]
+    count = sum("APEX" in names for names in kinds)
     if count > 1:
         raise ValueError(
-            f"algorithms: got apex {count} times, allowed: once. Composer's checkpoints tell "
-            "algorithms apart by their class only: give one of them all `targets`"
+            f"algorithms: got apex {count} times, allowed: once (s2ft counts). Composer's "
+            "checkpoints tell algorithms apart by their class only: give one of them all `targets`"
         )
     if state.precision == Precision.AMP_FP16:
         raise ValueError(

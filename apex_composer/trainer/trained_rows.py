@@ -5,6 +5,7 @@ from collections.abc import Callable
 from weakref import WeakSet
 
 import torch
+from composer.algorithms import EMA
 from composer.algorithms import GradientClipping as WholeClipping
 from composer.core import Event, State
 from composer.loggers import Logger
@@ -28,7 +29,7 @@ def check_rows(state: State, found: Checked) -> None:
         found: what there is to train.
 
     Raises:
-        ValueError: for the sharding, the optimizer, its param groups, or gradient clipping.
+        ValueError: for the sharding, the optimizer, its param groups, gradient clipping, or EMA.
     """
     if found.share is None:
         return
@@ -46,6 +47,11 @@ def check_rows(state: State, found: Checked) -> None:
             raise ValueError(
                 "gradient_clipping: clipping_type: got adaptive, allowed where rows are trained: "
                 "norm, value"
+            )
+        if isinstance(algorithm, EMA):
+            raise ValueError(
+                "algorithms: got ema, allowed with apex: trainable: all. Checkpoints are saved "
+                "while the average is in the model, and it would be taken for the trained rows"
             )
 
 
