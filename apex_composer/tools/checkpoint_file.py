@@ -52,24 +52,13 @@ def read_checkpoint(path: Path | str) -> CheckpointFile:
         FileNotFoundError: there is no such file.
         ValueError: it is no checkpoint of a run with APEX that can be read whole.
     """
-    import torch
-
     path = Path(path)
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder (a sharded checkpoint), needed: one file. Save with "
             "`fsdp_config: {state_dict_type: full}`, or export it to one file first"
         )
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. Needed: a local checkpoint file (.pt)")
-    try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
-        state = content["state"]
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read as a Composer checkpoint ({type(error).__name__}: {error}). "
-            "A save that was killed leaves such files"
-        ) from error
+    state = load_state(path)
     apex = dict(state.get("algorithms", [])).get("APEX", {}).get("apex")
     if apex is None:
         raise ValueError(
@@ -79,6 +68,26 @@ def read_checkpoint(path: Path | str) -> CheckpointFile:
     clock = state["timestamp"]["Timestamp"]
     units = ("epoch", "batch", "sample", "token")
     return CheckpointFile(path, apex, {name: int(clock[name]) for name in units})
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What a monolithic checkpoint has under `state`; tensors stay on disk until they are used.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read whole.
+    """
+    import torch
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. Needed: a local checkpoint file (.pt)")
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=False)["state"]
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as a Composer checkpoint ({type(error).__name__}: {error}). "
+            "A save that was killed leaves such files"
+        ) from error
 
 
 def hash_file(path: Path) -> str:
