@@ -69,11 +69,20 @@ def _settings(model: SavedModel) -> dict[str, dict[str, Any]]:
         passing = ("transformers_version", "name_or_path", "base_model_name_or_path")
         passing = (*passing, "inference_mode", "padding", "truncation")
         found[name] = {
-            key: value
+            key: _without_empty(value)
             for key, value in settings.items()
-            if key not in passing and not key.startswith("_")
+            if key not in passing and not key.startswith("_") and value != {}
         }
     return found
+
+
+def _without_empty(value: Any) -> Any:
+    """Shards do not keep empty mappings."""
+    if isinstance(value, list):
+        return [_without_empty(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_empty(one) for key, one in value.items() if one != {}}
 
 
 def check_complete(model: SavedModel, names: Mapping[str, Any]) -> None:

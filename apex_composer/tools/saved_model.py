@@ -55,7 +55,7 @@ def open_saved_model(path: Path) -> SavedModel:
     return SavedModel(
         path,
         (state.get("run_name"), clock.get("batch")),
-        huggingface,
+        {"tokenizer": {}, **huggingface},  # shards do not keep what is empty
         dict(zip(names, state["model"].values(), strict=True)),
         lambda name: read(_PREFIX + name),
     )
@@ -107,7 +107,7 @@ def _load_parts(path: Path, *names: str) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     planner = _EmptyStateDictLoadPlanner(keys=set(names))
-    _load_state_dict(found, FileSystemReader(path), planner, no_dist=True)
+    _load_state_dict(found, FileSystemReader(path), planner=planner, no_dist=True)
     return found
 
 
