@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # peft's name of the model that it wraps.
 _BASE = "base_model.model."
+# Where its modules keep those that they stand for.
+_WRAPPED = ("base_layer", "original_module", "token_adapter.base_layer")
 # Initialisations that leave the base as it is. The others (pissa, olora, corda, loftq) change it.
 _BASE_STAYS = (True, False, "gaussian", "eva")
 
@@ -62,7 +64,7 @@ def _build_peft(saved: SavedModel) -> Any:
 
     settings = saved.huggingface["model"]["peft_config"]["content"]
     # What an initialisation has done is in the weights; on the meta device none can be computed.
-    config = LoraConfig(**{**settings, "init_lora_weights": False})
+    config = LoraConfig(**{**settings, "init_lora_weights": False, "base_model_name_or_path": None})
     with init_empty_weights():
         return get_peft_model(build_empty(saved), config, autocast_adapter_dtype=False)
 
@@ -90,8 +92,9 @@ def _raw_name(name: str, owners: Mapping[str, Any]) -> str:
     place = _owner(name, owners)
     if place is None:
         return _BASE + name
-    wrapped = "base_layer" if hasattr(owners[place], "base_layer") else "original_module"
-    return f"{_BASE}{place}.{wrapped}.{name.removeprefix(f'{place}.')}"
+    inside, last = owners[place].state_dict(), name.removeprefix(f"{place}.")
+    kept = next(f"{wrapped}.{last}" for wrapped in _WRAPPED if f"{wrapped}.{last}" in inside)
+    return f"{_BASE}{place}.{kept}"
 
 
 def _read_merged(name: str, owners: Mapping[str, Any], load: Callable[[str], "Tensor"]) -> "Tensor":
@@ -133,7 +136,7 @@ def _with_base(
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"{saved.path} holds adapters only, and their base {base!r} is not on this machine "
-            f"({type(error).__name__}: {error}). Needed: --base with the folder of the model that "
+            f"({str(error).splitlines()[0]}). Needed: --base with the folder of the model that "
             "training began with, or checkpoints with `model.should_save_peft_only: false`"
         ) from error
     tensors = dict(saved.tensors)

@@ -27,7 +27,12 @@ from apex_composer.tools.merge_checks import (
     check_same_kind,
     tied_names,
 )
-from apex_composer.tools.saved_model import SavedModel, build_empty, open_saved_model
+from apex_composer.tools.saved_model import (
+    SavedModel,
+    build_empty,
+    is_foundry_mpt,
+    open_saved_model,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -167,7 +172,7 @@ def _write_model(empty: Any, kinds: Mapping[str, "Tensor"], folder: Path) -> Non
     empty.to(reduce(torch.promote_types, floats))  # `torch_dtype` of the configuration
     empty.save_pretrained(folder, state_dict={})
     (folder / "model.safetensors").unlink(missing_ok=True)  # of no weights
-    if type(empty).__module__.startswith("llmfoundry."):
+    if is_foundry_mpt(empty.config.to_dict()):
         from llmfoundry.utils import edit_files_for_hf_compatibility
 
         edit_files_for_hf_compatibility(str(folder))

@@ -52,8 +52,9 @@ def _differences(one: SavedModel, other: SavedModel) -> Iterator[str]:
         kinds = [(list(m.tensors[name].shape), m.tensors[name].dtype) for m in (one, other)]
         if kinds[0] != kinds[1]:
             yield f"{name} differs: " + ", and ".join(f"{dtype} {s}" for s, dtype in kinds)
-    for part, settings in _settings(one).items():
-        others = _settings(other).get(part, {})
+    all_settings, all_others = _settings(one), _settings(other)
+    for part in sorted(all_settings.keys() | all_others.keys()):
+        settings, others = all_settings.get(part, {}), all_others.get(part, {})
         keys = [k for k in settings.keys() | others.keys() if settings.get(k) != others.get(k)]
         if keys:
             yield f"{part} differs in {_listed(sorted(keys))}"

@@ -114,39 +114,47 @@ def _load_parts(path: Path, *names: str) -> dict[str, Any]:
 def build_empty(saved: SavedModel) -> Any:
     """The Hugging Face model of a checkpoint on the meta device, without adapters.
 
+    By its configuration: the name of its class, which is saved too, is that of FSDP or peft where
+    these have wrapped it.
+
     Raises:
-        ValueError: its code is not a part of transformers or llm-foundry.
+        ValueError: it is no causal language model of transformers or llm-foundry.
     """
     from accelerate import init_empty_weights
-    from composer.models import HuggingFaceModel
+    from composer.models.huggingface import get_hf_config_from_composer_state_dict
+    from transformers import AutoModelForCausalLM
 
     record = deepcopy(saved.huggingface)  # Composer changes it
-    kind = record["model"]["config"]["class"]
-    _know_mpt(kind)
-    with_adapters = "peft_config" in record["model"]
-    given = "transformers.AutoModelForCausalLM" if with_adapters else None
+    content = record["model"]["config"]["content"]
     try:
         with init_empty_weights():
-            model = HuggingFaceModel.load_huggingface_model_from_saved_state(
-                record, {"state": {"integrations": {"huggingface": record}}}, given, None
-            )
+            if is_foundry_mpt(content):
+                model = _build_mpt(content)
+            else:
+                config = get_hf_config_from_composer_state_dict(
+                    {"state": {"integrations": {"huggingface": record}}}
+                )
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise ValueError(
-            f"{saved.path} is of {kind}, which cannot be built ({type(error).__name__}: {error}). "
-            "Known are the models of transformers and llm-foundry; code that was downloaded with "
-            "a model is not run"
+            f"{saved.path}: no model can be built of its configuration, with model_type "
+            f"{content.get('model_type')!r} ({type(error).__name__}: {error}). Known are the "
+            "causal language models of transformers and llm-foundry; code that was downloaded "
+            "with a model is not run"
         ) from error
     model.tie_weights()  # the meta device has undone it
     return model
 
 
-def _know_mpt(kind: str) -> None:
-    """Let llm-foundry's MPT be found and saved with its code, as its own export does."""
-    if not kind.startswith("llmfoundry."):
-        return
-    from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+def is_foundry_mpt(content: Mapping[str, Any]) -> bool:
+    """Whether a configuration is that of llm-foundry's MPT; transformers' has the same type."""
+    return content.get("model_type") == "mpt" and "ffn_config" in content
 
-    CONFIG_MAPPING._extra_content["mpt"] = MPTConfig
+
+def _build_mpt(content: Mapping[str, Any]) -> Any:
+    """With its code beside it when it is saved, as llm-foundry's own export has it."""
+    from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM
+
     MPTConfig.register_for_auto_class()
     MPTForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+    return MPTForCausalLM(MPTConfig(**content))
