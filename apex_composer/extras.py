@@ -11,7 +11,15 @@ from importlib.util import find_spec
 # What the project itself imports of each, by the names that Python knows. `foundry` brings those
 # of `prep` and `remote` too; what needs several asks for the smallest that has it.
 EXTRAS = {
-    "foundry": ("composer", "llmfoundry", "omegaconf", "accelerate", "matplotlib", "peft"),
+    "foundry": (
+        "composer",
+        "llmfoundry",
+        "omegaconf",
+        "accelerate",
+        "matplotlib",
+        "peft",
+        "safetensors",
+    ),
     "prep": ("pyarrow", "joblib", "yaml", "tokenizers", "transformers", "huggingface_hub"),
     "remote": ("streaming",),
     "gpu": ("flash_attn",),

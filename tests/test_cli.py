@@ -8,7 +8,10 @@ from typer.testing import CliRunner
 
 from apex_composer.cli import app
 
-COMMANDS = ("demo", "prep", "prep-merge", "prep-verify", "plan", "doctor", "show", "branch")
+COMMANDS = (
+    *("demo", "prep", "prep-merge", "prep-verify"),
+    *("plan", "doctor", "show", "branch", "merge"),
+)
 
 
 def test_help_does_not_wait_for_torch():
@@ -34,6 +37,9 @@ def test_help_does_not_wait_for_torch():
         (["docto"], 2, "Did you mean 'doctor'?"),
         (["show"], 2, "Missing argument"),
         (["show", "none.pt"], 1, "error: none.pt does not exist"),
+        (["merge", "none.pt", "--out", "out"], 1, "error: none.pt does not exist"),
+        (["merge", "--out", "out"], 2, "Missing argument"),
+        (["merge", "none.pt", "--out", "out", "--dtype", "int8"], 2, "'int8' is not one of"),
         (["prep", "none", "--out", "out", "--tokenizer", "none"], 2, "error: "),
         (["prep-verify", "none"], 2, "error: "),
         (["demo", "--yaml", "none.yaml"], 1, "error: "),

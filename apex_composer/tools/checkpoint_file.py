@@ -57,24 +57,13 @@ def read_checkpoint(path: Path | str, *, plain: bool = False) -> CheckpointFile:
         FileNotFoundError: there is no such file.
         ValueError: it is no checkpoint that can be read whole, or of a run without APEX.
     """
-    import torch
-
     path = Path(path)
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder (a sharded checkpoint), needed: one file. Save with "
             "`fsdp_config: {state_dict_type: full}`, or export it to one file first"
         )
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. Needed: a local checkpoint file (.pt)")
-    try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
-        state = content["state"]
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read as a Composer checkpoint ({type(error).__name__}: {error}). "
-            "A save that was killed leaves such files"
-        ) from error
+    state = load_state(path)
     apex = dict(state.get("algorithms", [])).get("APEX", {}).get("apex")
     if apex is None and not (plain and "optimizers" in state):
         found = "weights only (" if plain else "no state of apex (a run without it, or "
@@ -98,6 +87,26 @@ def _rates(state: dict[str, Any]) -> list[tuple[float, float]]:
     optimizers = state.get("optimizers", {}).values()  # save_ignore_keys may leave them out
     groups = [group for optimizer in optimizers for group in optimizer["param_groups"]]
     return [(float(group["lr"]), float(group.get("initial_lr", group["lr"]))) for group in groups]
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What a monolithic checkpoint has under `state`; tensors stay on disk until they are used.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read whole.
+    """
+    import torch
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. Needed: a local checkpoint file (.pt)")
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=False)["state"]
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as a Composer checkpoint ({type(error).__name__}: {error}). "
+            "A save that was killed leaves such files"
+        ) from error
 
 
 def hash_file(path: Path) -> str:

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import tiny_llama
+from safetensors.torch import load_file
 from sharded_loop import ODD, check_loops, check_shards, train_loop
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from apex_composer.tools.merge import merge
 
 # All is in float64 but for the norm by which FSDP2's gradients are clipped, which torch takes in
 # float32: to 1e-6. AdamW divides by the size of a gradient, so that of six steps of lr 0.01 no more
@@ -205,8 +208,11 @@ def test_a_sharded_checkpoint_becomes_one_file(more_ends, checkpoints, tmp_path)
         dcp_to_torch_save(checkpoints / f"{mode}-sharded" / "ep1-ba4", tmp_path / mode)
         weights = torch.load(tmp_path / mode, weights_only=False)["state"]["model"]
         assert weights.keys() == saved["state"]["model"].keys()
+        merge([checkpoints / f"{mode}-sharded" / "ep1-ba4"], tmp_path / f"{mode}-merged")
+        merged = load_file(tmp_path / f"{mode}-merged" / "model.safetensors")
         for name, weight in saved["state"]["model"].items():
             assert torch.equal(weights[name], weight), name
+            assert torch.equal(merged[name.removeprefix("model.")], weight), name
 
 
 @pytest.mark.long
