@@ -7,7 +7,6 @@ import pytest
 import torch
 import yaml
 from corpus import write_jsonl
-from omegaconf import OmegaConf
 from tiny_run import SEQUENCE, VOCABULARY, composer, write_model
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -17,6 +16,7 @@ from apex_composer.data_prep.__main__ import app
 from apex_composer.data_prep.choose.budgets import wanted_tokens
 from apex_composer.data_prep.options import parse_amount
 from apex_composer.data_prep.read.domains import LLAMA1
+from apex_composer.tools.training_yaml import load_configuration
 
 ROOT = Path(__file__).parents[1]
 YAMLS = ROOT / "yamls"
@@ -30,7 +30,7 @@ IN_SMALL = {"--val-tokens": 1000, "--train-tokens": 10**6, "--cpt-tokens": 10**6
 
 def load(name: str) -> dict:
     """A YAML as llm-foundry sees it after interpolation."""
-    return OmegaConf.to_container(OmegaConf.load(YAMLS / f"{name}.yaml"), resolve=True)
+    return load_configuration(YAMLS / f"{name}.yaml")
 
 
 def flatten(value, path: str = "") -> dict:
@@ -154,9 +154,7 @@ def inputs(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_yaml_reads_all_that_the_documented_command_writes(name, inputs):
-    config = OmegaConf.load(YAMLS / f"{name}.yaml")
-    config.variables.data = str(inputs / "data")
-    config = OmegaConf.to_container(config, resolve=True)
+    config = load_configuration(YAMLS / f"{name}.yaml", [f"variables.data={inputs / 'data'}"])
     read = [stream["local"] for stream in config["train_loader"]["dataset"]["streams"].values()]
     read += [loader["dataset"]["local"] for loader in config["eval_loader"]]
     manifest = read_manifest(inputs / "data")
