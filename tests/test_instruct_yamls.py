@@ -4,7 +4,7 @@ import pytest
 import torch
 from instruct_run import MODELS, YAMLS, load, runs_of
 from peft import LoraConfig, get_peft_model
-from test_yamls import NAMES_AND_FOLDERS, differing
+from test_yamls import NAMES_AND_FOLDERS, differing, flatten
 from transformers import LlamaConfig, LlamaForCausalLM
 
 LEARNING_RATES = {"llama2_7b": 2.0e-5, "llama31_8b": 5.0e-6}
@@ -22,16 +22,13 @@ HALF = {
     "apex": {"algorithms.apex"},
 }
 ROWS = {"model.peft_config", "model.master_weights_dtype"}
+WHOLE = {"model.should_save_peft_only", "callbacks.hf_checkpointer"}
 PEFT = {
     "lora": set(),
     "dora": {"model.peft_config.use_dora"},
     "rslora": {"model.peft_config.use_rslora", "model.peft_config.lora_alpha"},
-    "pissa": {
-        "model.peft_config.init_lora_weights",
-        "model.peft_config.lora_dropout",
-        "model.should_save_peft_only",
-    },
-    "relora": {"algorithms.relora", "model.should_save_peft_only"},
+    "pissa": {"model.peft_config.init_lora_weights", "model.peft_config.lora_dropout", *WHOLE},
+    "relora": {"algorithms.relora", *WHOLE},
     "s2ft": {"algorithms.s2ft", *ROWS},
     "apex_selected": {"algorithms.apex", *ROWS},
 }
@@ -49,7 +46,8 @@ def assert_differ(first: dict, second: dict, paths: set[str]) -> None:
     """Two runs differ in the settings named, in all of them, and in names and folders only."""
     for path in paths:
         assert take(first, path) != take(second, path), path
-    assert differing(first, second) == NAMES_AND_FOLDERS
+    left = flatten(first) | flatten(second)
+    assert differing(first, second) == {name for name in NAMES_AND_FOLDERS if name in left}
 
 
 @pytest.mark.parametrize("model", MODELS)
