@@ -103,6 +103,21 @@ def train_sharded(name: str, inputs: Path, runs: Path, **changed) -> Path:
     return run
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["lora", "dora", "pissa", "hft", "rmt", "gmt", "s2ft"])
+def test_the_yaml_trains_on_two_ranks(method, inputs, tmp_path):
+    """As its command says, with FSDP2; activations are checkpointed there."""
+    run = train_sharded(f"instruct/llama2_7b_{method}", inputs, tmp_path)
+    exported = run / "huggingface/final"
+    if (exported / "adapter_model.safetensors").exists():
+        adapter = load_file(exported / "adapter_model.safetensors")
+        assert all(weight.any() for name, weight in adapter.items() if "lora_B" in name)
+    elif method != "pissa":
+        changed, _ = changed_weights(exported, inputs / "llama2_7b")
+        assert any(changed.values())
+    assert (run / "checkpoints/ep0-ba2").is_dir()
+
+
 def rewound(run: Path, folder: Path) -> None:
     """A copy of a finished run as it was after its first batch."""
     copy = Path(shutil.copytree(run, folder / run.name, symlinks=True))

@@ -25,7 +25,7 @@ ROWS = {"model.peft_config", "model.master_weights_dtype"}
 WHOLE = {"model.should_save_peft_only", "callbacks.hf_checkpointer"}
 PEFT = {
     "lora": set(),
-    "dora": {"model.peft_config.use_dora"},
+    "dora": {"model.peft_config.use_dora", "fsdp_config.mixed_precision.param_dtype"},
     "rslora": {"model.peft_config.use_rslora", "model.peft_config.lora_alpha"},
     "pissa": {"model.peft_config.init_lora_weights", "model.peft_config.lora_dropout", *WHOLE},
     "relora": {"algorithms.relora", *WHOLE},
