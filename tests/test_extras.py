@@ -131,6 +131,7 @@ COMMANDS = {
     "prep-verify tests/before_rooms/prepared --workers 1": "0 ",
     "plan yamls/demo.yaml": "2 error: apex-composer plan needs omegaconf, ",
     "doctor yamls/demo.yaml": "2 error: apex-composer doctor with a YAML needs omegaconf, ",
+    "show yamls/demo.yaml": "2 error: apex-composer show with a YAML needs omegaconf, ",
     "branch tests/before_rooms/ep0-ba5-rank0.pt --yaml a --out b": (
         "2 error: apex-composer branch needs omegaconf, "
     ),

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from instruct_run import LOADERS, MODELS, YAMLS, load
 from omegaconf import OmegaConf
 from rich.filesize import decimal
-from test_instruct_yamls import LOADERS, MODELS, MODES, YAMLS, load
+from test_instruct_yamls import SHAPES
 from transformers import LlamaConfig
 
 from apex_composer.callbacks.start_checks import weight_bytes
@@ -19,21 +20,18 @@ def test_the_page_and_the_yamls_have_the_same_loaders():
     block = PAGE.split("```yaml\n")[1].split("```")[0]
     page = OmegaConf.to_container(OmegaConf.create(block), resolve=True)
     for name in LOADERS:
-        assert page[name] == load("llama2_7b_full")[name]
-    assert page["tokenizer"] == load("llama2_7b_full")["tokenizer"]
+        assert page[name] == load("instruct/llama2_7b_full")[name]
+    assert page["tokenizer"] == load("instruct/llama2_7b_full")["tokenizer"]
 
 
-SHAPES = {
-    "llama2_7b": {"vocab_size": 32000, "intermediate_size": 11008, "num_key_value_heads": 32},
-    "llama31_8b": {"vocab_size": 128256, "intermediate_size": 14336, "num_key_value_heads": 8},
-}
+MODES = {"full fine-tuning": "full", "half": "apex", "selected": "apex_selected"}
 
 
 def planned(model: str, mode: str, folder: Path) -> list[str]:
     """What `apex-composer plan` says of a YAML, as the page's table has it."""
-    yaml = YAMLS / f"{model}_{'full' if mode == 'full fine-tuning' else 'apex'}.yaml"
+    yaml = YAMLS / "instruct" / f"{model}_{MODES[mode]}.yaml"
     overrides = [f"variables.model={folder / model}", f"variables.data={folder}"]
-    config = load_configuration(yaml, [*overrides, f"variables.trainable={mode}"])
+    config = load_configuration(yaml, overrides)
     plan = make_plan(config, gpus=8)
     size, cost = plan.parameters, plan.cost
     trained = size if cost is None else cost.share.trained
@@ -53,6 +51,5 @@ def test_the_page_has_the_numbers_of_plan(tmp_path):
     for model, shape in SHAPES.items():
         LlamaConfig(**shape, max_position_embeddings=8192).save_pretrained(tmp_path / model)
     table = PAGE.partition("| model | trained |")[2].partition("\n\n")[0].splitlines()[2:]
-    modes = ("full fine-tuning", *MODES)
-    expected = [planned(model, mode, tmp_path) for model in MODELS for mode in modes]
+    expected = [planned(model, mode, tmp_path) for model in MODELS for mode in MODES]
     assert [[cell.strip() for cell in row.split("|")[2:-1]] for row in table] == expected

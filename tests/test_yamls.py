@@ -7,16 +7,20 @@ import pytest
 import torch
 import yaml
 from corpus import write_jsonl
-from omegaconf import OmegaConf
+from instruct_run import left_as_found
+from llmfoundry.command_utils import train
 from tiny_run import SEQUENCE, VOCABULARY, composer, write_model
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from apex_composer import APEX
 from apex_composer.data_prep import Options, read_manifest
 from apex_composer.data_prep.__main__ import app
 from apex_composer.data_prep.choose.budgets import wanted_tokens
 from apex_composer.data_prep.options import parse_amount
 from apex_composer.data_prep.read.domains import LLAMA1
+from apex_composer.tools.training_yaml import load_configuration
+from apex_composer.tools.yaml_defaults import read_yaml
 
 ROOT = Path(__file__).parents[1]
 YAMLS = ROOT / "yamls"
@@ -30,7 +34,7 @@ IN_SMALL = {"--val-tokens": 1000, "--train-tokens": 10**6, "--cpt-tokens": 10**6
 
 def load(name: str) -> dict:
     """A YAML as llm-foundry sees it after interpolation."""
-    return OmegaConf.to_container(OmegaConf.load(YAMLS / f"{name}.yaml"), resolve=True)
+    return load_configuration(YAMLS / f"{name}.yaml")
 
 
 def flatten(value, path: str = "") -> dict:
@@ -133,6 +137,9 @@ def test_no_domain_is_drawn_twice_from_what_the_documented_command_writes(name):
         assert stream["proportion"] / 100 * drawn <= written[domain]
 
 
+as_found = pytest.fixture(left_as_found)
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
     """A folder with a tiny model in `model` and what the documented command writes in `data`."""
@@ -154,9 +161,7 @@ def inputs(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_yaml_reads_all_that_the_documented_command_writes(name, inputs):
-    config = OmegaConf.load(YAMLS / f"{name}.yaml")
-    config.variables.data = str(inputs / "data")
-    config = OmegaConf.to_container(config, resolve=True)
+    config = load_configuration(YAMLS / f"{name}.yaml", [f"variables.data={inputs / 'data'}"])
     read = [stream["local"] for stream in config["train_loader"]["dataset"]["streams"].values()]
     read += [loader["dataset"]["local"] for loader in config["eval_loader"]]
     manifest = read_manifest(inputs / "data")
@@ -207,6 +212,34 @@ def test_yaml_runs_on_a_tiny_model(name, inputs, tmp_path):
     assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in untrained.items()}
     assert trained.config.max_position_embeddings == SEQUENCE
     assert any(not torch.equal(weights[key], untrained[key]) for key in weights)
+
+
+@pytest.mark.parametrize(
+    "stages", [1, 4, *(pytest.param(number, marks=pytest.mark.long) for number in (2, 3))]
+)
+def test_the_ablations_of_stages_run_on_a_tiny_model(stages, inputs, tmp_path, as_found):
+    overrides = tiny_overrides(inputs) | {
+        "variables.stages": stages,
+        "variables.runs": tmp_path,
+        "max_duration": f"{stages}ba" if stages > 1 else "2ba",
+        "algorithms.apex.assessment.tokens": SEQUENCE,
+        "train_loader.num_workers": 0,
+        "train_loader.prefetch_factor": "null",
+        "train_loader.persistent_workers": "false",
+        "eval_loader": "null",
+        "eval_first": "false",
+        "callbacks.start_guard.margin": "null",
+        "callbacks.heartbeat": "null",
+        "log_to_console": "false",
+        "python_log_level": "null",
+    }
+    arguments = [f"{key}={value}" for key, value in overrides.items()]
+    name = f"ablation/tinyllama_stages_{stages}"
+    trainer = train(read_yaml(YAMLS / f"{name}.yaml", arguments))
+    trainer.close()
+    (apex,) = (a for a in trainer.state.algorithms if isinstance(a, APEX))
+    assert [record["stage"] for record in apex.history] == list(range(stages))
+    assert (tmp_path / load(name)["run_name"] / "huggingface").is_dir()
 
 
 def test_yamls_are_plain_yaml():

@@ -17,6 +17,7 @@ from apex_composer.callbacks.start_checks import (
 )
 from apex_composer.extras import needing
 from apex_composer.settings import check_finite, check_keys
+from apex_composer.trainable.shares import Share
 
 with needing("StartGuard"):
     from composer.callbacks import CheckpointSaver
@@ -114,7 +115,7 @@ class StartGuard(Callback):
 def _trained_in_rows(state: State) -> int | None:
     """How many parameters are trained, where apex trains rows only; None for all."""
     shares = [getattr(algorithm, "share", None) for algorithm in state.algorithms]
-    return next((share.trained for share in shares if share is not None), None)
+    return next((share.trained for share in shares if isinstance(share, Share)), None)
 
 
 def _model_config(state: State) -> Any:

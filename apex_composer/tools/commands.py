@@ -76,13 +76,30 @@ def branch(
 
 
 @app.command()
-def show(checkpoint: Checkpoint) -> None:
-    """Show a checkpoint's stage, settings, history and lineage."""
+def show(
+    file: Annotated[Path, typer.Argument(help="A checkpoint of Composer (.pt), or a YAML.")],
+    overrides: Overrides = None,
+) -> None:
+    """Show a checkpoint's stage, settings, history and lineage, or print a YAML with its defaults.
+
+    The YAML printed is complete, for llm-foundry's own train.py, which does not know `defaults`.
+    """
+    if file.suffix in (".yaml", ".yml"):
+        with status_of_errors("show with a YAML", None):
+            from omegaconf import OmegaConf
+
+            from apex_composer.tools.yaml_defaults import read_yaml
+
+            complete = OmegaConf.to_yaml(read_yaml(file, overrides or []))
+        typer.echo(complete, nl=False)
+        return
     with status_of_errors("show", "reading the checkpoint"):
         from apex_composer.tools.checkpoint_file import read_checkpoint
         from apex_composer.tools.show import make_tables
 
-        tables = make_tables(read_checkpoint(checkpoint))
+        if overrides:
+            raise ValueError(f"{' '.join(overrides)}: changes are for a YAML, and {file} is none")
+        tables = make_tables(read_checkpoint(file))
     console.print(*tables)
 
 

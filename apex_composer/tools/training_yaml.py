@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from apex_composer.settings import check_choice, check_keys
+from apex_composer.tools.yaml_defaults import read_yaml
 
 Settings = dict[str, Any]
 
@@ -13,10 +14,10 @@ Settings = dict[str, Any]
 def load_configuration(
     yaml: Path, overrides: Sequence[str] = (), *, resolve: bool = True
 ) -> Settings:
-    """Read a YAML, change the keys given on the command line, resolve references.
+    """Read a YAML with its `defaults`, change the keys of the command line, resolve references.
 
     Args:
-        yaml: file to read.
+        yaml: file to read, by `read_yaml`.
         overrides: `key=value` entries. Default: none.
         resolve: whether references become what they lead to. Default: yes.
 
@@ -24,7 +25,7 @@ def load_configuration(
         The configuration with `algorithms` as a mapping from name to settings.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or none of its `defaults`.
         ValueError: it is no YAML of settings, or a reference leads nowhere.
     """
     from omegaconf import OmegaConf
@@ -33,15 +34,11 @@ def load_configuration(
 
     from apex_composer.trainer.config_transform import normalise_algorithms
 
-    if not yaml.is_file():
-        raise FileNotFoundError(f"{yaml} does not exist. Needed: a training YAML")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(yaml), OmegaConf.from_dotlist(list(overrides)))
+        merged = read_yaml(yaml, overrides)
         config = OmegaConf.to_container(merged, resolve=resolve, throw_on_missing=resolve)
     except (OmegaConfBaseException, YAMLError) as error:
         raise ValueError(f"{yaml}: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{yaml} holds {type(config).__name__}, needed: a mapping of settings")
     return normalise_algorithms(config)
 
 

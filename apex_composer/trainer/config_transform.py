@@ -27,8 +27,13 @@ def normalise_algorithms(config: Settings) -> Settings:
 
     Raises:
         ValueError: A list names an algorithm twice, or has settings beside the name of an
-            algorithm instead of below it.
+            algorithm instead of below it; or there are `defaults`, which nobody has merged.
     """
+    if isinstance(config, Mapping) and "defaults" in config:
+        raise ValueError(
+            f"defaults: got {config['defaults']}, which llm-foundry's own train.py does not merge. "
+            "Start with apex-composer's train.py, or train on what `apex-composer show` prints"
+        )
     algorithms = config.get("algorithms") if isinstance(config, Mapping) else None
     if isinstance(algorithms, Sequence) and not isinstance(algorithms, str):
         algorithms = _from_list(algorithms)

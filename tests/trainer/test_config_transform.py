@@ -91,6 +91,11 @@ def test_settings_not_indented_below_the_name_are_an_error_that_shows_how():
         normalise_algorithms(config)
 
 
+def test_defaults_that_nobody_merged_are_refused():
+    with pytest.raises(ValueError, match=r"defaults: got \['a.yaml'\].*apex-composer show"):
+        normalise_algorithms({"defaults": ["a.yaml"], "algorithms": ["apex"]})
+
+
 # What llm-foundry needs besides; it is not looked at before `algorithms` are.
 NEEDED = {
     "max_seq_len": 16,
