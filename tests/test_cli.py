@@ -8,7 +8,10 @@ from typer.testing import CliRunner
 
 from apex_composer.cli import app
 
-COMMANDS = ("demo", "prep", "prep-merge", "prep-verify", "plan", "doctor", "show", "branch")
+COMMANDS = (
+    *("demo", "compare", "prep", "prep-merge", "prep-verify"),
+    *("plan", "doctor", "show", "branch"),
+)
 
 
 def test_help_does_not_wait_for_torch():
@@ -37,6 +40,7 @@ def test_help_does_not_wait_for_torch():
         (["prep", "none", "--out", "out", "--tokenizer", "none"], 2, "error: "),
         (["prep-verify", "none"], 2, "error: "),
         (["demo", "--yaml", "none.yaml"], 1, "error: "),
+        (["compare", "--only", "ful"], 1, "Did you mean 'full'?"),
     ],
 )
 def test_exit_status(tmp_path, monkeypatch, arguments, status, told):
