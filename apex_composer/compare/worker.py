@@ -46,6 +46,8 @@ def train(config: Path) -> dict[str, Any]:
     if settings.variables.get("average_checkpoints"):
         evaluate_average(trainer, Path(settings.save_folder), config.parent / "averaged")
     found, logged = collect_metrics(trainer, [HELD_OUT]), logged_numbers(trainer)
+    if not settings.optimizer.lr:  # the base model, which is evaluated this way
+        logged["base/trained_share"] = 0.0
     result = {
         "training_loss": found["loss"],
         "held_out_loss": found["cross_entropy"][HELD_OUT],
@@ -84,7 +86,7 @@ def logged_numbers(trainer: Any) -> dict[str, Any]:
     from composer.loggers import InMemoryLogger
 
     loggers = trainer.logger.destinations
-    return next(d for d in loggers if isinstance(d, InMemoryLogger)).most_recent_values
+    return dict(next(d for d in loggers if isinstance(d, InMemoryLogger)).most_recent_values)
 
 
 def trained_share(model: Any, logged: dict[str, Any]) -> float:
