@@ -12,6 +12,7 @@ PAGES = [
     "README.md",
     "docs/architecture.md",
     "docs/clusters.md",
+    "docs/compare.md",
     "docs/models.md",
     "benchmarks/gpu/README.md",
     "data_prep/README.md",

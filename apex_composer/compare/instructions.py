@@ -61,7 +61,9 @@ def make_instructions(data: Path | None, prepared: Path, out: Path, length: int)
     if read_json(made) != origin:
         shutil.rmtree(out, ignore_errors=True)
         for split, examples in divided_examples(data, prepared / TEXT).items():
-            records = (as_chat(question, answer) for question, answer in examples)
+            # By length: batches of the evaluation, which is in this order, are padded less.
+            ordered = sorted(examples, key=lambda example: sum(map(len, example)))
+            records = (as_chat(question, answer) for question, answer in ordered)
             write_documents(out / "chats" / f"{split}.jsonl.zst", records)
         write_json(made, origin)
     for split in (TRAIN, HELD_OUT):
