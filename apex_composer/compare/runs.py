@@ -1,6 +1,8 @@
 """All runs, one after the other: what is finished is not done again, what fails stops no other."""
 
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, get_context
@@ -72,7 +74,12 @@ def processes() -> Iterator[Callable[[Run], int]]:
                 process.join()
         return process.exitcode
 
-    yield start
+    # As at Ctrl-C: the run must not go on alone.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield start
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
