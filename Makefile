@@ -1,7 +1,7 @@
 # Everything a user or a contributor types. Each target makes the environment first if it is not there yet.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-core test-long lint format bench clean
+.PHONY: help install train compare test test-core test-long lint format bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,6 +13,8 @@ CORE_STAMP := $(CORE)/.installed
 # A folder of RedPajama-format jsonl, jsonl.gz or jsonl.zst. Empty: text that every machine with Python has.
 DATA ?=
 OUT ?= runs/demo
+# Runs of every method in `make compare`.
+SEEDS ?= 1
 # A process for each core, up to four: each holds a torch of its own. The tests of a file stay together.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 # Arguments for pytest, for example TESTS="tests/test_yamls.py -x".
@@ -69,6 +71,9 @@ $(CORE_STAMP): pyproject.toml constraints-core.txt
 
 train: $(STAMP)  ## the whole job, from text to an APEX-trained model (DATA=folder, OUT=runs/demo)
 	$(BIN)/apex-composer demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
+
+compare: $(STAMP)  ## every method from the base model of make train, in one table (DATA=folder, OUT=runs/demo, SEEDS=1)
+	$(BIN)/apex-composer compare --out "$(OUT)" --seeds "$(SEEDS)" $(if $(DATA),--data "$(DATA)")
 
 test: $(STAMP)  ## all tests, the numeric ones as on lesser CPUs too; no GPU, no network
 	$(BIN)/python -m pytest -m "not long" $(if $(TESTS),$(TESTS),$(PARALLEL))

@@ -6,6 +6,7 @@ Their commands import torch, Composer and llm-foundry only when they run, so tha
 
 import typer
 
+from apex_composer.compare.__main__ import app as compare
 from apex_composer.data_prep.__main__ import app as data_prep
 from apex_composer.demo.__main__ import app as demo
 from apex_composer.tools.commands import app as tools
@@ -17,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for commands in (demo, data_prep, tools, merge):
+for commands in (demo, compare, data_prep, tools, merge):
     app.add_typer(commands)
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ PAGES = [
     "docs/architecture.md",
     "docs/clusters.md",
     "docs/methods.md",
+    "docs/compare.md",
     "docs/models.md",
     "benchmarks/gpu/README.md",
     "data_prep/README.md",

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from apex_composer.cli import app
 
 COMMANDS = (
-    *("demo", "prep", "prep-merge", "prep-verify"),
+    *("demo", "compare", "prep", "prep-merge", "prep-verify"),
     *("plan", "doctor", "show", "branch", "merge"),
 )
 
@@ -43,6 +43,7 @@ def test_help_does_not_wait_for_torch():
         (["prep", "none", "--out", "out", "--tokenizer", "none"], 2, "error: "),
         (["prep-verify", "none"], 2, "error: "),
         (["demo", "--yaml", "none.yaml"], 1, "error: "),
+        (["compare", "--only", "ful"], 1, "Did you mean 'full'?"),
     ],
 )
 def test_exit_status(tmp_path, monkeypatch, arguments, status, told):

@@ -36,6 +36,7 @@ ORDER = [
     ["callbacks", "methods"],
     ["tools"],
     ["demo"],
+    ["compare"],
     ["cli"],
 ]
 # Of the files above data_prep's rooms there are two kinds: what all may use, and what uses all.
@@ -53,12 +54,14 @@ DATA_ORDER = [
     ["__main__"],
 ]
 KNOW_COMPOSER = {"trainer", "callbacks", "methods"}
+# These start a trainer or read its files.
+STARTERS = ("tools", "demo", "compare")
 # The extras whose packages a room may import in functions. The other rooms need none.
 NEED = {
     "data_prep": {"prep", "remote"},
     **dict.fromkeys(KNOW_COMPOSER, {"foundry"}),
     "methods": {"foundry", "optimizers"},
-    **dict.fromkeys(("tools", "demo"), {"foundry", "prep"}),
+    **dict.fromkeys(STARTERS, {"foundry", "prep"}),
 }
 TRAINERS = {"composer", "llmfoundry"}
 HEAVY = TRAINERS | {"torch", "transformers", "streaming"}
@@ -167,16 +170,16 @@ def test_there_are_no_import_cycles():
 
 def test_only_three_rooms_know_composer():
     found = {room(module) for module in of_core() if "composer" in top_level(module)}
-    assert found <= KNOW_COMPOSER | {"demo", "tools"}
-    # These start a trainer or read its files in functions, and are not a part of one.
+    assert found <= KNOW_COMPOSER | {*STARTERS}
+    # In functions: they are not a part of a trainer.
     for module in of_core():
-        if room(module) in ("demo", "tools"):
+        if room(module) in STARTERS:
             assert not at_import(module) & TRAINERS, module
 
 
 def test_the_core_imports_neither_llmfoundry_nor_transformers():
     for module in of_core():
-        if room(module) not in ("demo", "tools", "cli"):
+        if room(module) not in (*STARTERS, "cli"):
             allowed = TRAINERS if room(module) in KNOW_COMPOSER else set()
             assert not top_level(module) & {"llmfoundry", "transformers"} - allowed, module
 

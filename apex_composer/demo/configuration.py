@@ -45,7 +45,8 @@ def load_template(yaml: Path, out: Path, overrides: Sequence[str] = ()) -> "Dict
 
     if not yaml.is_file():
         raise FileNotFoundError(
-            f"--yaml: got {yaml}, which is no file. Give one like {DEFAULT_YAML}, or leave it out."
+            f"--yaml: got {yaml}, which is no file. Leave it out, or give one like those in "
+            f"{DEFAULT_YAML.parent}."
         )
     template = OmegaConf.load(yaml)
     OmegaConf.set_struct(template, True)
