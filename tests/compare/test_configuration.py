@@ -28,7 +28,9 @@ VARIED = {
     "full_ema": {"algorithms.ema"},
     **dict.fromkeys(("lora", "dora", "rslora", "pissa"), {"model.peft_config", "optimizer.lr"}),
     "relora": {"model.peft_config", "optimizer.lr", "algorithms.relora"},
-    "act_regu_s2ft": {"algorithms.act_regu", "algorithms.s2ft"},
+    **dict.fromkeys(("apex_selected", "apex_disadvantageous"), {"algorithms.apex", "optimizer.lr"}),
+    "s2ft": {"algorithms.s2ft", "optimizer.lr"},
+    "act_regu_s2ft": {"algorithms.act_regu", "algorithms.s2ft", "optimizer.lr"},
     **dict.fromkeys(("galore", "apollo", "muon"), {"optimizer"}),
 }
 # Those that are like another one.
@@ -84,9 +86,15 @@ def test_a_variant_differs_from_its_like_in_one_key(method):
     assert differing(first, second) == {key}
 
 
-def test_added_weights_have_five_times_the_rate_and_selected_rows_one_share():
+SMALL_SHARE = (
+    *("lora", "dora", "rslora", "pissa", "relora"),
+    *("apex_selected", "apex_disadvantageous", "s2ft", "act_regu_s2ft"),
+)
+
+
+def test_a_small_share_has_five_times_the_rate_and_rows_are_of_one_share():
     settings = {run.method: run.settings for run in runs()}
-    rates = {settings[m]["optimizer"]["lr"] for m in ("lora", "dora", "rslora", "pissa", "relora")}
+    rates = {settings[method]["optimizer"]["lr"] for method in SMALL_SHARE}
     assert rates == {5 * settings["full"]["optimizer"]["lr"]}
     algorithms = {method: own["algorithms"] for method, own in settings.items()}
     apex = [algorithms[m]["apex"] for m in ("apex_selected", "apex_disadvantageous")]
