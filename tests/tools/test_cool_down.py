@@ -233,6 +233,43 @@ def test_changes_that_contradict_it_are_refused(plain_parent, monkeypatch, chang
     assert not (plain_parent.folder / "refused.yaml").exists()
 
 
+VARIABLES = {
+    "variables": {"lr": LR, "length": "6ba", "runs": "elsewhere", "batch": 4},
+    "optimizer": {"lr": "${variables.lr}"},
+    "max_duration": "${variables.length}",
+    "max_seq_len": 8,
+    "global_train_batch_size": "${variables.batch}",
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "change", "told"),
+    [
+        ({}, "variables.lr=1", "^--set of what `optimizer` refers to: Composer restores"),
+        ({}, "variables.length=9ba", "^--set variables.length: .* it changes max_duration by a"),
+        ({}, "variables.batch=8", "of this run not all batches have 64tok"),
+        ({}, "load_ignore_keys=[state/timestamp]", "^--set load_ignore_keys: not with branch"),
+        ({}, "load_weights_only=true", "^--set load_weights_only: not with branch"),
+        ({"save_folder": "s3://b/run"}, "seed=2", "^save_folder: got s3://b/run, the folder of"),
+        ({"save_folder": "old/{run_name}"}, "run_name=parent", "^save_folder: got old/parent"),
+        (
+            {"callbacks": {"hf_checkpointer": {"save_folder": "runs/hf"}}},
+            "seed=2",
+            "^callbacks.hf_checkpointer.save_folder: got runs/hf, the folder of the parent's",
+        ),
+    ],
+)
+def test_what_would_be_ignored_or_replaced_in_silence_is_refused(
+    plain_parent, tmp_path, changed, change, told
+):
+    """Through references, and in folders that are not the checkpoint's."""
+    yamls = tmp_path / "parent.yaml", tmp_path / "child.yaml"
+    config = {"run_name": "parent", "scheduler": {"name": "cosine"}, **VARIABLES, **changed}
+    yamls[0].write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=told):
+        write_branch(plain_parent.checkpoint(4), *yamls, [change], cooldown="64tok")
+
+
 def test_a_yaml_of_the_other_kind_is_refused(plain_parent, apex_parent, tmp_path):
     for one, other in ((plain_parent, apex_parent), (apex_parent, plain_parent)):
         with pytest.raises(ValueError, match=r"^algorithms.apex: .* has it and .* has not"):
