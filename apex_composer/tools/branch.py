@@ -222,14 +222,15 @@ def _keeps_the_stage(parent: CheckpointFile, config: Any) -> bool:
 def _check_schedule(parent: CheckpointFile, config: Any, cools_down: bool) -> None:
     """Refuse a run that is over where it would begin, and a cool-down that cannot be.
 
-    Where a run in epochs ends only itself can tell.
+    Where a run in epochs, iterations or seconds ends only itself can tell.
     """
     from composer.core import TimeUnit, ensure_time
 
     from apex_composer.trainer.wsd import WSDScheduler
 
     total = ensure_time(config.max_duration, TimeUnit.EPOCH)
-    if total.unit != TimeUnit.EPOCH and total.value <= parent.now(total.unit.value):
+    told = (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN)
+    if total.unit in told and total.value <= parent.now(total.unit.value):
         raise ValueError(
             f"max_duration: got {config.max_duration}, but {parent.path} is at batch "
             f"{parent.clock['batch']} already: --set max_duration (and stages) to train longer"

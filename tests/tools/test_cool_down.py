@@ -211,6 +211,14 @@ def test_a_run_without_apex_keeps_its_lineage_in_the_yaml(plain_parent):
     assert again.keeps_stage is None
 
 
+def test_a_run_in_another_unit_branches_without_a_cool_down(plain_parent, tmp_path):
+    yamls = tmp_path / "parent.yaml", tmp_path / "child.yaml"
+    config = {"run_name": "parent", "max_duration": "1h", "scheduler": {"name": "cosine"}}
+    yamls[0].write_text(yaml.safe_dump(config))
+    write_branch(plain_parent.checkpoint(4), *yamls, ["seed=3"])
+    assert yaml.safe_load(yamls[1].read_text())["max_duration"] == "1h"
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -329,6 +337,7 @@ def test_every_length_that_is_exact(max_duration, cooldown, epoch_batches, found
         ("100ba", "1ep", "saved in the first epoch and does not tell .* give it in ba"),
         ("100ba", "0ba", "^--cooldown: got '0ba', allowed: a Composer time string"),
         ("100ba", "2000", "^--cooldown: got '2000'"),
+        ("1h", "2ba", "^max_duration: got 1h, allowed with --cooldown: ba, sp, tok, ep"),
     ],
 )
 def test_lengths_that_are_not_exact_are_refused(max_duration, cooldown, told):
