@@ -6,12 +6,15 @@ from typing import Any
 from apex_composer.extras import needing
 
 with needing("ReLoRA"):  # first: the modules below need it, too
+    from composer.algorithms import EMA, SWA
     from composer.core import Algorithm, Event, Precision, State, Time, TimeUnit
     from composer.loggers import Logger
     from composer.utils import FSDPConfig
 
 from apex_composer import settings
 from apex_composer.methods.adapters import check_mergeable, restart
+from apex_composer.methods.method_checks import check_resumed
+from apex_composer.operators.main_optimizer import keeps_weights
 from apex_composer.trainer.stages import convert, parse_duration
 
 
@@ -25,9 +28,10 @@ class ReLoRA(Algorithm):
     instead of 0: our choice).
 
     The model has peft's modules, by llm-foundry's `model.peft_config`, and its function does not
-    change by a restart but for rounding. Everything follows from the batch that a run is at, so
-    that a checkpoint needs nothing of it. A restart falls on the last batch too, where the run
-    ends with a whole interval: a longer run goes on from there as if it had been one.
+    change by a restart but for rounding. What happens follows from the batch that a run is at;
+    checkpoints hold the settings, in batches, and a run that goes on with others is refused
+    (`dur` of a longer run is one). A restart falls on the last batch too, where the run ends with a
+    whole interval: a longer run goes on from there as if it had been one.
 
     Args:
         interval: batches between restarts, as a Composer time string in ba, ep or dur.
@@ -39,7 +43,7 @@ class ReLoRA(Algorithm):
         seed: of the new A, an integer of 0 or more. Default: the run's.
 
     Raises:
-        ValueError: for a setting out of range.
+        ValueError: for a setting out of range; a resumed run's, for another one.
         TypeError: for an unknown setting.
     """
 
@@ -63,6 +67,7 @@ class ReLoRA(Algorithm):
         # The optimizer's groups with the scheduler's own rates, while lower ones are in use.
         self._rates: list[tuple[dict[str, Any], Any]] = []
         self._hook: Any = None
+        self._loaded: dict[str, Any] | None = None  # the settings so far
 
     def match(self, event: Event, state: State) -> bool:
         """Run on the events that have a method here: `_on_batch_end` for BATCH_END."""
@@ -71,6 +76,18 @@ class ReLoRA(Algorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Do the event's part."""
         getattr(self, f"_on_{event.value}")(state, logger)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings, in batches."""
+        return {**super().state_dict(), "settings": self._settings()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep a checkpoint's settings until the run's length is known."""
+        self._loaded = state["settings"]
+
+    def _settings(self) -> dict[str, Any]:
+        times = {"interval": f"{self._batches}ba", "t_warmup": f"{self._warmup}ba"}
+        return {**times, "prune": self.prune}
 
     def _on_init(self, state: State, logger: Logger) -> None:
         check_mergeable(state.model)
@@ -83,6 +100,9 @@ class ReLoRA(Algorithm):
 
     def _on_fit_start(self, state: State, logger: Logger) -> None:
         self._lay_out(state)
+        if self._loaded is not None and state.timestamp.batch.value:
+            check_resumed("relora", self._loaded, self._settings())
+        self._loaded = self._settings()  # a further fit, too, may make other batches of a `dur`
         if self._hook is not None:
             self._hook.remove()
         self._hook = state.optimizers[0].register_step_post_hook(lambda *_: self._put_back())
@@ -160,8 +180,7 @@ def check_run(state: State) -> None:
     """
     if [type(algorithm).__name__ for algorithm in state.algorithms].count("ReLoRA") > 1:
         raise ValueError("algorithms: got relora more than once, allowed: once")
-    if len(state.optimizers) != 1:
-        raise ValueError(f"relora needs exactly one optimizer, got {len(state.optimizers)}")
+    _check_moments(state)
     if state.precision == Precision.AMP_FP16:
         raise ValueError(
             "precision: got amp_fp16, allowed with relora: amp_bf16, fp32. Its gradient scaler "
@@ -182,4 +201,23 @@ def check_run(state: State) -> None:
             "callbacks: got hf_checkpointer with relora: it writes the adapter without the base "
             "that belongs to it. Remove it, and make a Hugging Face model of a checkpoint: "
             "apex-composer merge CHECKPOINT --out FOLDER"
+        )
+
+
+def _check_moments(state: State) -> None:
+    """Refuse whatever keeps weights beside the model's, which a restart does not reach."""
+    if len(state.optimizers) != 1:
+        raise ValueError(f"relora needs exactly one optimizer, got {len(state.optimizers)}")
+    if keeps_weights(state.optimizers[0]):
+        raise ValueError(
+            f"optimizer: got {type(state.optimizers[0]).__name__}, which keeps weights of its own, "
+            "allowed with relora: one that keeps moments of gradients only (decoupled_adamw). A "
+            "restart would prune these weights, and train on from those of the adapters before it"
+        )
+    averages = [type(each).__name__ for each in state.algorithms if isinstance(each, EMA | SWA)]
+    if averages:
+        raise ValueError(
+            f"algorithms: got {averages[0]} with relora, allowed: one of the two. An average over "
+            "a restart is of adapters that have nothing to do with each other, on a base that has "
+            "moved. `apex-composer merge` averages checkpoints"
         )

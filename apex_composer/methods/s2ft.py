@@ -13,6 +13,7 @@ with needing("S2FT"):
 
 from apex_composer.model.sites import Site
 from apex_composer.trainer.algorithm import APEX
+from apex_composer.trainer.resumed_rates import lay_out_stages
 
 PROJECTIONS = ("all", "output")
 
@@ -78,6 +79,13 @@ class S2FT(APEX):
         if self.projections == "all":
             return found
         return [site for site in found if site.module is site.group.probe]
+
+    def _on_fit_start(self, state: State, logger: Logger) -> None:
+        """A resumed run may be longer or shorter: its only stage does not depend on its end."""
+        if self._loaded is not None:
+            stages = lay_out_stages(self.stages, state).state_dict()
+            self._loaded = {**self._loaded, "stages": stages}
+        super()._on_fit_start(state, logger)
 
     def _on_before_forward(self, state: State, logger: Logger) -> None:
         """Nothing is assessed."""

@@ -73,7 +73,7 @@ def _untrained(site: Site, bias: bool) -> str:
 def _check_followable(optimizer: Optimizer, places: Iterable[int]) -> None:
     """Refuse one that keeps weights of its own, or has settings that AdamW cannot take over."""
     kind = type(optimizer).__name__
-    if _keeps_weights(optimizer):
+    if keeps_weights(optimizer):
         raise ValueError(
             f"the optimizer {kind} keeps weights of its own (as Lookahead and ScheduleFree do, and "
             "wrappers may). APEX puts other weights in place around its steps and at the ends of "
@@ -105,7 +105,7 @@ def warn_of_other_rates(optimizer: Optimizer, places: Iterable[int]) -> None:
         )
 
 
-def _keeps_weights(optimizer: Optimizer) -> bool:
+def keeps_weights(optimizer: Optimizer) -> bool:
     """By name; by ScheduleFree's two modes; torch's averaged SGD; or as it wraps another one."""
     modes = [callable(getattr(optimizer, mode, None)) for mode in ("train", "eval")]
     wraps = isinstance(getattr(optimizer, "optimizer", None), Optimizer)

@@ -11,7 +11,6 @@ from apex_composer.tools.training_yaml import (
     build_algorithm,
     lay_out_stages,
     load_configuration,
-    local_save_folder,
 )
 from apex_composer.trainer.resuming import check_trained, keeps_the_stage, saved_settings
 
@@ -28,6 +27,11 @@ _KEPT = {
     "trainable": "trainable",
     "trainable_share": "trainable_share",
 }
+
+# What a branch decides itself: it goes on from the whole checkpoint.
+_LOADING = ("load_path", "load_weights_only", "load_ignore_keys")
+# Where a run writes what another run of the same folder would replace or resume from.
+_FOLDERS = ("save_folder", "callbacks.hf_checkpointer.save_folder")
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,8 @@ def write_branch(
         "changed": {key: [_select(before, key), _select(after, key)] for key in keys},
     }
     _check_schedule(parent, after, cooldown is not None)
-    _check_optimizer(parent, after, keys)
-    _check_folder(parent, after)
+    _check_optimizer(parent, before, after, keys)
+    _check_folders(parent, before, after)
     keeps = _write_lineage(parent, after, point)
     out.write_text(_HEADER.format(**point) + OmegaConf.to_yaml(after), encoding="utf-8")
     return Branch(after.run_name, point, keeps)
@@ -105,7 +109,13 @@ def _change(
     from omegaconf import OmegaConf
 
     keys = [change.partition("=")[0] for change in changes]
-    settings = {} if cooldown is None else _cool_down(parent, config, cooldown, keys)
+    for key in keys:
+        if key.partition(".")[0] in _LOADING:
+            raise ValueError(
+                f"--set {key}: not with branch, which goes on from the whole checkpoint. To start "
+                "from its weights alone write a YAML with load_path and load_weights_only: true"
+            )
+    settings = {} if cooldown is None else _cool_down(parent, config, cooldown, changes)
     changed = config.copy()
     for key, value in settings.items():
         OmegaConf.update(changed, key, value, merge=False)
@@ -114,17 +124,32 @@ def _change(
 
 
 def _cool_down(
-    parent: CheckpointFile, config: Any, cooldown: str, keys: Sequence[str]
+    parent: CheckpointFile, config: Any, cooldown: str, changes: Sequence[str]
 ) -> dict[str, Any]:
-    """What the YAML gets by the cool-down, which the user's changes may refine, not contradict."""
+    """What the YAML gets by the cool-down, which the user's changes may refine, not contradict.
+
+    Tokens and samples are converted by the batches that the branch will have.
+    """
+    from omegaconf import OmegaConf
+
+    others = [change for change in changes if change.partition("=")[0] not in CHOSEN]
+    keys = [change.partition("=")[0] for change in others]
     for key in keys:
-        if key.partition(".")[0] in ("max_duration", "scheduler") and key not in CHOSEN:
+        if key.partition(".")[0] in ("max_duration", "scheduler"):
             raise ValueError(
                 f"--set {key}: not with --cooldown, which decides max_duration and the scheduler. "
                 f"Allowed of these: {', '.join(CHOSEN)}"
             )
+    given = OmegaConf.merge(config, OmegaConf.from_dotlist(others))
     names = ("max_duration", "max_seq_len", "global_train_batch_size")
-    return cool_down(parent, {n: _select(config, n) for n in names if n in config}, cooldown)
+    settings = cool_down(parent, {n: _select(given, n) for n in names if n in given}, cooldown)
+    for place in settings:
+        if place not in keys and _select(config, place) != _select(given, place):
+            raise ValueError(
+                f"--set {', '.join(keys)}: not with --cooldown, for it changes {place} by a "
+                f"reference, which the cool-down decides"
+            )
+    return settings
 
 
 def _write_lineage(parent: CheckpointFile, config: Any, point: dict[str, Any]) -> bool | None:
@@ -197,14 +222,15 @@ def _keeps_the_stage(parent: CheckpointFile, config: Any) -> bool:
 def _check_schedule(parent: CheckpointFile, config: Any, cools_down: bool) -> None:
     """Refuse a run that is over where it would begin, and a cool-down that cannot be.
 
-    Where a run in epochs ends only itself can tell.
+    Where a run in epochs, iterations or seconds ends only itself can tell.
     """
     from composer.core import TimeUnit, ensure_time
 
     from apex_composer.trainer.wsd import WSDScheduler
 
     total = ensure_time(config.max_duration, TimeUnit.EPOCH)
-    if total.unit != TimeUnit.EPOCH and total.value <= parent.now(total.unit.value):
+    told = (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN)
+    if total.unit in told and total.value <= parent.now(total.unit.value):
         raise ValueError(
             f"max_duration: got {config.max_duration}, but {parent.path} is at batch "
             f"{parent.clock['batch']} already: --set max_duration (and stages) to train longer"
@@ -214,23 +240,31 @@ def _check_schedule(parent: CheckpointFile, config: Any, cools_down: bool) -> No
         WSDScheduler(**{name: value for name, value in settings.items() if name != "name"})
 
 
-def _check_optimizer(parent: CheckpointFile, config: Any, keys: Sequence[str]) -> None:
+def _check_optimizer(parent: CheckpointFile, before: Any, after: Any, keys: Sequence[str]) -> None:
     """Refuse what Composer alone, in silence, would replace by the checkpoint's."""
-    heard = parent.apex or _select(config, "scheduler.name") == "stagewise"
-    for key in keys:
-        if key.partition(".")[0] == "optimizer" and not heard:
+    heard = parent.apex or _select(after, "scheduler.name") == "stagewise"
+    if heard or _select(before, "optimizer") == _select(after, "optimizer"):
+        return
+    given = [key for key in keys if key.partition(".")[0] == "optimizer"]
+    raise ValueError(
+        f"--set {', '.join(given) or 'of what `optimizer` refers to'}: Composer restores the "
+        f"optimizer's settings from {parent.path}, so that it would have no effect. Allowed in a "
+        "run with apex, or with the scheduler stagewise; or start a new run from the weights "
+        "(load_weights_only: true)"
+    )
+
+
+def _check_folders(parent: CheckpointFile, before: Any, after: Any) -> None:
+    """Refuse to write where the parent does: autoresume would take the parent's checkpoints."""
+    for place in _FOLDERS:
+        old, new = (_folder(config, place) for config in (before, after))
+        if new is not None and (new == old or Path(new).resolve() == parent.path.resolve().parent):
             raise ValueError(
-                f"--set {key}: Composer restores the optimizer's settings from {parent.path}, so "
-                "that it would have no effect. Allowed in a run with apex, or with the scheduler "
-                "stagewise; or start a new run from the weights (load_weights_only: true)"
+                f"{place}: got {new}, the folder of the parent's checkpoints. Give the branch its "
+                f"own: --set {place}=..., or ${{run_name}} in the path"
             )
 
 
-def _check_folder(parent: CheckpointFile, config: Any) -> None:
-    """Refuse to save where the parent does: autoresume would take the parent's checkpoints."""
-    folder = local_save_folder(config)
-    if folder is not None and folder.resolve() == parent.path.resolve().parent:
-        raise ValueError(
-            f"save_folder: got {folder}, the folder of the parent's checkpoints. Give the branch "
-            "its own: --set save_folder=..., or ${run_name} in the path"
-        )
+def _folder(config: Any, place: str) -> str | None:
+    folder = _select(config, place)
+    return folder and folder.replace("{run_name}", str(config.get("run_name"))).rstrip("/")

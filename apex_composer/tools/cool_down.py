@@ -101,6 +101,10 @@ def _length(parent: CheckpointFile, config: dict[str, Any], cooldown: str) -> tu
     given = parse_duration("--cooldown", cooldown)
     total = ensure_time(config["max_duration"], TimeUnit.EPOCH)
     unit = "ba" if total.unit == TimeUnit.EPOCH else total.unit.value
+    if unit not in ("ba", "sp", "tok"):
+        raise ValueError(
+            f"max_duration: got {config['max_duration']}, allowed with --cooldown: ba, sp, tok, ep"
+        )
     share = given.unit == TimeUnit.DURATION
     length, own = Fraction(str(given.value)), given.unit.value
     if share:

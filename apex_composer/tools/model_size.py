@@ -69,7 +69,7 @@ def build_shapes(config: Settings) -> Any:
         config: configuration of `load_configuration`.
 
     Returns:
-        A Hugging Face or MPT model.
+        A Hugging Face or MPT model, with its adapters.
 
     Raises:
         ValueError: for models of another kind, or a configuration that cannot be found.
@@ -91,7 +91,19 @@ def build_shapes(config: Settings) -> Any:
         )
     hf_config = read_model_config(settings)
     with init_empty_weights():
-        return AutoModelForCausalLM.from_config(hf_config)
+        model = AutoModelForCausalLM.from_config(hf_config)
+        return (
+            _with_adapters(model, settings["peft_config"]) if "peft_config" in settings else model
+        )
+
+
+def _with_adapters(model: Any, settings: Settings) -> Any:
+    """The model with peft's LoRA, as llm-foundry makes it, but for the first values."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(**{**settings, "init_lora_weights": True})
+    config.peft_type, config.task_type = "LORA", str(config.task_type).upper()
+    return get_peft_model(model, config)
 
 
 def read_model_config(settings: Settings) -> Any:

@@ -7,6 +7,7 @@ from itertools import groupby
 from types import SimpleNamespace
 from typing import Any
 
+from apex_composer.callbacks.adapter_checks import check_adapters
 from apex_composer.callbacks.finetuning_checks import check_examples, check_packing
 from apex_composer.callbacks.start_checks import (
     Checkpoints,
@@ -51,6 +52,7 @@ class Plan:
     problems: list[str] = field(default_factory=list)
     stages: list[StageRow] = field(default_factory=list)
     parameters: int | None = None
+    adapters: int | None = None  # those that are trained, where the model has adapters
     flops_per_token: int | None = None
     cost: Cost | None = None
     checkpoints: Checkpoints | None = None
@@ -91,6 +93,7 @@ def make_plan(config: Settings, gpus: int) -> Plan:
     plan.attempt(check_batches, config["global_train_batch_size"], gpus, microbatch)
     plan.attempt(check_packing, config)
     plan.attempt(check_examples, config)
+    plan.attempt(check_adapters, config)
     algorithm = plan.attempt(build_algorithm, config.get("algorithms"))
     plan.stages = plan.attempt(_lay_out, config, algorithm) or []
     model = plan.attempt(build_shapes, config)
@@ -160,6 +163,8 @@ def _wsd_moves(scheduler: Any, duration: int | str, layout: Any) -> list[tuple[f
 def _count_model(plan: Plan, model: Any, algorithm: Any) -> None:
     shape, length = model.config, plan.config["max_seq_len"]
     plan.parameters = sum(parameter.numel() for parameter in model.parameters())
+    if plan.config["model"].get("peft_config"):
+        plan.adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     layers = getattr(shape, "num_hidden_layers", None) or shape.n_layers
     width = getattr(shape, "hidden_size", None) or shape.d_model
     # As llm-foundry counts: 6 for every weight and token, and attention over the whole context.
@@ -168,13 +173,21 @@ def _count_model(plan: Plan, model: Any, algorithm: Any) -> None:
     if algorithm is not None:
         plan.cost = plan.attempt(estimate_cost, model, algorithm)
     if plan.config.get("save_folder") is not None:
-        share = None if plan.cost is None else plan.cost.share
-        trained = None if share is None else share.trained
-        sizes = plan.parameters, trained, weight_bytes(plan.config)
-        plan.checkpoints = plan.attempt(count_checkpoints, plan.config, *sizes)
+        plan.checkpoints = plan.attempt(_count_checkpoints, plan)
         folder = local_save_folder(plan.config)
         if plan.checkpoints is not None and folder is not None:
             plan.attempt(check_disk, folder, plan.checkpoints)
+
+
+def _count_checkpoints(plan: Plan) -> Checkpoints:
+    """As `start_guard` counts them."""
+    share = None if plan.cost is None else plan.cost.share
+    saved, trained = plan.parameters, None if share is None else share.trained
+    if plan.adapters is not None:
+        trained = plan.adapters
+        saved = trained if plan.config["model"].get("should_save_peft_only", True) else saved
+    width, copied = weight_bytes(plan.config), share is not None
+    return count_checkpoints(plan.config, saved, trained, width, copied=copied)
 
 
 def count_data(config: Settings) -> int | None:

@@ -77,13 +77,18 @@ def _stages(plan: Plan, seconds: float | None, gpu: str, mfu: float) -> Table:
 def _model(plan: Plan) -> Table:
     table, config = _pairs("run"), plan.config
     table.add_row("parameters", f"{plan.parameters:,}")
+    if plan.adapters is not None:
+        share = f"{plan.adapters / plan.parameters:.2%} of the parameters"
+        table.add_row("adapters", f"trained {plan.adapters:,}, {share}")
     batch = config["global_train_batch_size"]
     sequences = f"{batch} sequences of {config['max_seq_len']:,} tokens"
     step = f"{plan.step_tokens:,} tokens, {batch // plan.gpus} on each GPU"
     table.add_row("batch", f"{sequences} = {step}")
     sharded = config.get("fsdp_config") is not None and plan.gpus > 1
     if plan.cost is None or plan.cost.share is None:
-        state = plan.parameters * 4 * (2 + moments(config)) // (plan.gpus if sharded else 1)
+        trained = plan.parameters if plan.adapters is None else plan.adapters
+        state = 4 * (plan.parameters + trained * (1 + moments(config)))
+        state //= plan.gpus if sharded else 1
         table.add_row(
             "weights, gradients, optimizer",
             f"{decimal(state)} on each GPU ({'FSDP' if sharded else 'DDP'}, fp32); "

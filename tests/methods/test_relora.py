@@ -3,7 +3,7 @@
 import pytest
 import torch
 from composer import Callback
-from composer.algorithms import GradientClipping
+from composer.algorithms import EMA, GradientClipping
 from composer.callbacks import LRMonitor
 from composer.loggers import InMemoryLogger
 from composer.optim import LinearWithWarmupScheduler
@@ -13,6 +13,7 @@ from helpers import TokenDataset, cross_entropy, tiny_llama
 from llmfoundry.callbacks import HuggingFaceCheckpointer
 from llmfoundry.registry import algorithms
 from lora_runs import checkpoint, lora_llama, make_lora_trainer, weights
+from pytorch_optimizer import ScheduleFreeAdamW
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader
 
@@ -190,7 +191,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(batch, tmp_path):
     assert_same_weights(run(make(load_path=path)), whole)
     state = torch.load(path, weights_only=False)["state"]
     (own,) = [value for name, value in state["algorithms"] if name == "ReLoRA"]
-    assert all(isinstance(value, str) for value in own.values())  # what Composer has of each
+    assert own["settings"] == {"interval": "3ba", "t_warmup": "2ba", "prune": 0.5}
     (groups,) = [value["param_groups"] for value in state["optimizers"].values()]
     usual = 1e-2 * (1 - (batch - 3) / 5)  # the scheduler's, which relora halves at batch 3
     assert [group["lr"] for group in groups] == pytest.approx([usual])
@@ -201,6 +202,45 @@ def test_a_run_that_ends_with_a_restart_is_extended_as_if_it_had_been_one(tmp_pa
     run(make_lora_trainer(ReLoRA(**SETTINGS), **first))
     extended = run(make_lora_trainer(ReLoRA(**SETTINGS), load_path=checkpoint(tmp_path, 6)))
     assert_same_weights(extended, run(make_lora_trainer(ReLoRA(**SETTINGS))))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            SETTINGS | {"interval": "0.5dur"},
+            "interval: the checkpoint was trained with '3ba', .*4ba",
+        ),
+        (SETTINGS | {"t_warmup": "1ba"}, "t_warmup: .* '2ba', this run says '1ba'"),
+        (SETTINGS | {"prune": 0.9}, "prune: the checkpoint was trained with 0.5"),
+    ],
+)
+def test_a_run_that_goes_on_with_other_settings_is_refused(tmp_path, settings, told):
+    """A share of training is another number of batches in a longer run."""
+    first = {"save_folder": str(tmp_path), "save_interval": "4ba", "max_duration": "6ba"}
+    run(make_lora_trainer(ReLoRA(**SETTINGS | {"interval": "0.5dur"}), **first))
+    options = {"load_path": checkpoint(tmp_path, 4), "max_duration": "8ba"}
+    trainer = make_lora_trainer(ReLoRA(**settings), **options)
+    with pytest.raises(ValueError, match=f"relora: {told}"):
+        trainer.fit()
+    trainer.close()
+
+
+def test_a_further_fit_does_not_change_the_interval():
+    trainer = make_lora_trainer(ReLoRA(**SETTINGS | {"interval": "0.5dur"}), max_duration="6ba")
+    trainer.fit()
+    with pytest.raises(ValueError, match="interval: .* '3ba', this run says '4ba'"):
+        trainer.fit(duration="2ba")
+    trainer.close()
+
+
+def test_what_keeps_other_weights_than_the_models_is_refused():
+    model = lora_llama()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with pytest.raises(ValueError, match="^optimizer: got ScheduleFreeAdamW, which keeps weights"):
+        make_lora_trainer(ReLoRA(), model=model, optimizers=ScheduleFreeAdamW(trained, 1e-2))
+    with pytest.raises(ValueError, match="^algorithms: got EMA with relora"):
+        make_lora_trainer(ReLoRA(), EMA(half_life="2ba"))
 
 
 def test_intervals_may_be_epochs_or_shares_of_the_run():

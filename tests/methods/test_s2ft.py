@@ -81,6 +81,16 @@ def test_a_resumed_run_goes_on_with_the_same_bits(tmp_path):
     trainer.close()
 
 
+def test_a_longer_run_goes_on_with_its_rows_and_so_does_a_shorter_one(tmp_path):
+    """In the middle and at the end: a cool-down ends where it wants."""
+    saved = {"save_folder": str(tmp_path), "save_interval": "1ba"}
+    run(s2ft(), max_duration="4ba", **saved)
+    for batch, end in ((2, "6ba"), (4, "6ba"), (2, "3ba")):
+        path = str(tmp_path / f"ep0-ba{batch}-rank0.pt")
+        weights = run(s2ft(), max_duration=end, load_path=path)[1]
+        assert_same_weights(weights, run(s2ft(), max_duration=end)[1])
+
+
 def test_nothing_is_assessed():
     algorithm = s2ft()
     trainer = make_trainer(algorithm)

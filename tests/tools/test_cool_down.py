@@ -211,6 +211,14 @@ def test_a_run_without_apex_keeps_its_lineage_in_the_yaml(plain_parent):
     assert again.keeps_stage is None
 
 
+def test_a_run_in_another_unit_branches_without_a_cool_down(plain_parent, tmp_path):
+    yamls = tmp_path / "parent.yaml", tmp_path / "child.yaml"
+    config = {"run_name": "parent", "max_duration": "1h", "scheduler": {"name": "cosine"}}
+    yamls[0].write_text(yaml.safe_dump(config))
+    write_branch(plain_parent.checkpoint(4), *yamls, ["seed=3"])
+    assert yaml.safe_load(yamls[1].read_text())["max_duration"] == "1h"
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -231,6 +239,43 @@ def test_changes_that_contradict_it_are_refused(plain_parent, monkeypatch, chang
     with pytest.raises(ValueError, match=told):
         plain_parent.branch(4, "1ba", change, name="refused")
     assert not (plain_parent.folder / "refused.yaml").exists()
+
+
+VARIABLES = {
+    "variables": {"lr": LR, "length": "6ba", "runs": "elsewhere", "batch": 4},
+    "optimizer": {"lr": "${variables.lr}"},
+    "max_duration": "${variables.length}",
+    "max_seq_len": 8,
+    "global_train_batch_size": "${variables.batch}",
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "change", "told"),
+    [
+        ({}, "variables.lr=1", "^--set of what `optimizer` refers to: Composer restores"),
+        ({}, "variables.length=9ba", "^--set variables.length: .* it changes max_duration by a"),
+        ({}, "variables.batch=8", "of this run not all batches have 64tok"),
+        ({}, "load_ignore_keys=[state/timestamp]", "^--set load_ignore_keys: not with branch"),
+        ({}, "load_weights_only=true", "^--set load_weights_only: not with branch"),
+        ({"save_folder": "s3://b/run"}, "seed=2", "^save_folder: got s3://b/run, the folder of"),
+        ({"save_folder": "old/{run_name}"}, "run_name=parent", "^save_folder: got old/parent"),
+        (
+            {"callbacks": {"hf_checkpointer": {"save_folder": "runs/hf"}}},
+            "seed=2",
+            "^callbacks.hf_checkpointer.save_folder: got runs/hf, the folder of the parent's",
+        ),
+    ],
+)
+def test_what_would_be_ignored_or_replaced_in_silence_is_refused(
+    plain_parent, tmp_path, changed, change, told
+):
+    """Through references, and in folders that are not the checkpoint's."""
+    yamls = tmp_path / "parent.yaml", tmp_path / "child.yaml"
+    config = {"run_name": "parent", "scheduler": {"name": "cosine"}, **VARIABLES, **changed}
+    yamls[0].write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=told):
+        write_branch(plain_parent.checkpoint(4), *yamls, [change], cooldown="64tok")
 
 
 def test_a_yaml_of_the_other_kind_is_refused(plain_parent, apex_parent, tmp_path):
@@ -292,6 +337,7 @@ def test_every_length_that_is_exact(max_duration, cooldown, epoch_batches, found
         ("100ba", "1ep", "saved in the first epoch and does not tell .* give it in ba"),
         ("100ba", "0ba", "^--cooldown: got '0ba', allowed: a Composer time string"),
         ("100ba", "2000", "^--cooldown: got '2000'"),
+        ("1h", "2ba", "^max_duration: got 1h, allowed with --cooldown: ba, sp, tok, ep"),
     ],
 )
 def test_lengths_that_are_not_exact_are_refused(max_duration, cooldown, told):

@@ -185,6 +185,21 @@ def test_a_run_that_trains_rows(invoke, model, arguments, told):
         assert re.search(line, text), (line, text)
 
 
+def test_a_run_with_adapters(invoke, model):
+    trained = 8 * 22 * (2 * 4096 + 2 * (2048 + 256) + 3 * (2048 + 5632))
+    peft = "peft_type: LORA, task_type: CAUSAL_LM, r: 8, target_modules: all-linear"
+    lora, whole = f"model.peft_config={{{peft}}}", "model.should_save_peft_only=false"
+    vanilla = YAMLS / "tinyllama_vanilla.yaml"
+    status, text = invoke(vanilla, model, lora)
+    assert status == 0, text
+    assert f"{1_100_048_384 + trained:,}" in text and f"trained {trained:,}, 0.57%" in text
+    assert re.search(r"optimizer +│ 4.5 GB on each GPU .DDP", text), text
+    assert "75.7 MB each, 30 written" in text, text
+    assert "4.5 GB each, 30 written" in invoke(vanilla, model, lora, whole)[1]
+    status, text = invoke(vanilla, model, lora, "algorithms={relora: {}}")
+    assert status == 1 and "should_save_peft_only: got true with algorithms: relora" in text
+
+
 def test_a_share_that_cannot_be_met_is_a_problem(invoke, model):
     status, text = invoke(APEX_YAML, model, *ROWS, "algorithms.apex.trainable_share=0.005")
     assert status == 1
