@@ -27,7 +27,10 @@ VARIED = {
     "full_averaged": AVERAGED,
     "full_ema": {"algorithms.ema"},
     **dict.fromkeys(("lora", "dora", "rslora", "pissa"), {"model.peft_config", "optimizer.lr"}),
-    "relora": {"model.peft_config", "optimizer.lr", "algorithms.relora"},
+    "relora": {
+        *("model.peft_config", "model.should_save_peft_only"),
+        *("optimizer.lr", "algorithms.relora"),
+    },
     **dict.fromkeys(("apex_selected", "apex_disadvantageous"), {"algorithms.apex", "optimizer.lr"}),
     "s2ft": {"algorithms.s2ft", "optimizer.lr"},
     "act_regu_s2ft": {"algorithms.act_regu", "algorithms.s2ft", "optimizer.lr"},
@@ -42,7 +45,6 @@ ONE_KEY = {
     "dora": ("lora", "model.peft_config.use_dora"),
     "rslora": ("lora", "model.peft_config.use_rslora"),
     "pissa": ("lora", "model.peft_config.init_lora_weights"),
-    "relora": ("lora", "algorithms.relora"),
 }
 
 

@@ -44,8 +44,9 @@ def test_what_has_no_result_is_said_and_left_out(tmp_path, capsys):
     assert (tmp_path / "perplexity.png").stat().st_size > 1000
 
 
-@pytest.mark.long
-def test_two_methods_end_with_a_table_and_are_not_run_again(tmp_path, monkeypatch):
+@pytest.fixture
+def given(tmp_path, monkeypatch):
+    """Arguments of a small job."""
     start = subprocess.run
 
     def with_own_names(command, **options):
@@ -55,9 +56,25 @@ def test_two_methods_end_with_a_table_and_are_not_run_again(tmp_path, monkeypatc
     monkeypatch.setattr(instructions, "SECTION", 100)
     texts = [sentences(seed, words=2000) for seed in range(20)]
     write_jsonl(tmp_path / "text" / "book" / "x.jsonl", texts)
-    overrides = [f"variables.demo=[{','.join(TINY_BASE)}]", "shared.max_seq_len=128"]
-    overrides += ["variables.batches=2", "variables.apex.assessment.tokens=1024"]
-    given = ["--data", tmp_path / "text", "--out", tmp_path / "out", *overrides]
+    overrides = ["shared.max_seq_len=128", "variables.apex.assessment.tokens=1024"]
+    return ["--data", tmp_path / "text", "--out", tmp_path / "out", *overrides]
+
+
+@pytest.mark.long
+def test_every_method_has_a_row(given, tmp_path):
+    base = [setting for setting in TINY_BASE if "model" not in setting]  # of its real width
+    given += [f"variables.demo=[{','.join(base)}]", "variables.batches=34"]
+    given += ["variables.selected_share=0.046"]  # of a model with a smaller vocabulary
+    result = CliRunner().invoke(app, [str(argument) for argument in given])
+    assert result.exit_code == 0, result.output
+    rows = (tmp_path / "out" / "compare" / "table.csv").read_text().splitlines()[1:]
+    methods = list(load_template(DEFAULT_YAML, tmp_path).methods)
+    assert [row.split(",")[0] for row in rows] == methods
+
+
+@pytest.mark.long
+def test_two_methods_end_with_a_table_and_are_not_run_again(given, tmp_path, monkeypatch):
+    given += [f"variables.demo=[{','.join(TINY_BASE)}]", "variables.batches=2"]
 
     def compare(only):
         return CliRunner().invoke(app, [str(a) for a in (*given, "--only", only)])
