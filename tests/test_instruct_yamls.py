@@ -7,6 +7,8 @@ from peft import LoraConfig, get_peft_model
 from test_yamls import NAMES_AND_FOLDERS, differing, flatten
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from apex_composer.callbacks.start_guard import StartGuard
+
 LEARNING_RATES = {"llama2_7b": 2.0e-5, "llama31_8b": 5.0e-6}
 SHARES = {"llama2_7b": 0.024, "llama31_8b": 0.021}
 SHAPES = {
@@ -21,8 +23,9 @@ HALF = {
     "gmt": {"algorithms.gmt"},
     "apex": {"algorithms.apex"},
 }
-ROWS = {"model.peft_config", "model.master_weights_dtype"}
-WHOLE = {"model.should_save_peft_only", "callbacks.hf_checkpointer"}
+SHARDED = "fsdp_config.state_dict_type"  # of all but the checkpoints of adapters only
+ROWS = {"model.peft_config", "model.master_weights_dtype", SHARDED}
+WHOLE = {"model.should_save_peft_only", "callbacks.hf_checkpointer", SHARDED}
 PEFT = {
     "lora": set(),
     "dora": {"model.peft_config.use_dora", "fsdp_config.mixed_precision.param_dtype"},
@@ -74,6 +77,12 @@ def test_a_run_is_named_like_its_file_which_says_how_it_starts(name):
     assert (
         f"\n#   FSDP_VERSION=2 composer train.py yamls/{name}.yaml variables.data=data/tulu" in text
     )
+
+
+@pytest.mark.parametrize("name", runs_of("instruct") + runs_of("ablation"))
+def test_the_guard_of_a_run_lets_it_start(name):
+    """On one rank llm-foundry leaves fsdp_config out, and the guard does not see it."""
+    StartGuard(train_config=load(name))
 
 
 @pytest.mark.parametrize("model", MODELS)
