@@ -193,7 +193,9 @@ def check_disk(folder: Path, checkpoints: Checkpoints) -> None:
     """
     if checkpoints.kept is None:
         return
-    existing = sum(path.stat().st_size for path in folder.glob("*.pt") if not path.is_symlink())
+    own = [*folder.glob("*.pt"), *folder.glob("*/*.distcp")]  # files, and folders of shards
+    links = {path for path in folder.glob("*") if path.is_symlink()}  # `latest`
+    existing = sum(p.stat().st_size for p in own if p.is_file() and not {p, p.parent} & links)
     needed = max(0, checkpoints.kept * checkpoints.size - existing)
     free = free_bytes(folder)
     if needed > free:

@@ -133,3 +133,15 @@ def test_a_disk_that_is_too_small_is_refused(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "ep0-ba1-rank0.pt").write_bytes(bytes(1300))
     check_disk(folder, too_many)
+
+
+def test_shards_that_are_there_count_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2000))
+    two, shards = Checkpoints(saves=2, kept=2, size=1300), tmp_path / "ep0-ba1"
+    shards.mkdir()
+    (shards / "__0_0.distcp").write_bytes(bytes(599))
+    (tmp_path / "latest-rank0.pt").symlink_to(shards.name)
+    with pytest.raises(ValueError, match="need 2.0 kB"):
+        check_disk(tmp_path, two)
+    (shards / "__1_0.distcp").write_bytes(bytes(1))
+    check_disk(tmp_path, two)
