@@ -145,7 +145,7 @@ def count_checkpoints(
     if trained is not None:  # rows beside the weights, with two moments each; or adapters
         numbers = 1 + _ADAM_MOMENTS if copied else moments(config)
         size = width * parameters + state * _FP32 * numbers * trained
-    return Checkpoints(saves, kept, size)
+    return Checkpoints(saves, kept, size + state * _FP32 * averages(config) * parameters)
 
 
 def weight_bytes(config: Mapping[str, Any]) -> int:
@@ -157,6 +157,11 @@ def weight_bytes(config: Mapping[str, Any]) -> int:
 def moments(config: Mapping[str, Any]) -> int:
     """How many numbers a run's optimizer keeps for each parameter."""
     return _MOMENTS.get((config.get("optimizer") or {}).get("name"), _ADAM_MOMENTS)
+
+
+def averages(config: Mapping[str, Any]) -> int:
+    """How many averages of the whole model a run keeps beside it: that of `ema`."""
+    return int("ema" in (config.get("algorithms") or {}))
 
 
 def unit_tokens(config: Mapping[str, Any]) -> dict[str, int]:

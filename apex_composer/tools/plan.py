@@ -3,10 +3,12 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from types import SimpleNamespace
 from typing import Any
 
+from apex_composer.callbacks.adapter_checks import check_adapters
 from apex_composer.callbacks.finetuning_checks import check_examples, check_packing
 from apex_composer.callbacks.start_checks import (
     Checkpoints,
@@ -17,10 +19,10 @@ from apex_composer.callbacks.start_checks import (
     unit_tokens,
     weight_bytes,
 )
-from apex_composer.tools.model_size import Cost, build_shapes, estimate_cost
+from apex_composer.tools.model_size import Cost, build_shapes, count_trained, estimate_cost
 from apex_composer.tools.training_yaml import (
     Settings,
-    build_algorithm,
+    build_methods,
     check_names,
     lay_out_stages,
     local_save_folder,
@@ -51,6 +53,7 @@ class Plan:
     problems: list[str] = field(default_factory=list)
     stages: list[StageRow] = field(default_factory=list)
     parameters: int | None = None
+    trained: int | None = None
     flops_per_token: int | None = None
     cost: Cost | None = None
     checkpoints: Checkpoints | None = None
@@ -91,11 +94,12 @@ def make_plan(config: Settings, gpus: int) -> Plan:
     plan.attempt(check_batches, config["global_train_batch_size"], gpus, microbatch)
     plan.attempt(check_packing, config)
     plan.attempt(check_examples, config)
-    algorithm = plan.attempt(build_algorithm, config.get("algorithms"))
-    plan.stages = plan.attempt(_lay_out, config, algorithm) or []
+    plan.attempt(check_adapters, config)
+    methods = plan.attempt(build_methods, config.get("algorithms")) or {}
+    plan.stages = plan.attempt(_lay_out, config, methods.get("apex")) or []
     model = plan.attempt(build_shapes, config)
     if model is not None:
-        _count_model(plan, model, algorithm)
+        _count_model(plan, model, methods)
     plan.data_tokens = plan.attempt(count_data, config)
     return plan
 
@@ -157,7 +161,7 @@ def _wsd_moves(scheduler: Any, duration: int | str, layout: Any) -> list[tuple[f
     return found
 
 
-def _count_model(plan: Plan, model: Any, algorithm: Any) -> None:
+def _count_model(plan: Plan, model: Any, methods: Settings) -> None:
     shape, length = model.config, plan.config["max_seq_len"]
     plan.parameters = sum(parameter.numel() for parameter in model.parameters())
     layers = getattr(shape, "num_hidden_layers", None) or shape.n_layers
@@ -165,16 +169,27 @@ def _count_model(plan: Plan, model: Any, algorithm: Any) -> None:
     # As llm-foundry counts: 6 for every weight and token, and attention over the whole context.
     plan.flops_per_token = 6 * plan.parameters + 12 * layers * width * length
     plan.attempt(check_context, length, shape)
+    algorithm = methods.get("apex") or methods.get("s2ft")
     if algorithm is not None:
         plan.cost = plan.attempt(estimate_cost, model, algorithm)
+    share = None if plan.cost is None else plan.cost.share
+    seed = plan.config.get("seed", 17)  # llm-foundry's default
+    hft = methods.get("hft")
+    plan.trained = share.trained if share else plan.attempt(count_trained, model, hft, seed)
     if plan.config.get("save_folder") is not None:
-        share = None if plan.cost is None else plan.cost.share
-        trained = None if share is None else share.trained
-        sizes = plan.parameters, trained, weight_bytes(plan.config)
-        plan.checkpoints = plan.attempt(count_checkpoints, plan.config, *sizes)
+        _count_checkpoints(plan)
         folder = local_save_folder(plan.config)
         if plan.checkpoints is not None and folder is not None:
             plan.attempt(check_disk, folder, plan.checkpoints)
+
+
+def _count_checkpoints(plan: Plan) -> None:
+    rows = plan.cost is not None and plan.cost.share is not None
+    model = plan.config["model"]
+    adapters = model.get("peft_config") and model.get("should_save_peft_only", True)
+    sizes = plan.trained if adapters else plan.parameters, plan.trained, weight_bytes(plan.config)
+    counted = partial(count_checkpoints, copied=rows)
+    plan.checkpoints = plan.attempt(counted, plan.config, *sizes)
 
 
 def count_data(config: Settings) -> int | None:

@@ -106,6 +106,7 @@ def test_number_on_the_disk_at_the_same_time(duration, keep, kept):
         ({"optimizer": {"name": "decoupled_adamw"}}, 12),
         ({"optimizer": {"name": "decoupled_lionw"}}, 8),
         ({"save_weights_only": True}, 4),
+        ({"algorithms": {"ema": {}}}, 16),
     ],
 )
 def test_size_of_a_checkpoint(changed, bytes_of_each):
