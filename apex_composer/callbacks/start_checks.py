@@ -145,7 +145,8 @@ def count_checkpoints(
     if trained is not None:  # rows beside the weights, with two moments each; or adapters
         numbers = 1 + _ADAM_MOMENTS if copied else moments(config)
         size = width * parameters + state * _FP32 * numbers * trained
-    return Checkpoints(saves, kept, size + state * _FP32 * averages(config) * parameters)
+    averaged = state * averages(config) * (parameters if trained is None else trained)
+    return Checkpoints(saves, kept, size + _FP32 * averaged)
 
 
 def weight_bytes(config: Mapping[str, Any]) -> int:
@@ -160,7 +161,7 @@ def moments(config: Mapping[str, Any]) -> int:
 
 
 def averages(config: Mapping[str, Any]) -> int:
-    """How many averages of the whole model a run keeps beside it: that of `ema`."""
+    """How many averages of what is trained a run keeps beside it: that of `ema`."""
     return int("ema" in (config.get("algorithms") or {}))
 
 

@@ -176,7 +176,7 @@ def _count_model(plan: Plan, model: Any, methods: Settings) -> None:
     seed = plan.config.get("seed", 17)  # llm-foundry's default
     hft = methods.get("hft")
     plan.trained = share.trained if share else plan.attempt(count_trained, model, hft, seed)
-    if plan.config.get("save_folder") is not None:
+    if plan.config.get("save_folder") is not None and plan.trained is not None:
         _count_checkpoints(plan)
         folder = local_save_folder(plan.config)
         if plan.checkpoints is not None and folder is not None:

@@ -89,8 +89,8 @@ def _model(plan: Plan) -> Table:
         if trained < plan.parameters:
             share = f"{trained / plan.parameters:.3%}"
             table.add_row("trained", f"{trained:,} of {plan.parameters:,} parameters ({share})")
-        copies = 1 + averages(config)
-        state = 4 * (plan.parameters * copies + trained * (1 + moments(config)))
+        copies = 1 + moments(config) + averages(config)
+        state = 4 * (plan.parameters + trained * copies)
         state //= plan.gpus if sharded else 1
         table.add_row(
             "weights, gradients, optimizer",

@@ -113,6 +113,11 @@ def test_size_of_a_checkpoint(changed, bytes_of_each):
     assert count_checkpoints(CONFIG | changed, 10).size == 10 * bytes_of_each
 
 
+def test_of_frozen_weights_there_are_no_moments_and_no_average():
+    averaged = CONFIG | {"algorithms": {"ema": {}}}
+    assert count_checkpoints(averaged, 100, 10, copied=False).size == 100 * 4 + 10 * 12
+
+
 def test_checkpoints_of_rows_have_the_weights_and_the_rows_beside_them():
     """Copies in fp32 with two moments; the weights in the model's precision."""
     low = {"model": {"master_weights_dtype": "bf16"}}

@@ -233,6 +233,11 @@ def test_what_start_guard_refuses_of_adapters_is_a_problem(model):
     assert "should_save_peft_only: got true with algorithms: relora" in told
 
 
+def test_what_hft_cannot_be_on_is_told_once(model):
+    (told,) = make_plan(run_of({"hft": {}}, model, peft_config=LORA), 1).problems
+    assert "q_proj.base_layer holds a matrix that is neither" in told
+
+
 def test_half_of_the_matrices_has_no_gradients(model):
     plan = make_plan(run_of({"hft": {"share": 0.5, "seed": 3}}, model), 1)
     assert 0.5 < plan.trained / ALL < 0.6
