@@ -8,6 +8,8 @@ from test_yamls import NAMES_AND_FOLDERS, differing, flatten
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from apex_composer.callbacks.start_guard import StartGuard
+from apex_composer.methods.hft import HFT
+from apex_composer.tools.model_size import count_trained
 
 LEARNING_RATES = {"llama2_7b": 2.0e-5, "llama31_8b": 5.0e-6}
 SHARES = {"llama2_7b": 0.024, "llama31_8b": 0.021}
@@ -117,6 +119,16 @@ def test_lora_of_rank_64_has_the_papers_share_of_the_parameters(model):
         total = llama.num_parameters()
         trained = get_peft_model(llama, LoraConfig(**settings)).num_parameters(only_trainable=True)
     assert round(trained / total, 3) == SHARES[model]
+
+
+@pytest.mark.parametrize(("model", "share"), [("llama2_7b", 0.52), ("llama31_8b", 0.57)])
+def test_hft_trains_what_its_file_says(model, share):
+    hft = HFT(**load(f"instruct/{model}_hft")["algorithms"]["hft"])
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(LlamaConfig(**SHAPES[model]))
+    assert round(count_trained(llama, hft, 17) / llama.num_parameters(), 2) == share
+    text = (YAMLS / "instruct/common/hft.yaml").read_text()
+    assert f"{share:.0%} of LLaMA".replace("%", " %") in text
 
 
 @pytest.mark.parametrize("method", [*HALF, *PEFT])
