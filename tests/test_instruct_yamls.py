@@ -7,6 +7,10 @@ from peft import LoraConfig, get_peft_model
 from test_yamls import NAMES_AND_FOLDERS, differing, flatten
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from apex_composer.callbacks.start_guard import StartGuard
+from apex_composer.methods.hft import HFT
+from apex_composer.tools.model_size import count_trained
+
 LEARNING_RATES = {"llama2_7b": 2.0e-5, "llama31_8b": 5.0e-6}
 SHARES = {"llama2_7b": 0.024, "llama31_8b": 0.021}
 SHAPES = {
@@ -21,8 +25,9 @@ HALF = {
     "gmt": {"algorithms.gmt"},
     "apex": {"algorithms.apex"},
 }
-ROWS = {"model.peft_config", "model.master_weights_dtype"}
-WHOLE = {"model.should_save_peft_only", "callbacks.hf_checkpointer"}
+SHARDED = "fsdp_config.state_dict_type"  # of all but the checkpoints of adapters only
+ROWS = {"model.peft_config", "model.master_weights_dtype", SHARDED}
+WHOLE = {"model.should_save_peft_only", "callbacks.hf_checkpointer", SHARDED}
 PEFT = {
     "lora": set(),
     "dora": {"model.peft_config.use_dora", "fsdp_config.mixed_precision.param_dtype"},
@@ -76,6 +81,12 @@ def test_a_run_is_named_like_its_file_which_says_how_it_starts(name):
     )
 
 
+@pytest.mark.parametrize("name", runs_of("instruct") + runs_of("ablation"))
+def test_the_guard_of_a_run_lets_it_start(name):
+    """On one rank llm-foundry leaves fsdp_config out, and the guard does not see it."""
+    StartGuard(train_config=load(name))
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_the_settings_are_the_papers(model):
     for method in (*HALF, *PEFT):
@@ -108,6 +119,16 @@ def test_lora_of_rank_64_has_the_papers_share_of_the_parameters(model):
         total = llama.num_parameters()
         trained = get_peft_model(llama, LoraConfig(**settings)).num_parameters(only_trainable=True)
     assert round(trained / total, 3) == SHARES[model]
+
+
+@pytest.mark.parametrize(("model", "share"), [("llama2_7b", 0.52), ("llama31_8b", 0.57)])
+def test_hft_trains_what_its_file_says(model, share):
+    hft = HFT(**load(f"instruct/{model}_hft")["algorithms"]["hft"])
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(LlamaConfig(**SHAPES[model]))
+    assert round(count_trained(llama, hft, 17) / llama.num_parameters(), 2) == share
+    text = (YAMLS / "instruct/common/hft.yaml").read_text()
+    assert f"{share:.0%} of LLaMA".replace("%", " %") in text
 
 
 @pytest.mark.parametrize("method", [*HALF, *PEFT])

@@ -145,7 +145,8 @@ def count_checkpoints(
     if trained is not None:  # rows beside the weights, with two moments each; or adapters
         numbers = 1 + _ADAM_MOMENTS if copied else moments(config)
         size = width * parameters + state * _FP32 * numbers * trained
-    return Checkpoints(saves, kept, size)
+    averaged = state * averages(config) * (parameters if trained is None else trained)
+    return Checkpoints(saves, kept, size + _FP32 * averaged)
 
 
 def weight_bytes(config: Mapping[str, Any]) -> int:
@@ -157,6 +158,11 @@ def weight_bytes(config: Mapping[str, Any]) -> int:
 def moments(config: Mapping[str, Any]) -> int:
     """How many numbers a run's optimizer keeps for each parameter."""
     return _MOMENTS.get((config.get("optimizer") or {}).get("name"), _ADAM_MOMENTS)
+
+
+def averages(config: Mapping[str, Any]) -> int:
+    """How many averages of what is trained a run keeps beside it: that of `ema`."""
+    return int("ema" in (config.get("algorithms") or {}))
 
 
 def unit_tokens(config: Mapping[str, Any]) -> dict[str, int]:
@@ -193,7 +199,9 @@ def check_disk(folder: Path, checkpoints: Checkpoints) -> None:
     """
     if checkpoints.kept is None:
         return
-    existing = sum(path.stat().st_size for path in folder.glob("*.pt") if not path.is_symlink())
+    own = [*folder.glob("*.pt"), *folder.glob("*/*.distcp")]  # files, and folders of shards
+    links = {path for path in folder.glob("*") if path.is_symlink()}  # `latest`
+    existing = sum(p.stat().st_size for p in own if p.is_file() and not {p, p.parent} & links)
     needed = max(0, checkpoints.kept * checkpoints.size - existing)
     free = free_bytes(folder)
     if needed > free:

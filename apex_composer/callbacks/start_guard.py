@@ -16,6 +16,7 @@ from apex_composer.callbacks.start_checks import (
     count_checkpoints,
 )
 from apex_composer.extras import needing
+from apex_composer.model.sites import clean_name
 from apex_composer.settings import check_finite, check_keys
 from apex_composer.trainable.shares import Share
 
@@ -62,8 +63,8 @@ class StartGuard(Callback):
         if margin is not None:
             margin = check_finite("start_guard: margin", margin, _MARGINS, lowest=0.0)
         self.margin = margin
-        self._config, self._parameters = train_config or {}, 0
-        self._adapters: int | None = None  # their parameters, where there are any
+        self._config = train_config or {}
+        self._sizes: dict[str, int] = {}  # of all parameters by name
         check_packing(self._config)  # here, for llm-foundry reads the data before INIT
         check_adapters(self._config)
         self._loss_is_due = bool((self._config.get("model") or {}).get("pretrained"))
@@ -80,26 +81,28 @@ class StartGuard(Callback):
         tokenizer = getattr(state.model, "tokenizer", None)
         if tokenizer is not None and hasattr(model_config, "vocab_size"):
             check_vocabulary(len(tokenizer), model_config.vocab_size)
-        # Before FSDP shards them, so these are all parameters that checkpoints will have.
-        self._parameters = sum(parameter.numel() for parameter in state.model.parameters())
-        if getattr(state.model, "using_peft", False):
-            trained = (p.numel() for p in state.model.parameters() if p.requires_grad)
-            self._adapters = sum(trained)
-            if state.model.should_save_peft_only:
-                self._parameters = self._adapters
+        # Before FSDP shards them.
+        self._sizes = {clean_name(name): p.numel() for name, p in state.model.named_parameters()}
 
     def before_load(self, state: State, logger: Logger) -> None:
-        """Check the disk: at INIT it is not known yet whether apex trains rows only."""
+        """Check the disk: at INIT it is not known yet what is trained."""
         saver = next((c for c in state.callbacks if isinstance(c, CheckpointSaver)), None)
         known = self._config.get("global_train_batch_size") is not None
         if saver is not None and known and dist.get_global_rank() == 0:
             folder = Path(format_name_with_dist(saver.folder, state.run_name))
             width = next(state.model.parameters()).element_size()
-            rows = _trained_in_rows(state)
-            trained = rows if self._adapters is None else self._adapters
-            sizes = self._parameters, trained, width
+            rows, trained = _trained_in_rows(state), self._trained(state)
+            wrapped = getattr(state.model, "module", state.model)
+            adapters = getattr(wrapped, "using_peft", False) and wrapped.should_save_peft_only
+            saved = trained if adapters else sum(self._sizes.values())
+            sizes = saved, trained if rows is None else rows, width
             copied = rows is not None
             check_disk(folder, count_checkpoints(self._config, *sizes, copied=copied))
+
+    def _trained(self, state: State) -> int:
+        """How many parameters have gradients."""
+        named = [(clean_name(n), p) for n, p in state.model.named_parameters() if p.requires_grad]
+        return sum(self._sizes.get(name, p.numel()) for name, p in named)
 
     def after_loss(self, state: State, logger: Logger) -> None:
         """Check the first microbatch's loss; every rank its own."""

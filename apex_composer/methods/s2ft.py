@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
+from torch import nn
+
 from apex_composer import settings
 from apex_composer.extras import needing
 
@@ -74,8 +76,9 @@ class S2FT(APEX):
     def __repr__(self) -> str:
         return f"S2FT(trainable_share={self.trainable_share!r}, projections={self.projections!r})"
 
-    def _sites(self, state: State) -> list[Site]:
-        found = super()._sites(state)
+    def find_sites(self, model: nn.Module) -> list[Site]:
+        """The weights of a model that it acts on."""
+        found = super().find_sites(model)
         if self.projections == "all":
             return found
         return [site for site in found if site.module is site.group.probe]

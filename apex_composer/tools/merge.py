@@ -72,7 +72,7 @@ def merge(
     """
     import torch
 
-    _check_out(out, overwrite)
+    _check_out(out, overwrite, [*paths, *([Path(base)] if base else [])])
     check_paths(paths)
     saved = [open_saved_model(path) for path in paths]
     empty = build_empty(saved[0])
@@ -96,13 +96,16 @@ def merge(
     return notes
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
+def _check_out(out: Path, overwrite: bool, inputs: Sequence[Path]) -> None:
     if not out.exists() and not out.is_symlink():
         return
     if not overwrite:
         raise ValueError(f"{out} exists: give another --out, or --overwrite")
     if out.is_symlink() or not (out / "config.json").is_file():
         raise ValueError(f"{out} is no folder of a model (no config.json): give another --out")
+    for path in inputs:
+        if path.exists() and path.resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"--overwrite would delete {path}, which is read: give another --out")
 
 
 def _written(

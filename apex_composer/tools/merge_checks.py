@@ -93,8 +93,8 @@ def check_complete(model: SavedModel, names: Mapping[str, Any]) -> None:
         model: checkpoint, without adapters.
         names: the built model's weights by name; tied ones are the same object.
     """
-    tied = {name for names_of_one in tied_names(names) for name in names_of_one}
-    missing = sorted(names.keys() - model.tensors.keys() - tied)
+    others = {name for _, *others in tied_names(names) for name in others}
+    missing = sorted(names.keys() - model.tensors.keys() - others)
     unknown = sorted(model.tensors.keys() - names.keys())
     if missing or unknown:
         told = [f"has no {_listed(missing)}"] * bool(missing)

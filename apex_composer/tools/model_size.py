@@ -69,7 +69,7 @@ def build_shapes(config: Settings) -> Any:
         config: configuration of `load_configuration`.
 
     Returns:
-        A Hugging Face or MPT model, with its adapters.
+        A Hugging Face or MPT model, with the adapters of `peft_config`.
 
     Raises:
         ValueError: for models of another kind, or a configuration that cannot be found.
@@ -92,9 +92,8 @@ def build_shapes(config: Settings) -> Any:
     hf_config = read_model_config(settings)
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(hf_config)
-        return (
-            _with_adapters(model, settings["peft_config"]) if "peft_config" in settings else model
-        )
+        peft = settings.get("peft_config")
+        return _with_adapters(model, peft) if peft else model
 
 
 def _with_adapters(model: Any, settings: Settings) -> Any:
@@ -104,6 +103,28 @@ def _with_adapters(model: Any, settings: Settings) -> Any:
     config = LoraConfig(**{**settings, "init_lora_weights": True})
     config.peft_type, config.task_type = "LORA", str(config.task_type).upper()
     return get_peft_model(model, config)
+
+
+def count_trained(model: Any, hft: Any, seed: int) -> int:
+    """How many parameters have gradients, where no rows are trained: not those that are frozen.
+
+    Args:
+        model: result of `build_shapes`.
+        hft: HFT with the run's settings, or None.
+        seed: the run's.
+
+    Raises:
+        ValueError: `hft` does not know the architecture.
+    """
+    from apex_composer.methods.hft import untrained
+    from apex_composer.model.find_sites import find_sites
+
+    frozen: set[int] = set()
+    if hft is not None:
+        modules = untrained(find_sites(model), hft.share, seed if hft.seed is None else hft.seed)
+        frozen = {id(p) for module in modules for p in module.parameters(recurse=False)}
+    own = (p for p in model.parameters() if p.requires_grad and id(p) not in frozen)
+    return sum(parameter.numel() for parameter in own)
 
 
 def read_model_config(settings: Settings) -> Any:
@@ -142,16 +163,15 @@ def estimate_cost(model: Any, algorithm: Any) -> Cost:
 
     Args:
         model: result of `build_shapes`.
-        algorithm: APEX with the run's settings.
+        algorithm: APEX or S2FT with the run's settings.
 
     Raises:
         ValueError: the architecture is not known, or a group is too small.
     """
-    from apex_composer.model.find_sites import find_sites
     from apex_composer.ops.monarch import factor_pair
     from apex_composer.trainable.check import check_model
 
-    sites = find_sites(model, algorithm.targets)
+    sites = algorithm.find_sites(model)
     own = algorithm.threshold, algorithm.kv_heads, algorithm.expansion, "torch"
     trained = {name: getattr(algorithm, name) for name in ("trainable", "trainable_share")}
     found = check_model(sites, *own, **trained)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +19,10 @@ from apex_composer.callbacks.start_checks import (
     unit_tokens,
     weight_bytes,
 )
-from apex_composer.tools.model_size import Cost, build_shapes, estimate_cost
+from apex_composer.tools.model_size import Cost, build_shapes, count_trained, estimate_cost
 from apex_composer.tools.training_yaml import (
     Settings,
-    build_algorithm,
+    build_methods,
     check_names,
     lay_out_stages,
     local_save_folder,
@@ -52,7 +53,7 @@ class Plan:
     problems: list[str] = field(default_factory=list)
     stages: list[StageRow] = field(default_factory=list)
     parameters: int | None = None
-    adapters: int | None = None  # those that are trained, where the model has adapters
+    trained: int | None = None
     flops_per_token: int | None = None
     cost: Cost | None = None
     checkpoints: Checkpoints | None = None
@@ -94,11 +95,11 @@ def make_plan(config: Settings, gpus: int) -> Plan:
     plan.attempt(check_packing, config)
     plan.attempt(check_examples, config)
     plan.attempt(check_adapters, config)
-    algorithm = plan.attempt(build_algorithm, config.get("algorithms"))
-    plan.stages = plan.attempt(_lay_out, config, algorithm) or []
+    methods = plan.attempt(build_methods, config.get("algorithms")) or {}
+    plan.stages = plan.attempt(_lay_out, config, methods.get("apex")) or []
     model = plan.attempt(build_shapes, config)
     if model is not None:
-        _count_model(plan, model, algorithm)
+        _count_model(plan, model, methods)
     plan.data_tokens = plan.attempt(count_data, config)
     return plan
 
@@ -160,34 +161,35 @@ def _wsd_moves(scheduler: Any, duration: int | str, layout: Any) -> list[tuple[f
     return found
 
 
-def _count_model(plan: Plan, model: Any, algorithm: Any) -> None:
+def _count_model(plan: Plan, model: Any, methods: Settings) -> None:
     shape, length = model.config, plan.config["max_seq_len"]
     plan.parameters = sum(parameter.numel() for parameter in model.parameters())
-    if plan.config["model"].get("peft_config"):
-        plan.adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     layers = getattr(shape, "num_hidden_layers", None) or shape.n_layers
     width = getattr(shape, "hidden_size", None) or shape.d_model
     # As llm-foundry counts: 6 for every weight and token, and attention over the whole context.
     plan.flops_per_token = 6 * plan.parameters + 12 * layers * width * length
     plan.attempt(check_context, length, shape)
+    algorithm = methods.get("apex") or methods.get("s2ft")
     if algorithm is not None:
         plan.cost = plan.attempt(estimate_cost, model, algorithm)
-    if plan.config.get("save_folder") is not None:
-        plan.checkpoints = plan.attempt(_count_checkpoints, plan)
+    share = None if plan.cost is None else plan.cost.share
+    seed = plan.config.get("seed", 17)  # llm-foundry's default
+    hft = methods.get("hft")
+    plan.trained = share.trained if share else plan.attempt(count_trained, model, hft, seed)
+    if plan.config.get("save_folder") is not None and plan.trained is not None:
+        _count_checkpoints(plan)
         folder = local_save_folder(plan.config)
         if plan.checkpoints is not None and folder is not None:
             plan.attempt(check_disk, folder, plan.checkpoints)
 
 
-def _count_checkpoints(plan: Plan) -> Checkpoints:
-    """As `start_guard` counts them."""
-    share = None if plan.cost is None else plan.cost.share
-    saved, trained = plan.parameters, None if share is None else share.trained
-    if plan.adapters is not None:
-        trained = plan.adapters
-        saved = trained if plan.config["model"].get("should_save_peft_only", True) else saved
-    width, copied = weight_bytes(plan.config), share is not None
-    return count_checkpoints(plan.config, saved, trained, width, copied=copied)
+def _count_checkpoints(plan: Plan) -> None:
+    rows = plan.cost is not None and plan.cost.share is not None
+    model = plan.config["model"]
+    adapters = model.get("peft_config") and model.get("should_save_peft_only", True)
+    sizes = plan.trained if adapters else plan.parameters, plan.trained, weight_bytes(plan.config)
+    counted = partial(count_checkpoints, copied=rows)
+    plan.checkpoints = plan.attempt(counted, plan.config, *sizes)
 
 
 def count_data(config: Settings) -> int | None:

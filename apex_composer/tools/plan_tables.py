@@ -3,7 +3,7 @@
 from rich.filesize import decimal
 from rich.table import Column, Table
 
-from apex_composer.callbacks.start_checks import Checkpoints, moments, weight_bytes
+from apex_composer.callbacks.start_checks import Checkpoints, averages, moments, weight_bytes
 from apex_composer.settings import check_choice
 from apex_composer.tools.model_size import Cost, row_memory
 from apex_composer.tools.plan import Plan
@@ -46,7 +46,9 @@ def make_plan_tables(plan: Plan, gpu: str, mfu: float) -> list[Table]:
     if plan.parameters is not None:
         tables.append(_model(plan))
     if plan.cost is not None:
-        tables += [_selection(plan.cost), _cost(plan, plan.cost)]
+        tables.append(_selection(plan.cost))
+    if plan.cost is not None and "apex" in plan.config["algorithms"]:
+        tables.append(_cost(plan, plan.cost))
     return tables
 
 
@@ -77,17 +79,18 @@ def _stages(plan: Plan, seconds: float | None, gpu: str, mfu: float) -> Table:
 def _model(plan: Plan) -> Table:
     table, config = _pairs("run"), plan.config
     table.add_row("parameters", f"{plan.parameters:,}")
-    if plan.adapters is not None:
-        share = f"{plan.adapters / plan.parameters:.2%} of the parameters"
-        table.add_row("adapters", f"trained {plan.adapters:,}, {share}")
     batch = config["global_train_batch_size"]
     sequences = f"{batch} sequences of {config['max_seq_len']:,} tokens"
     step = f"{plan.step_tokens:,} tokens, {batch // plan.gpus} on each GPU"
     table.add_row("batch", f"{sequences} = {step}")
     sharded = config.get("fsdp_config") is not None and plan.gpus > 1
     if plan.cost is None or plan.cost.share is None:
-        trained = plan.parameters if plan.adapters is None else plan.adapters
-        state = 4 * (plan.parameters + trained * (1 + moments(config)))
+        trained = plan.parameters if plan.trained is None else plan.trained
+        if trained < plan.parameters:
+            share = f"{trained / plan.parameters:.3%}"
+            table.add_row("trained", f"{trained:,} of {plan.parameters:,} parameters ({share})")
+        copies = 1 + moments(config) + averages(config)
+        state = 4 * (plan.parameters + trained * copies)
         state //= plan.gpus if sharded else 1
         table.add_row(
             "weights, gradients, optimizer",
@@ -115,11 +118,11 @@ def _rows(table: Table, plan: Plan, sharded: bool) -> None:
         if size:
             table.add_row(f"memory: {name}", f"{decimal(size)}{_KEPT.get(name, '')}")
     way = "FSDP2, FSDP_VERSION=2" if sharded else "DDP" if plan.gpus > 1 else "one GPU"
-    total = sum(parts.values()) + plan.cost.memory
+    total, own = sum(parts.values()) + plan.cost.memory, plan.cost.memory
+    operators = f", with {decimal(own)} of operators" if own else ""
     table.add_row(
         "memory in all",
-        f"{decimal(total)} on each GPU ({way}), with {decimal(plan.cost.memory)} of operators; "
-        "activations come on top",
+        f"{decimal(total)} on each GPU ({way}){operators}; activations come on top",
     )
 
 

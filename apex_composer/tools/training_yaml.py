@@ -54,6 +54,19 @@ def build_algorithm(algorithms: Settings | None) -> Any:
     return None if settings is None else APEX(**settings)
 
 
+def build_methods(algorithms: Settings | None) -> Settings:
+    """This package's algorithms by their names; building them checks their settings.
+
+    Raises:
+        ValueError, TypeError: a setting is out of range or unknown.
+    """
+    from llmfoundry import registry
+
+    kinds = {name: registry.algorithms.get(name) for name in algorithms or {}}
+    own = {name for name, kind in kinds.items() if kind.__module__.startswith("apex_composer.")}
+    return {name: kinds[name](**algorithms[name]) for name in kinds if name in own}
+
+
 def check_names(config: Settings) -> Iterator[str]:
     """What llm-foundry would not know: keys at the top, and names of its registries.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from apex_composer.extras import needing
 
@@ -173,7 +173,8 @@ class APEX(Algorithm):
             self._closing.hand_over()  # an earlier trainer's run
         self._expander = self._plan = self._loaded = None
         check_not_frozen(state)
-        found = check_model(self._sites(state), **self._settings(), device=device_of(state))
+        sites = self.find_sites(state.model)
+        found = check_model(sites, **self._settings(), device=device_of(state))
         if self.expansion or found.share is not None:
             own = found.trained or found.sites
             check_expansion(state, own, self.implementation if self.expansion else "auto")
@@ -277,7 +278,7 @@ class APEX(Algorithm):
 
     def _build(self, state: State) -> Expander:
         return Expander(
-            self._sites(state),
+            self.find_sites(state.model),
             seed=state.rank_zero_seed if self.seed is None else self.seed,
             method=self.method,
             operator_lr_scale=self.operator_lr_scale,
@@ -285,8 +286,9 @@ class APEX(Algorithm):
             **self._settings(),
         )
 
-    def _sites(self, state: State) -> list[Site]:
-        return find_sites(state.model, self.targets)
+    def find_sites(self, model: nn.Module) -> list[Site]:
+        """The weights of a model that it acts on."""
+        return find_sites(model, self.targets)
 
     def _settings(self) -> dict[str, Any]:
         """Those that say what of a model is expanded and trained."""

@@ -106,10 +106,16 @@ def test_number_on_the_disk_at_the_same_time(duration, keep, kept):
         ({"optimizer": {"name": "decoupled_adamw"}}, 12),
         ({"optimizer": {"name": "decoupled_lionw"}}, 8),
         ({"save_weights_only": True}, 4),
+        ({"algorithms": {"ema": {}}}, 16),
     ],
 )
 def test_size_of_a_checkpoint(changed, bytes_of_each):
     assert count_checkpoints(CONFIG | changed, 10).size == 10 * bytes_of_each
+
+
+def test_of_frozen_weights_there_are_no_moments_and_no_average():
+    averaged = CONFIG | {"algorithms": {"ema": {}}}
+    assert count_checkpoints(averaged, 100, 10, copied=False).size == 100 * 4 + 10 * 12
 
 
 def test_checkpoints_of_rows_have_the_weights_and_the_rows_beside_them():
@@ -133,3 +139,15 @@ def test_a_disk_that_is_too_small_is_refused(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "ep0-ba1-rank0.pt").write_bytes(bytes(1300))
     check_disk(folder, too_many)
+
+
+def test_shards_that_are_there_count_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2000))
+    two, shards = Checkpoints(saves=2, kept=2, size=1300), tmp_path / "ep0-ba1"
+    shards.mkdir()
+    (shards / "__0_0.distcp").write_bytes(bytes(599))
+    (tmp_path / "latest-rank0.pt").symlink_to(shards.name)
+    with pytest.raises(ValueError, match="need 2.0 kB"):
+        check_disk(tmp_path, two)
+    (shards / "__1_0.distcp").write_bytes(bytes(1))
+    check_disk(tmp_path, two)

@@ -12,6 +12,8 @@ from lora_runs import lora_llama, make_lora_trainer
 
 from apex_composer import APEX
 from apex_composer.callbacks.start_guard import StartGuard
+from apex_composer.methods.hft import HFT, untrained
+from apex_composer.model.find_sites import find_sites
 
 CONFIG = {
     "model": {"pretrained": True},
@@ -112,6 +114,23 @@ def test_checkpoints_of_a_run_that_trains_rows_need_less(tmp_path, monkeypatch):
     free -= 1
     with pytest.raises(ValueError, match="save_folder: 2 checkpoints of"):
         make_trainer(apex, callbacks=(guard,), **options)
+
+
+def test_frozen_weights_have_no_moments(tmp_path, monkeypatch):
+    def make(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        guard = StartGuard(train_config=CONFIG | {"save_interval": "1ba"})
+        options = {"save_folder": str(tmp_path), "save_interval": "1ba", "max_duration": "2ba"}
+        make_trainer(HFT(seed=0), model=tiny_llama(), callbacks=(guard,), **options).close()
+
+    frozen = tiny_llama()
+    for module in untrained(find_sites(frozen), 0.5, seed=0):
+        module.requires_grad_(False)
+    trained = sum(p.numel() for p in frozen.parameters() if p.requires_grad)
+    size = 4 * sum(p.numel() for p in frozen.parameters()) + 8 * trained
+    make(2 * size)
+    with pytest.raises(ValueError, match="save_folder: 2 checkpoints of"):
+        make(2 * size - 1)
 
 
 @pytest.mark.parametrize("whole", [True, False])

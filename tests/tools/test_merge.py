@@ -186,6 +186,11 @@ def test_an_existing_folder_is_replaced_only_on_request(checkpoints, tmp_path):
     merge(checkpoints, out, overwrite=True)
     assert not (out / "old").exists()
     assert_loads_equal(out, reference(checkpoints, torch.float32))
+    inside = checkpoints[0].rename(out / "0.pt")
+    for given, base in (([inside], None), (checkpoints[1:], str(out))):
+        with pytest.raises(ValueError, match="--overwrite would delete .*which is read"):
+            merge(given, out, base=base, overwrite=True)
+    assert inside.exists()
     (tmp_path / "else").mkdir()
     with pytest.raises(ValueError, match="no folder of a model"):
         merge(checkpoints, tmp_path / "else", overwrite=True)

@@ -140,6 +140,9 @@ def test_tied_weights_that_differ_are_refused(two, tmp_path):
     merge(two[:1], tmp_path / "out")
     loaded = load(tmp_path / "out")
     assert torch.equal(loaded.lm_head.weight, state_of(two[0])["model"][EMBEDDING])
+    change(two[0], lambda state: state["model"].pop(EMBEDDING))
+    with pytest.raises(ValueError, match=r"has no model\.embed_tokens\.weight: its config"):
+        merge(two[:1], tmp_path / "none")
 
 
 def test_buffers_have_no_mean(tmp_path):

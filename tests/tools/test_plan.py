@@ -1,11 +1,13 @@
 """`apex-composer plan` on this project's YAMLs."""
 
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from tiny_run import SEQUENCE, write_shards
 from tinyllama import TINYLLAMA
 from typer.testing import CliRunner
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 from apex_composer.callbacks import start_checks
 from apex_composer.cli import app
 from apex_composer.tools.plan import make_plan
-from apex_composer.tools.plan_tables import peak_flops
+from apex_composer.tools.plan_tables import make_plan_tables, peak_flops
 from apex_composer.tools.training_yaml import load_configuration
 
 YAMLS = Path(__file__).parents[2] / "yamls"
@@ -192,7 +194,7 @@ def test_a_run_with_adapters(invoke, model):
     vanilla = YAMLS / "tinyllama_vanilla.yaml"
     status, text = invoke(vanilla, model, lora)
     assert status == 0, text
-    assert f"{1_100_048_384 + trained:,}" in text and f"trained {trained:,}, 0.57%" in text
+    assert f"{trained:,} of {1_100_048_384 + trained:,} parameters (0.570%)" in text, text
     assert re.search(r"optimizer +│ 4.5 GB on each GPU .DDP", text), text
     assert "75.7 MB each, 30 written" in text, text
     assert "4.5 GB each, 30 written" in invoke(vanilla, model, lora, whole)[1]
@@ -204,3 +206,80 @@ def test_a_share_that_cannot_be_met_is_a_problem(invoke, model):
     status, text = invoke(APEX_YAML, model, *ROWS, "algorithms.apex.trainable_share=0.005")
     assert status == 1
     assert re.search("problem: trainable_share: got 0.005, which cannot be met within 10 %", text)
+
+
+def run_of(algorithms: dict, model: str, **settings) -> dict:
+    """TinyLLaMA's baseline with other algorithms and settings of the model."""
+    config = load_configuration(YAMLS / "tinyllama_vanilla.yaml", [model])
+    model_settings = config["model"] | settings
+    return config | {"algorithms": algorithms, "model": model_settings, "fsdp_config": None}
+
+
+LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 64, "target_modules": "all-linear"}
+# The sum of both sides of all 22 layers' matrices (queries, output; keys, values; FFN).
+ADAPTERS = 64 * 22 * (2 * (2048 + 2048) + 2 * (2048 + 256) + 3 * (2048 + 5632))
+ALL = 1_100_048_384
+
+
+def in_bytes(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+@pytest.mark.parametrize(
+    ("whole", "saved"), [(False, 12 * ADAPTERS), (True, 4 * ALL + 12 * ADAPTERS)]
+)
+def test_adapters_are_counted(model, monkeypatch, whole, saved):
+    monkeypatch.setattr(start_checks, "free_bytes", lambda folder: 10**12)
+    settings = {"peft_config": LORA, "should_save_peft_only": not whole}
+    config = run_of({}, model, **settings)
+    config["callbacks"].pop("hf_checkpointer")
+    plan = make_plan(config, 1)
+    assert plan.problems == []
+    assert (plan.trained, plan.parameters) == (ADAPTERS, ALL + ADAPTERS)
+    assert plan.checkpoints.size == saved
+    table = _lines(plan)
+    assert f"{ADAPTERS:,} of {ALL + ADAPTERS:,}" in table
+    assert in_bytes(4 * ALL + 16 * ADAPTERS) + " on each GPU" in table
+
+
+def test_what_start_guard_refuses_of_adapters_is_a_problem(model):
+    config = run_of({"relora": {"interval": "10ba"}}, model, peft_config=LORA)
+    (told,) = make_plan(config, 1).problems
+    assert "should_save_peft_only: got true with algorithms: relora" in told
+
+
+def test_what_hft_cannot_be_on_is_told_once(model):
+    (told,) = make_plan(run_of({"hft": {}}, model, peft_config=LORA), 1).problems
+    assert "q_proj.base_layer holds a matrix that is neither" in told
+
+
+def test_half_of_the_matrices_has_no_gradients(model):
+    plan = make_plan(run_of({"hft": {"share": 0.5, "seed": 3}}, model), 1)
+    assert 0.5 < plan.trained / ALL < 0.6
+    assert plan.checkpoints.size == 4 * ALL + 8 * plan.trained
+
+
+def test_s2ft_trains_rows_without_operators(model, monkeypatch):
+    monkeypatch.setattr(start_checks, "free_bytes", lambda folder: 10**12)
+    config = run_of({"s2ft": {"trainable_share": 0.05}}, model, master_weights_dtype="bf16")
+    plan = make_plan(config, 1)
+    assert plan.problems == [] and plan.cost.parameters == plan.cost.memory == 0
+    assert plan.checkpoints.size == 2 * ALL + 12 * plan.trained
+    table = _lines(plan)
+    assert f"trained {plan.trained:,} of {ALL:,}" in table
+    assert "operators" not in table.partition("units selected")[0].partition("run")[2]
+    assert "APEX adds" not in table
+    config["algorithms"]["s2ft"]["projections"] = "output"
+    assert make_plan(config, 1).cost.sites == 44
+
+
+@pytest.mark.parametrize("method", ["hft", "rmt", "gmt", "s2ft", "act_regu", "relora", "ema"])
+def test_settings_of_all_methods_are_checked(model, method):
+    (told,) = make_plan(run_of({method: {"shaer": 0.5}}, model), 1).problems
+    assert "shaer" in told
+
+
+def _lines(plan) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(*make_plan_tables(plan, "h100-sxm", 0.4))
+    return console.export_text()

@@ -48,6 +48,23 @@ def test_a_file_may_be_named_by_two_others(folder):
     assert load_configuration(folder / "run.yaml")["optimizer"]["lr"] == 5
 
 
+@pytest.mark.parametrize(
+    ("own", "change"),
+    [("algorithms:\n  gmt: null\n", []), ("stages: 1\n", ["algorithms={gmt: null}"])],
+)
+def test_a_list_and_a_mapping_are_not_merged(folder, own, change):
+    (folder / "run.yaml").write_text(f"defaults: [method.yaml]\n{own}")
+    source = "command line" if change else r".*run\.yaml"
+    with pytest.raises(ValueError, match=f"^{source}: algorithms: a list and a mapping"):
+        read_yaml(folder / "run.yaml", change)
+
+
+def test_null_does_not_remove(folder):
+    (folder / "method.yaml").write_text("algorithms: {apex: {stages: 2}}\n")
+    (folder / "run.yaml").write_text("defaults: [method.yaml]\nalgorithms: {apex: null}\n")
+    assert load_configuration(folder / "run.yaml")["algorithms"] == {"apex": {}}
+
+
 def test_a_circle_is_refused_with_the_files_that_make_it(folder):
     (folder / "common/all.yaml").write_text("defaults: [../run.yaml]\n")
     chain = "run.yaml -> .*/common/model.yaml -> .*/common/all.yaml -> .*/run.yaml leads back"
@@ -69,9 +86,9 @@ def test_anything_but_a_list_of_files_is_refused(folder, given):
         read_yaml(folder / "run.yaml")
 
 
-@pytest.mark.parametrize("text", ["- a\n", "1\n", "a: [\n"])
+@pytest.mark.parametrize("text", [b"- a\n", b"1\n", b"a: [\n", b"\xff\xfe\x00"])
 def test_a_file_that_holds_no_settings_is_refused_by_name(folder, text):
-    (folder / "method.yaml").write_text(text)
+    (folder / "method.yaml").write_bytes(text)
     with pytest.raises(ValueError, match=r"method\.yaml"):
         read_yaml(folder / "run.yaml")
 
