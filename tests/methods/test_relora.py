@@ -284,22 +284,18 @@ def test_wrong_settings_are_refused(settings, error, told):
         ({}, {"model": tiny_llama}, "model.peft_config: got none"),
         ({}, {"model": lambda: lora_llama(use_dora=True)}, "use_dora: got true"),
         ({}, {"fsdp": True}, "got FSDP1"),
+        ({}, {"count": 2}, "relora more than once"),
         ({}, {"callbacks": "hf"}, "got hf_checkpointer.*apex-composer merge"),
     ],
 )
 def test_runs_that_could_not_be_exact_are_refused_when_the_trainer_is_built(
     settings, options, told, tmp_path
 ):
-    if "model" in options:
-        options = {"model": options["model"]()}
+    options = {key: own() if key == "model" else own for key, own in options.items()}
     if options.get("callbacks") == "hf":
-        options = options | {"callbacks": [HuggingFaceCheckpointer(str(tmp_path), "1dur")]}
+        options |= {"callbacks": [HuggingFaceCheckpointer(str(tmp_path), "1dur")]}
     if options.get("fsdp"):
         options = {"parallelism_config": {"fsdp": FSDPConfig()}}
+    both = [ReLoRA(**SETTINGS | settings)] * options.pop("count", 1)
     with pytest.raises(ValueError, match=told):
-        make_lora_trainer(ReLoRA(**SETTINGS | settings), **options)
-
-
-def test_two_of_them_are_refused():
-    with pytest.raises(ValueError, match="relora more than once"):
-        make_lora_trainer(ReLoRA(**SETTINGS), ReLoRA(**SETTINGS))
+        make_lora_trainer(*both, **options)
