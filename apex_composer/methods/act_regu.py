@@ -14,6 +14,7 @@ with needing("act_regu"):
 
 from apex_composer.distributed import sum_over_ranks, world_size
 from apex_composer.methods.method_checks import (
+    check_known,
     check_no_tensor_parallelism,
     check_once,
     check_resumed,
@@ -58,9 +59,11 @@ class ActRegu(Algorithm):
         ValueError: for a coefficient out of range; at INIT for an unknown architecture, amp_fp16
             and tensor parallelism; in training for a batch without `input_ids`; a resumed run's,
             for another coefficient.
+        TypeError: for an unknown setting.
     """
 
-    def __init__(self, *, coefficient: float = 0.01):
+    def __init__(self, *, coefficient: float = 0.01, **unknown: Any):
+        check_known("act_regu", unknown, ActRegu)
         self.coefficient = check_positive("act_regu: coefficient", coefficient, float)
         self.layout: Layout | None = None  # of the running microbatch
         self._weight, self._samples, self._penalties = 0.0, 0, []

@@ -17,6 +17,7 @@ with needing("hft"):
 
 from apex_composer.assessment.selection import seeded_generator
 from apex_composer.methods.method_checks import (
+    check_known,
     check_no_expansion,
     check_once,
     check_resumed,
@@ -60,9 +61,11 @@ class HFT(Algorithm):
         ValueError: for a share or a seed out of range; at INIT for an unknown architecture, a layer
             with matrices of other kinds, parameters that are frozen already, and beside an apex
             that trains by itself; a resumed run's, for another share or seed.
+        TypeError: for an unknown setting.
     """
 
-    def __init__(self, *, share: float = 0.5, seed: int | None = None):
+    def __init__(self, *, share: float = 0.5, seed: int | None = None, **unknown: Any):
+        check_known("hft", unknown, HFT)
         self.share = check_share("hft", share)
         self.seed = None if seed is None else check_not_negative("hft: seed", seed)
         self._used: dict[str, Any] = {}  # what the draw was made with

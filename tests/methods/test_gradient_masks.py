@@ -109,10 +109,5 @@ def test_a_share_that_is_none_is_refused(method, share):
         MASKS[method](share=share)
 
 
-def test_an_unknown_setting_is_refused():
-    with pytest.raises(TypeError, match="shares"):
-        GMT(shares=0.5)
-
-
 def test_fsdp2_on_one_rank_is_no_reason_to_refuse():
     make_trainer(GMT(), parallelism_config={"fsdp": FSDP2Config()}).close()
