@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from apex_composer import settings
 from apex_composer.assessment.selection import seeded_generator
 from apex_composer.methods.matrix_groups import check_matrices, check_whole
+from apex_composer.methods.matrix_settings import check_values
 
 State = MutableMapping[str, Any]
 
@@ -61,19 +62,14 @@ class LowRankAdamW(Optimizer):
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any], unknown: dict[str, Any]):
         name = type(self).__name__.lower()
-        known = [key for key in signature(type(self)).parameters if key != "unknown"]
+        known = [
+            key for key in signature(type(self)).parameters if key not in ("params", "unknown")
+        ]
         settings.check_keys(name, unknown, known)
-        groups = check_matrices(name, params)
+        groups = check_matrices(name, params, defaults)
         super().__init__(groups, {"matrices": False, **defaults})
         for group in self.param_groups:
-            for setting in ("lr", "eps", "weight_decay"):
-                allowed = "a finite number of 0 or more"
-                settings.check_finite(f"{name}: {setting}", group[setting], allowed, 0.0)
-            for beta in group["betas"]:
-                if settings.check_finite(f"{name}: betas", beta, "two numbers in [0, 1)", 0.0) >= 1:
-                    raise ValueError(f"{name}: betas: got {beta}, allowed: two numbers in [0, 1)")
-            for setting, kind in (("rank", int), ("update_proj_gap", int), ("scale", float)):
-                settings.check_positive(f"{name}: {setting}", group[setting], kind)
+            check_values(name, group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

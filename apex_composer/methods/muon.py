@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from apex_composer import settings
 from apex_composer.extras import needing
 from apex_composer.methods.matrix_groups import check_matrices, check_whole
+from apex_composer.methods.matrix_settings import check_values
 
 
 class Muon(Optimizer):
@@ -28,7 +29,7 @@ class Muon(Optimizer):
 
     Raises:
         MissingExtraError: the package is not installed.
-        ValueError: where no group has matrices; in a step, for shards.
+        ValueError: for a setting out of range; where no group has matrices; in a step, for shards.
         TypeError: for an unknown setting.
     """
 
@@ -38,7 +39,10 @@ class Muon(Optimizer):
             from pytorch_optimizer import Muon as PackagesMuon
         known = [*signature(PackagesMuon).parameters][1:-1]  # without params and kwargs
         settings.check_keys("optimizer: muon", given, known)
-        groups = check_matrices("muon", params)
+        own = [setting for setting in known if not setting.startswith("adamw_")]
+        groups = check_matrices("muon", params, (*own, "betas", "eps"))
+        for each in (given, *groups):
+            check_values("muon", each)
         for group in groups:
             group["use_muon"] = group.setdefault("matrices", False)
         optimizer = PackagesMuon(groups, **given)

@@ -185,7 +185,9 @@ def test_settings_are_checked_at_construction():
         (APOLLO, {"per": "row"}, ValueError, "apollo: per: got 'row', allowed: channel, tensor"),
         (APOLLO, {"seed": -1}, ValueError, "apollo: seed: got -1"),
         (GaLore, {"lr": -1.0}, ValueError, "galore: lr: got -1.0, allowed: a finite number of 0"),
-        (GaLore, {"betas": (0.9, 1)}, ValueError, "galore: betas: got 1, allowed: two numbers"),
+        (GaLore, {"betas": (0.9, 1)}, ValueError, r"galore: betas: got \(0.9, 1\), allowed: two"),
+        (GaLore, {"betas": [0.9]}, ValueError, r"galore: betas: got \[0.9\], allowed: two numbers"),
+        (APOLLO, {"betas": None}, ValueError, "apollo: betas: got None, allowed: two numbers"),
     ):
         with pytest.raises(error, match=told):
             kind(copy.copy(weight), **given)

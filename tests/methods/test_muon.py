@@ -109,6 +109,26 @@ def test_apex_follows_it_and_asks_for_the_operators_rate():
         make_trainer(APEX(trainable="selected"), **RUN)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "allowed"),
+    [
+        ("lr", True, "a finite number of 0 or more"),
+        ("lr", None, "a finite number of 0 or more"),
+        ("adamw_lr", float("nan"), "a finite number of 0 or more"),
+        ("adamw_wd", "0.1", "a finite number of 0 or more"),
+        ("momentum", 1, r"a number in \[0, 1\)"),
+        ("adamw_betas", [0.9], r"two numbers in \[0, 1\)"),
+        ("ns_steps", 1.5, "a positive int"),
+        ("nesterov", "no", "true, false"),
+    ],
+)
+def test_settings_are_checked_at_construction(setting, value, allowed):
+    """The package takes most of these."""
+    groups = [{"params": [torch.nn.Parameter(torch.ones(3, 4))], "matrices": True}]
+    with pytest.raises(ValueError, match=f"^muon: {setting}: got .*, allowed: {allowed}"):
+        Muon(groups, **{setting: value})
+
+
 def test_what_cannot_be_is_refused(monkeypatch):
     weight = torch.nn.Parameter(torch.ones(3, 4))
     groups = [{"params": [weight], "matrices": True}]
