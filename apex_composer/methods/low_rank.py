@@ -62,9 +62,7 @@ class LowRankAdamW(Optimizer):
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any], unknown: dict[str, Any]):
         name = type(self).__name__.lower()
-        known = [
-            key for key in signature(type(self)).parameters if key not in ("params", "unknown")
-        ]
+        known = [*signature(type(self)).parameters][1:-1]  # without params and unknown
         settings.check_keys(name, unknown, known)
         groups = check_matrices(name, params, defaults)
         super().__init__(groups, {"matrices": False, **defaults})

@@ -18,6 +18,8 @@ from apex_composer.settings import check_keys
 OPTIMIZERS = ("galore", "apollo", "muon")
 _PROJECTIONS = {name for own in ARCHITECTURES.values() for name in (*own.attention, *own.ffn)}
 PATTERN = rf"\.({'|'.join(sorted(_PROJECTIONS))})\.weight$"
+# A projection that every layer of GPT-2 has, and no layer of an architecture with plain weights.
+_TRANSPOSED = r"\.c_attn\.weight$"
 
 Settings = dict[str, Any]
 
@@ -43,6 +45,8 @@ def add_matrix_group(config: Settings) -> Settings:
     if "param_groups" in optimizer:
         return config
     groups = [{"param_str_match": PATTERN, "matrices": True}]
+    if name == "muon":
+        groups.insert(0, {"param_str_match": _TRANSPOSED, "matrices": True, "transposed": True})
     return {**config, "optimizer": {**optimizer, "param_groups": groups}}
 
 
