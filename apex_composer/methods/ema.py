@@ -83,6 +83,7 @@ class EMA(ComposersEMA):
         """As Composer's, on weights alone, and on those of training when the average moves."""
         if event == Event.INIT:
             _check(state)
+            self.ema_started = self.ema_weights_active = False  # another trainer's, before
         elif event == self.update_event:
             self._ensure_training_weights_active(state)
         elif event in self.move_device_events:

@@ -120,6 +120,14 @@ def test_an_average_by_epochs_is_of_the_weights_where_a_checkpoint_is_saved(tmp_
     assert not torch.equal(composers.trained[-1][name], plain.trained[-1][name])
 
 
+def test_another_trainer_begins_its_own_average(tmp_path):
+    algorithm, data = EMA(**SETTINGS), {"save_folder": str(tmp_path)}
+    first = evaluating(algorithm, max_duration="2ba", **data)
+    second = evaluating(algorithm, max_duration="2ba")
+    for found, weights in zip(second.evaluated, first.evaluated, strict=True):
+        assert_same_weights(found, weights)
+
+
 def test_an_exported_model_is_the_average():
     """Without any checkpoint of Composer's."""
     seen = {}
