@@ -57,6 +57,7 @@ class ActRegu(Algorithm):
         coefficient: a positive number. Default 0.01.
 
     Raises:
+        RuntimeError: in training, where layers have not called its hooks.
         ValueError: for a coefficient out of range; at INIT for an unknown architecture, amp_fp16
             and tensor parallelism; in training for a batch without `input_ids`; a resumed run's,
             for another coefficient.
@@ -67,7 +68,7 @@ class ActRegu(Algorithm):
         check_known("act_regu", unknown, ActRegu)
         self.coefficient = check_positive("act_regu: coefficient", coefficient, float)
         self.layout: Layout | None = None  # of the running microbatch
-        self._weight, self._samples, self._penalties = 0.0, 0, []
+        self._weight, self._samples, self._passes, self._penalties = 0.0, 0, 0, []
         self._padded = self._is_packed = False
         self._groups: list[Group] = []
         self._hooks = _Hooks()
@@ -119,18 +120,27 @@ class ActRegu(Algorithm):
         self._samples = max(1, int(sum_over_ranks(counted)))
         # The ranks' gradients are averaged, so that each has to bring world_size times its part.
         self._weight = self.coefficient * world_size() / (self._samples * len(self._groups))
-        self._penalties, self.layout = [], None
+        self._penalties, self.layout, self._passes = [], None, 0
 
     def _on_before_forward(self, state: State, logger: Logger) -> None:
         mask, packed = attention_mask(state.batch), None
         if self._is_packed:
             packed = find_samples(state.batch["sequence_id"], mask)
         self.layout = Layout(mask, self._padded, packed, self._weight)
+        self._passes += 1
 
     def _on_after_backward(self, state: State, logger: Logger) -> None:
         self.layout = None
 
     def _on_after_train_batch(self, state: State, logger: Logger) -> None:
+        wanted = self._passes * len(self._groups)
+        if len(self._penalties) != wanted:
+            raise RuntimeError(
+                f"act_regu: penalised were {len(self._penalties)} activations of a batch, needed: "
+                f"{wanted}. torch.compile may go on with code of an earlier run that had no "
+                "act_regu: call torch.compiler.reset() before the Trainer is built, or leave "
+                "compile_config out"
+            )
         total = sum_over_ranks(torch.stack(self._penalties).sum())
         penalty = float(total) / (self._samples * len(self._groups))
         logger.log_metrics({"act_regu/penalty": penalty})

@@ -246,6 +246,19 @@ def test_a_batch_that_failed_leaves_nothing_for_the_next_run():
     assert_same_weights(run(model=model, max_duration="2ba")[1], run(max_duration="2ba")[1])
 
 
+def test_layers_that_do_not_call_the_hooks_are_no_secret():
+    """As code that torch.compile has kept of a run without them."""
+
+    class Drops(Callback):
+        def fit_start(self, state, logger):
+            state.model.model.model.layers[1].mlp.down_proj._forward_pre_hooks.clear()
+
+    trainer = make_trainer(ActRegu(), callbacks=(Drops(),), microbatch=2)
+    with pytest.raises(RuntimeError, match="act_regu: penalised were 6 activations .* needed: 8"):
+        trainer.fit()
+    trainer.close()
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="act_regu: coefficient: got 0, allowed: a positive float"):
         ActRegu(coefficient=0)
