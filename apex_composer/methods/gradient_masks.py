@@ -26,6 +26,7 @@ from apex_composer.methods.method_checks import (
     check_unscaled,
 )
 from apex_composer.model.sites import clean_name
+from apex_composer.trainer.run_checks import frozen_by_callback
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,10 @@ class GradientMask(Algorithm):
             )
 
     def _tell(self, state: State, logger: Logger) -> None:
-        sizes = [(p.numel(), p.requires_grad) for p in state.model.parameters()]
+        frozen = frozen_by_callback(state)
+        sizes = [
+            (p.numel(), p.requires_grad and id(p) not in frozen) for p in state.model.parameters()
+        ]
         trained = sum(count_kept(size, self.share) for size, taken in sizes if taken)
         total = sum(size for size, _ in sizes)
         log.info("%s: %d of %d parameters are trained in a batch", self.name, trained, total)

@@ -27,6 +27,7 @@ from apex_composer.model.find_sites import find_sites
 from apex_composer.model.sites import Site, clean_name
 from apex_composer.settings import check_not_negative
 from apex_composer.sharding.shards import reshard
+from apex_composer.trainer.run_checks import frozen_by_callback
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,8 @@ class HFT(Algorithm):
             parameter.requires_grad_(False)
         state.callbacks.append(_GiveBack(state, sites, frozen))
         self._total = sum(p.numel() for p in state.model.parameters())
-        self._trained = self._total - sum(p.numel() for p in frozen)
+        still = {id(p) for p in frozen} | frozen_by_callback(state).keys()
+        self._trained = sum(p.numel() for p in state.model.parameters() if id(p) not in still)
         told = (
             f"{self._trained:,} of {self._total:,} parameters "
             f"({self._trained / self._total:.1%}), drawn by seed {seed}"
