@@ -69,20 +69,21 @@ def test_another_seed_than_the_checkpoints_is_refused(tmp_path):
 @pytest.mark.parametrize("method", MASKS)
 @pytest.mark.parametrize("late", [False, True], ids=["frozen", "layer_freezing"])
 def test_what_is_frozen_is_left_alone_and_the_share_is_told(method, late):
-    """Also where llm-foundry's callback freezes it behind all algorithms."""
+    """Also where llm-foundry's callback freezes it behind all algorithms, or nothing uses it."""
     model = tiny_llama()
+    model.idle = torch.nn.Linear(8, 8, bias=False)
     model.model.embed_tokens.weight.requires_grad_(late)
     callbacks = (LayerFreezing(["model.model.embed_tokens.weight"]),) if late else ()
     start = copy.deepcopy(model.state_dict())
     total = sum(p.numel() for p in model.parameters())
-    frozen = model.model.embed_tokens.weight.numel()
+    frozen = model.model.embed_tokens.weight.numel() + model.idle.weight.numel()
     _, weights, log = run(
         MASKS[method](share=0.25), model=model, max_duration="2ba", callbacks=callbacks
     )
     told = [value for _, value in log.data[f"{method}/trained_share"]]
     assert told == [pytest.approx(0.25 * (total - frozen) / total, rel=1e-3)]
     moved = [name for name in start if not torch.equal(start[name], weights[name])]
-    assert [name for name in start if name not in moved] == ["model.embed_tokens.weight"]
+    assert set(start) - set(moved) == {"model.embed_tokens.weight", "idle.weight"}
 
 
 @pytest.mark.parametrize("method", MASKS)
