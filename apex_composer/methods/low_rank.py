@@ -12,6 +12,7 @@ from apex_composer import settings
 from apex_composer.assessment.selection import seeded_generator
 from apex_composer.methods.matrix_groups import check_matrices, check_whole
 from apex_composer.methods.matrix_settings import check_values
+from apex_composer.methods.method_checks import check_resumed
 
 State = MutableMapping[str, Any]
 
@@ -56,7 +57,8 @@ class LowRankAdamW(Optimizer):
         scale: of the update of matrices.
 
     Raises:
-        ValueError: for a setting out of range; where no group has matrices; in a step, for shards.
+        ValueError: for a setting out of range; where no group has matrices; in a step, for shards;
+            a resumed run's, for other projections.
         TypeError: for an unknown setting.
     """
 
@@ -83,6 +85,13 @@ class LowRankAdamW(Optimizer):
                     self._step(parameter, group, place)
                 place += 1
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which would take the checkpoint's settings of projections for its own."""
+        for own, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):
+            now = {name: own[name] for name in ("rank", "update_proj_gap", "scale")}
+            check_resumed(type(self).__name__.lower(), {**now, **saved}, now)
+        super().load_state_dict(state_dict)
 
     def _step(self, parameter: Tensor, group: dict[str, Any], place: int) -> None:
         state, gradient = self.state[parameter], parameter.grad

@@ -141,6 +141,11 @@ def test_a_resumed_run_goes_on_with_the_same_bits(kind, tmp_path):
         path = tmp_path / f"ep0-ba{batch}-rank0.pt"
         resumed = run(model=tiny_llama(seed=1), load_path=str(path), **options)[1]
         assert_same_weights(resumed, weights)
+    for setting in ("rank", "update_proj_gap", "scale"):
+        other = options | {"settings": SETTINGS | {setting: 3}}
+        told = f"^{kind}: {setting}: the checkpoint was trained with .*, this run says 3"
+        with pytest.raises(ValueError, match=told):
+            make_trainer(load_path=str(path), **other)
     (saved,) = torch.load(path, weights_only=False)["state"]["optimizers"].values()
     states = {name.removeprefix("model."): own for name, own in saved["state"].items()}
     assert all(isinstance(t, torch.Tensor) for own in states.values() for t in own.values())
