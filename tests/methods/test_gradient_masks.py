@@ -15,6 +15,7 @@ from torch.optim import SGD
 from apex_composer import APEX
 from apex_composer.methods.gmt import GMT
 from apex_composer.methods.rmt import RMT
+from apex_composer.methods.s2ft import S2FT
 
 MASKS = {"gmt": GMT, "rmt": RMT}
 
@@ -99,6 +100,7 @@ REFUSED = [
     ([GMT(), RMT()], {}, "algorithms: got 2 of the kind of"),
     ([APEX(), GMT()], {}, "algorithms: got gmt beside apex"),
     ([RMT(), APEX(trainable="selected")], {}, "algorithms: got rmt beside apex"),
+    ([GMT(), S2FT()], {}, "algorithms: got gmt beside s2ft"),
     ([GMT()], {"parallelism_config": {"fsdp": FSDPConfig()}}, "fsdp_config: got FSDP1"),
 ]
 
