@@ -5,15 +5,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from apex_composer.extras import needing
 
 with needing("act_regu"):
-    from composer.core import Algorithm, Event, State
+    from composer.core import Algorithm, Callback, Event, State
     from composer.loggers import Logger
 
 from apex_composer.distributed import sum_over_ranks, world_size
 from apex_composer.methods.method_checks import (
+    check_known,
     check_no_tensor_parallelism,
     check_once,
     check_resumed,
@@ -55,17 +57,21 @@ class ActRegu(Algorithm):
         coefficient: a positive number. Default 0.01.
 
     Raises:
+        RuntimeError: in training, where layers have not called its hooks.
         ValueError: for a coefficient out of range; at INIT for an unknown architecture, amp_fp16
             and tensor parallelism; in training for a batch without `input_ids`; a resumed run's,
             for another coefficient.
+        TypeError: for an unknown setting.
     """
 
-    def __init__(self, *, coefficient: float = 0.01):
+    def __init__(self, *, coefficient: float = 0.01, **unknown: Any):
+        check_known("act_regu", unknown, ActRegu)
         self.coefficient = check_positive("act_regu: coefficient", coefficient, float)
         self.layout: Layout | None = None  # of the running microbatch
-        self._weight, self._samples, self._penalties = 0.0, 0, []
+        self._weight, self._samples, self._passes, self._penalties = 0.0, 0, 0, []
         self._padded = self._is_packed = False
         self._groups: list[Group] = []
+        self._hooks = _Hooks()
 
     def match(self, event: Event, state: State) -> bool:
         """Run on the events that have a method here."""
@@ -92,14 +98,14 @@ class ActRegu(Algorithm):
         check_unscaled("act_regu", state)
         check_no_tensor_parallelism("act_regu", state)
         find_sites(state.model)
+        self._hooks = _Hooks()
+        state.callbacks.append(self._hooks)
 
     def _on_fit_start(self, state: State, logger: Logger) -> None:
-        """Attach to the model as it is now, wrapped; a fit that failed may have left hooks."""
+        """Attach to the model as it is now, wrapped."""
         groups = (site.group.assessed_by or site.group for site in find_sites(state.model))
         self._groups = list({group.name: group for group in groups}.values())
-        _remove_hooks(self._groups)
-        for group in self._groups:
-            group.probe.register_forward_pre_hook(_Hook(self, group.unit_size))
+        self._hooks.attach(self, self._groups)
 
     def _on_before_train_batch(self, state: State, logger: Logger) -> None:
         """Count the samples of all ranks; again when a batch is tried anew after an OOM."""
@@ -114,24 +120,30 @@ class ActRegu(Algorithm):
         self._samples = max(1, int(sum_over_ranks(counted)))
         # The ranks' gradients are averaged, so that each has to bring world_size times its part.
         self._weight = self.coefficient * world_size() / (self._samples * len(self._groups))
-        self._penalties, self.layout = [], None
+        self._penalties, self.layout, self._passes = [], None, 0
 
     def _on_before_forward(self, state: State, logger: Logger) -> None:
         mask, packed = attention_mask(state.batch), None
         if self._is_packed:
             packed = find_samples(state.batch["sequence_id"], mask)
         self.layout = Layout(mask, self._padded, packed, self._weight)
+        self._passes += 1
 
     def _on_after_backward(self, state: State, logger: Logger) -> None:
         self.layout = None
 
     def _on_after_train_batch(self, state: State, logger: Logger) -> None:
+        wanted = self._passes * len(self._groups)
+        if len(self._penalties) != wanted:
+            raise RuntimeError(
+                f"act_regu: penalised were {len(self._penalties)} activations of a batch, needed: "
+                f"{wanted}. torch.compile may go on with code of an earlier run that had no "
+                "act_regu: call torch.compiler.reset() before the Trainer is built, or leave "
+                "compile_config out"
+            )
         total = sum_over_ranks(torch.stack(self._penalties).sum())
         penalty = float(total) / (self._samples * len(self._groups))
         logger.log_metrics({"act_regu/penalty": penalty})
-
-    def _on_fit_end(self, state: State, logger: Logger) -> None:
-        _remove_hooks(self._groups)
 
 
 class _Hook:
@@ -152,11 +164,30 @@ class _Hook:
         return (activation, *inputs[1:])
 
 
-def _remove_hooks(groups: list[Group]) -> None:
-    for group in groups:
-        hooks = group.probe._forward_pre_hooks
-        for key in [key for key, hook in hooks.items() if isinstance(hook, _Hook)]:
-            del hooks[key]
+class _Hooks(Callback):
+    """Those of a trainer, which are removed at the end of a fit, or when it closes after an error.
+
+    With the layout of a batch that failed they would penalise a run without the method.
+    """
+
+    def __init__(self):
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self, owner: ActRegu, groups: list[Group]) -> None:
+        """Hook the groups, in place of any hooks that a trainer has left whose fit failed."""
+        for group in groups:
+            hooks = group.probe._forward_pre_hooks
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _Hook)]:
+                del hooks[key]
+            hook = _Hook(owner, group.unit_size)
+            self._handles.append(group.probe.register_forward_pre_hook(hook))
+
+    def close(self, state: State, logger: Logger) -> None:
+        """Remove these hooks, and no others."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    fit_end = close
 
 
 def _count_samples(batch: Mapping[str, Any]) -> int:

@@ -1,6 +1,7 @@
 """Gradient-mask tuning: the entries of largest gradient are trained."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ with needing("gmt"):
     from composer.core import State
 
 from apex_composer.methods.gradient_masks import GradientMask, Part, count_kept
+from apex_composer.methods.method_checks import check_known
 
 # Of floats that are not negative the bits, read as integers, have the same order; nan is largest.
 _INTEGERS = {
@@ -43,11 +45,13 @@ class GMT(GradientMask):
     Raises:
         ValueError: for a share out of range; at INIT for amp_fp16, FSDP1, tensor parallelism, and
             beside another mask or an apex that trains by itself.
+        TypeError: for an unknown setting.
     """
 
     name = "gmt"
 
-    def __init__(self, *, share: float = 0.6):
+    def __init__(self, *, share: float = 0.6, **unknown: Any):
+        check_known("gmt", unknown, GMT)
         super().__init__(share)
 
     def masks(self, parts: Sequence[Part], state: State) -> Iterator[tuple[Part, Tensor]]:

@@ -100,6 +100,7 @@ class GradientMask(Algorithm):
 
     def __init__(self, share: float):
         self.share = check_share(self.name, share)
+        self._told = False
 
     def match(self, event: Event, state: State) -> bool:
         """See `apply`."""
@@ -111,9 +112,11 @@ class GradientMask(Algorithm):
             self._check(state)
             _put_before_clipping(state, self)
         elif event == Event.FIT_START:
-            self._tell(state, logger)
+            self._told = False
         else:
-            for part, kept in self.masks(gradient_parts(state.model), state):
+            parts = gradient_parts(state.model)
+            self._tell(parts, state, logger)
+            for part, kept in self.masks(parts, state):
                 part.gradient.masked_fill_(~kept, 0)
 
     @abstractmethod
@@ -145,10 +148,13 @@ class GradientMask(Algorithm):
                 f"{self.name}: one process, DDP, FSDP2 (FSDP_VERSION=2)"
             )
 
-    def _tell(self, state: State, logger: Logger) -> None:
-        sizes = [(p.numel(), p.requires_grad) for p in state.model.parameters()]
-        trained = sum(count_kept(size, self.share) for size, taken in sizes if taken)
-        total = sum(size for size, _ in sizes)
+    def _tell(self, parts: Sequence[Part], state: State, logger: Logger) -> None:
+        """Once, of the gradients that there are: images' encoders, say, may have none."""
+        if self._told:
+            return
+        self._told = True
+        trained = sum(count_kept(part.total, self.share) for part in parts)
+        total = sum(parameter.numel() for parameter in state.model.parameters())
         log.info("%s: %d of %d parameters are trained in a batch", self.name, trained, total)
         logger.log_metrics({f"{self.name}/trained_share": trained / total})
 

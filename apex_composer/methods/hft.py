@@ -17,6 +17,7 @@ with needing("hft"):
 
 from apex_composer.assessment.selection import seeded_generator
 from apex_composer.methods.method_checks import (
+    check_known,
     check_no_expansion,
     check_once,
     check_resumed,
@@ -26,6 +27,7 @@ from apex_composer.model.find_sites import find_sites
 from apex_composer.model.sites import Site, clean_name
 from apex_composer.settings import check_not_negative
 from apex_composer.sharding.shards import reshard
+from apex_composer.trainer.run_checks import frozen_by_callback
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +62,11 @@ class HFT(Algorithm):
         ValueError: for a share or a seed out of range; at INIT for an unknown architecture, a layer
             with matrices of other kinds, parameters that are frozen already, and beside an apex
             that trains by itself; a resumed run's, for another share or seed.
+        TypeError: for an unknown setting.
     """
 
-    def __init__(self, *, share: float = 0.5, seed: int | None = None):
+    def __init__(self, *, share: float = 0.5, seed: int | None = None, **unknown: Any):
+        check_known("hft", unknown, HFT)
         self.share = check_share("hft", share)
         self.seed = None if seed is None else check_not_negative("hft: seed", seed)
         self._used: dict[str, Any] = {}  # what the draw was made with
@@ -101,7 +105,8 @@ class HFT(Algorithm):
             parameter.requires_grad_(False)
         state.callbacks.append(_GiveBack(state, sites, frozen))
         self._total = sum(p.numel() for p in state.model.parameters())
-        self._trained = self._total - sum(p.numel() for p in frozen)
+        still = {id(p) for p in frozen} | frozen_by_callback(state).keys()
+        self._trained = sum(p.numel() for p in state.model.parameters() if id(p) not in still)
         told = (
             f"{self._trained:,} of {self._total:,} parameters "
             f"({self._trained / self._total:.1%}), drawn by seed {seed}"

@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 from apex_composer import settings
 from apex_composer.assessment.selection import seeded_generator
 from apex_composer.methods.matrix_groups import check_matrices, check_whole
+from apex_composer.methods.matrix_settings import check_values
+from apex_composer.methods.method_checks import check_resumed
 
 State = MutableMapping[str, Any]
 
@@ -55,25 +57,19 @@ class LowRankAdamW(Optimizer):
         scale: of the update of matrices.
 
     Raises:
-        ValueError: for a setting out of range; where no group has matrices; in a step, for shards.
+        ValueError: for a setting out of range; where no group has matrices; in a step, for shards;
+            a resumed run's, for other projections.
         TypeError: for an unknown setting.
     """
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any], unknown: dict[str, Any]):
         name = type(self).__name__.lower()
-        known = [key for key in signature(type(self)).parameters if key != "unknown"]
+        known = [*signature(type(self)).parameters][1:-1]  # without params and unknown
         settings.check_keys(name, unknown, known)
-        groups = check_matrices(name, params)
+        groups = check_matrices(name, params, defaults)
         super().__init__(groups, {"matrices": False, **defaults})
         for group in self.param_groups:
-            for setting in ("lr", "eps", "weight_decay"):
-                allowed = "a finite number of 0 or more"
-                settings.check_finite(f"{name}: {setting}", group[setting], allowed, 0.0)
-            for beta in group["betas"]:
-                if settings.check_finite(f"{name}: betas", beta, "two numbers in [0, 1)", 0.0) >= 1:
-                    raise ValueError(f"{name}: betas: got {beta}, allowed: two numbers in [0, 1)")
-            for setting, kind in (("rank", int), ("update_proj_gap", int), ("scale", float)):
-                settings.check_positive(f"{name}: {setting}", group[setting], kind)
+            check_values(name, group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -89,6 +85,13 @@ class LowRankAdamW(Optimizer):
                     self._step(parameter, group, place)
                 place += 1
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which would take the checkpoint's settings of projections for its own."""
+        for own, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):
+            now = {name: own[name] for name in ("rank", "update_proj_gap", "scale")}
+            check_resumed(type(self).__name__.lower(), {**now, **saved}, now)
+        super().load_state_dict(state_dict)
 
     def _step(self, parameter: Tensor, group: dict[str, Any], place: int) -> None:
         state, gradient = self.state[parameter], parameter.grad

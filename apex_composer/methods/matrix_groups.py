@@ -13,10 +13,13 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from apex_composer.model.architectures import ARCHITECTURES
+from apex_composer.settings import check_keys
 
 OPTIMIZERS = ("galore", "apollo", "muon")
 _PROJECTIONS = {name for own in ARCHITECTURES.values() for name in (*own.attention, *own.ffn)}
 PATTERN = rf"\.({'|'.join(sorted(_PROJECTIONS))})\.weight$"
+# A projection that every layer of GPT-2 has, and no layer of an architecture with plain weights.
+_TRANSPOSED = r"\.c_attn\.weight$"
 
 Settings = dict[str, Any]
 
@@ -42,27 +45,32 @@ def add_matrix_group(config: Settings) -> Settings:
     if "param_groups" in optimizer:
         return config
     groups = [{"param_str_match": PATTERN, "matrices": True}]
+    if name == "muon":
+        groups.insert(0, {"param_str_match": _TRANSPOSED, "matrices": True, "transposed": True})
     return {**config, "optimizer": {**optimizer, "param_groups": groups}}
 
 
-def check_matrices(name: str, params: Iterable[Any]) -> list[Settings]:
+def check_matrices(name: str, params: Iterable[Any], known: Iterable[str]) -> list[Settings]:
     """Param groups as a list of their own, one of which at least has matrices.
 
     Args:
         name: the optimizer's, for errors.
         params: what llm-foundry gives, or any list of groups.
+        known: settings that a group may have of its own.
 
     Raises:
-        ValueError: no group has matrices, or one has something else.
+        ValueError: no group has matrices that are trained, or one has something else.
+        TypeError: a group has an unknown setting.
     """
     groups = [dict(own) if isinstance(own, Mapping) else {"params": [own]} for own in params]
     for group in groups:
+        check_keys(f"{name}: param_groups", group, ("params", "matrices", *known))
         given = group["params"]
         group["params"] = [given] if isinstance(given, Tensor) else list(given)
     matrices = [p for group in groups if group.get("matrices") for p in group["params"]]
     others = [list(parameter.shape) for parameter in matrices if parameter.dim() != 2]
-    if not matrices or others:
-        found = f"a parameter of shape {others[0]} in" if others else "no parameter in"
+    if others or not any(parameter.requires_grad for parameter in matrices):
+        found = f"a parameter of shape {others[0]} in" if others else "no trained parameter in"
         raise ValueError(
             f"optimizer: {name}: {found} the param groups with `matrices: true`, needed: weights "
             "of two dimensions, of attention and FFN. Where `param_groups` are left out these are "

@@ -1,12 +1,18 @@
 """What the methods refuse in the same words, at INIT, before data are read and weights moved."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 from composer.core import Algorithm, Precision, State
 
-from apex_composer.settings import is_number
+from apex_composer.settings import check_keys, is_number
 from apex_composer.trainer.algorithm import APEX
+
+
+def check_known(method: str, unknown: Mapping[str, Any], makes: Callable[..., Any]) -> None:
+    """TypeError for settings besides the parameters of what makes the method."""
+    check_keys(method, unknown, [name for name in signature(makes).parameters if name != "unknown"])
 
 
 def check_share(method: str, share: Any) -> float:
@@ -55,7 +61,8 @@ def check_no_expansion(method: str, why: str, state: State) -> None:
     for algorithm in state.algorithms:
         if isinstance(algorithm, APEX) and (algorithm.expansion or algorithm.trainable != "all"):
             raise ValueError(
-                f"algorithms: got {method} beside apex, which {why}. Remove one of the two; "
+                f"algorithms: got {method} beside {type(algorithm).__name__.lower()}, which {why}. "
+                "Remove one of the two; "
                 "allowed is an apex that selects and reports only (expansion: false with "
                 "trainable: all)"
             )

@@ -13,6 +13,7 @@ with needing("rmt"):
 
 from apex_composer.assessment.selection import seeded_generator
 from apex_composer.methods.gradient_masks import GradientMask, Part
+from apex_composer.methods.method_checks import check_known
 from apex_composer.settings import check_not_negative
 
 
@@ -37,11 +38,13 @@ class RMT(GradientMask):
 
     Raises:
         ValueError: as `GMT`, and for a seed that is none.
+        TypeError: for an unknown setting.
     """
 
     name = "rmt"
 
-    def __init__(self, *, share: float = 0.6, seed: int | None = None):
+    def __init__(self, *, share: float = 0.6, seed: int | None = None, **unknown: Any):
+        check_known("rmt", unknown, RMT)
         super().__init__(share)
         self.seed = None if seed is None else check_not_negative("rmt: seed", seed)
 

@@ -80,10 +80,7 @@ def check_expansion(state: State, sites: Sequence[Site], implementation: str) ->
             "algorithms: got layer_freezing, which takes weights out of the optimizer that apex "
             "expands. Remove one of the two (expansion: false selects and reports only)"
         )
-    # llm-foundry's callback of the same name freezes weights by name at FIT_START, after apex.
-    freezing = [c for c in state.callbacks if type(c).__name__ == LayerFreezing.__name__]
-    names = {clean_name(name) for callback in freezing for name in callback.layer_names}
-    frozen = {id(p): n for n, p in state.model.named_parameters() if clean_name(n) in names}
+    frozen = frozen_by_callback(state)
     for site in sites:
         for parameter in site.parameters():
             if id(parameter) in frozen:
@@ -91,6 +88,16 @@ def check_expansion(state: State, sites: Sequence[Site], implementation: str) ->
                     f"callbacks: layer_freezing freezes {frozen[id(parameter)]}, which apex "
                     "expands: remove it from `layer_names`, or leave its kind out with `targets`"
                 )
+
+
+def frozen_by_callback(state: State) -> dict[int, str]:
+    """Names, by id, of what llm-foundry's callback layer_freezing freezes, after all algorithms.
+
+    It does so by name at FIT_START.
+    """
+    freezing = [c for c in state.callbacks if type(c).__name__ == LayerFreezing.__name__]
+    names = {clean_name(name) for callback in freezing for name in callback.layer_names}
+    return {id(p): n for n, p in state.model.named_parameters() if clean_name(n) in names}
 
 
 def device_of(state: State) -> torch.device:

@@ -218,7 +218,7 @@ def test_a_resumed_run_goes_on_with_the_same_bits(tmp_path):
 
 
 def test_a_batch_that_failed_leaves_nothing_for_the_next_run():
-    """Its hooks are replaced, and penalise nothing a second time."""
+    """Its hooks are replaced, or gone where the trainer is closed, and penalise nothing more."""
 
     class Fails(Callback):
         def after_forward(self, state, logger):
@@ -231,8 +231,32 @@ def test_a_batch_that_failed_leaves_nothing_for_the_next_run():
         trainer.fit()
     assert any(isinstance(h, _Hook) for m in model.modules() for h in m._forward_pre_hooks.values())
     model.load_state_dict(start)
-    weights = run(ActRegu(), model=model, max_duration="2ba")[1]
-    assert_same_weights(weights, run(ActRegu(), max_duration="2ba")[1])
+    second = make_trainer(ActRegu(), model=model, max_duration="2ba")
+    second.fit(duration="1ba")
+    trainer.close()  # takes its own hooks only
+    second.fit(duration="1ba")
+    expected = run(ActRegu(), max_duration="2ba")[1]
+    assert_same_weights(model.state_dict(), expected)
+    trainer = make_trainer(ActRegu(), model=model, callbacks=(Fails(),))
+    with pytest.raises(RuntimeError, match="no luck"):
+        trainer.fit()
+    trainer.close()
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    model.load_state_dict(start)
+    assert_same_weights(run(model=model, max_duration="2ba")[1], run(max_duration="2ba")[1])
+
+
+def test_layers_that_do_not_call_the_hooks_are_no_secret():
+    """As code that torch.compile has kept of a run without them."""
+
+    class Drops(Callback):
+        def fit_start(self, state, logger):
+            state.model.model.model.layers[1].mlp.down_proj._forward_pre_hooks.clear()
+
+    trainer = make_trainer(ActRegu(), callbacks=(Drops(),), microbatch=2)
+    with pytest.raises(RuntimeError, match="act_regu: penalised were 6 activations .* needed: 8"):
+        trainer.fit()
+    trainer.close()
 
 
 def test_what_cannot_be_is_refused():

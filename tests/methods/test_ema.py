@@ -8,11 +8,13 @@ from composer.utils import FSDP2Config, FSDPConfig
 from composer_run import BATCH_SIZE, assert_same_weights, make_trainer, run
 from helpers import TokenDataset, tiny_llama
 from llmfoundry.utils.builders import build_algorithm
+from lora_runs import make_lora_trainer
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 
 from apex_composer import APEX
 from apex_composer.methods.ema import EMA
+from apex_composer.methods.relora import ReLoRA
 from apex_composer.methods.s2ft import S2FT
 
 SETTINGS = {"half_life": "2ba"}
@@ -118,6 +120,14 @@ def test_an_average_by_epochs_is_of_the_weights_where_a_checkpoint_is_saved(tmp_
     assert not torch.equal(composers.trained[-1][name], plain.trained[-1][name])
 
 
+def test_another_trainer_begins_its_own_average(tmp_path):
+    algorithm, data = EMA(**SETTINGS), {"save_folder": str(tmp_path)}
+    first = evaluating(algorithm, max_duration="2ba", **data)
+    second = evaluating(algorithm, max_duration="2ba")
+    for found, weights in zip(second.evaluated, first.evaluated, strict=True):
+        assert_same_weights(found, weights)
+
+
 def test_an_exported_model_is_the_average():
     """Without any checkpoint of Composer's."""
     seen = {}
@@ -182,6 +192,29 @@ def test_llm_foundry_knows_it_by_name_and_smoothing_alone_is_enough():
     assert isinstance(found, EMA) and found.smoothing == 0.9 and found.update_interval.value == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "told"),
+    [
+        ({"half_live": "1ba"}, TypeError, "unknown key 'half_live'. Did you mean 'half_life'"),
+        ({"half_life": 100}, ValueError, "half_life: got 100, allowed: a positive Composer time"),
+        ({"half_life": "-1ba"}, ValueError, "half_life: got '-1ba', allowed: a positive"),
+        ({"half_life": "0ba"}, ValueError, "half_life: got '0ba', allowed: a positive"),
+        ({"half_life": "9tok"}, ValueError, "half_life: got '9tok', .* time string in ba, ep,"),
+        ({"update_interval": "0ba"}, ValueError, "update_interval: got '0ba', allowed: a positive"),
+        ({"update_interval": "1ep"}, ValueError, "update_interval: got '1ep', .* string in ba,"),
+        ({"ema_start": 0}, ValueError, "ema_start: got 0, allowed: a Composer time string in ba"),
+        ({"smoothing": 0.9}, ValueError, "smoothing: got 0.9 with half_life: '1000ba', allowed: o"),
+        ({"half_life": None}, ValueError, "smoothing: got None with half_life: None, allowed: one"),
+        ({"half_life": None, "smoothing": 2}, ValueError, "smoothing: got 2, allowed: a number in"),
+        ({"half_life": None, "smoothing": "0.9"}, ValueError, "smoothing: got '0.9', allowed: a n"),
+    ],
+)
+def test_settings_are_checked_at_construction(given, error, told):
+    """Composer's own takes half of these: an average that runs away, or none."""
+    with pytest.raises(error, match=f"^ema: {told}"):
+        EMA(**given)
+
+
 @pytest.mark.parametrize("kind", [EMA, ComposersEMA])
 @pytest.mark.parametrize("make", [APEX, S2FT])
 def test_rows_are_not_averaged(kind, make):
@@ -191,6 +224,12 @@ def test_rows_are_not_averaged(kind, make):
 
 
 def test_what_cannot_be_averaged_is_refused_when_the_run_is_built():
+    with pytest.raises(ValueError, match="algorithms: got 2 of the kind of ema, allowed: one"):
+        make_trainer(EMA(**SETTINGS), EMA(**SETTINGS))
+    for order in (1, -1):
+        both = [EMA(**SETTINGS), ReLoRA(interval="2ba", t_warmup="0ba")][::order]
+        with pytest.raises(ValueError, match="algorithms: got ema beside relora, allowed: one of"):
+            make_lora_trainer(*both)
     with pytest.raises(ValueError, match="model.* is trained in torch.bfloat16, allowed: float32"):
         make_trainer(EMA(**SETTINGS), model=tiny_llama(dtype=torch.bfloat16))
     for config in (FSDPConfig(), FSDP2Config()):

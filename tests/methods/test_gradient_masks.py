@@ -9,11 +9,13 @@ from composer.algorithms import GradientClipping
 from composer.utils import FSDP2Config, FSDPConfig
 from composer_run import assert_same_weights, make_trainer, run
 from helpers import tiny_llama
+from llmfoundry.callbacks import LayerFreezing
 from torch.optim import SGD
 
 from apex_composer import APEX
 from apex_composer.methods.gmt import GMT
 from apex_composer.methods.rmt import RMT
+from apex_composer.methods.s2ft import S2FT
 
 MASKS = {"gmt": GMT, "rmt": RMT}
 
@@ -66,17 +68,23 @@ def test_another_seed_than_the_checkpoints_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("method", MASKS)
-def test_what_is_frozen_is_left_alone_and_the_share_is_told(method):
+@pytest.mark.parametrize("late", [False, True], ids=["frozen", "layer_freezing"])
+def test_what_is_frozen_is_left_alone_and_the_share_is_told(method, late):
+    """Also where llm-foundry's callback freezes it behind all algorithms, or nothing uses it."""
     model = tiny_llama()
-    model.model.embed_tokens.weight.requires_grad_(False)
+    model.idle = torch.nn.Linear(8, 8, bias=False)
+    model.model.embed_tokens.weight.requires_grad_(late)
+    callbacks = (LayerFreezing(["model.model.embed_tokens.weight"]),) if late else ()
     start = copy.deepcopy(model.state_dict())
     total = sum(p.numel() for p in model.parameters())
-    frozen = model.model.embed_tokens.weight.numel()
-    _, weights, log = run(MASKS[method](share=0.25), model=model, max_duration="2ba")
+    frozen = model.model.embed_tokens.weight.numel() + model.idle.weight.numel()
+    _, weights, log = run(
+        MASKS[method](share=0.25), model=model, max_duration="2ba", callbacks=callbacks
+    )
     told = [value for _, value in log.data[f"{method}/trained_share"]]
     assert told == [pytest.approx(0.25 * (total - frozen) / total, rel=1e-3)]
     moved = [name for name in start if not torch.equal(start[name], weights[name])]
-    assert [name for name in start if name not in moved] == ["model.embed_tokens.weight"]
+    assert set(start) - set(moved) == {"model.embed_tokens.weight", "idle.weight"}
 
 
 @pytest.mark.parametrize("method", MASKS)
@@ -92,6 +100,7 @@ REFUSED = [
     ([GMT(), RMT()], {}, "algorithms: got 2 of the kind of"),
     ([APEX(), GMT()], {}, "algorithms: got gmt beside apex"),
     ([RMT(), APEX(trainable="selected")], {}, "algorithms: got rmt beside apex"),
+    ([GMT(), S2FT()], {}, "algorithms: got gmt beside s2ft"),
     ([GMT()], {"parallelism_config": {"fsdp": FSDPConfig()}}, "fsdp_config: got FSDP1"),
 ]
 
@@ -107,11 +116,6 @@ def test_what_would_be_wrong_is_refused(algorithms, options, told):
 def test_a_share_that_is_none_is_refused(method, share):
     with pytest.raises(ValueError, match=f"{method}: share: got {share!r}, allowed: a number in"):
         MASKS[method](share=share)
-
-
-def test_an_unknown_setting_is_refused():
-    with pytest.raises(TypeError, match="shares"):
-        GMT(shares=0.5)
 
 
 def test_fsdp2_on_one_rank_is_no_reason_to_refuse():

@@ -141,6 +141,11 @@ def test_a_resumed_run_goes_on_with_the_same_bits(kind, tmp_path):
         path = tmp_path / f"ep0-ba{batch}-rank0.pt"
         resumed = run(model=tiny_llama(seed=1), load_path=str(path), **options)[1]
         assert_same_weights(resumed, weights)
+    for setting in ("rank", "update_proj_gap", "scale"):
+        other = options | {"settings": SETTINGS | {setting: 3}}
+        told = f"^{kind}: {setting}: the checkpoint was trained with .*, this run says 3"
+        with pytest.raises(ValueError, match=told):
+            make_trainer(load_path=str(path), **other)
     (saved,) = torch.load(path, weights_only=False)["state"]["optimizers"].values()
     states = {name.removeprefix("model."): own for name, own in saved["state"].items()}
     assert all(isinstance(t, torch.Tensor) for own in states.values() for t in own.values())
@@ -185,7 +190,9 @@ def test_settings_are_checked_at_construction():
         (APOLLO, {"per": "row"}, ValueError, "apollo: per: got 'row', allowed: channel, tensor"),
         (APOLLO, {"seed": -1}, ValueError, "apollo: seed: got -1"),
         (GaLore, {"lr": -1.0}, ValueError, "galore: lr: got -1.0, allowed: a finite number of 0"),
-        (GaLore, {"betas": (0.9, 1)}, ValueError, "galore: betas: got 1, allowed: two numbers"),
+        (GaLore, {"betas": (0.9, 1)}, ValueError, r"galore: betas: got \(0.9, 1\), allowed: two"),
+        (GaLore, {"betas": [0.9]}, ValueError, r"galore: betas: got \[0.9\], allowed: two numbers"),
+        (APOLLO, {"betas": None}, ValueError, "apollo: betas: got None, allowed: two numbers"),
     ):
         with pytest.raises(error, match=told):
             kind(copy.copy(weight), **given)

@@ -68,13 +68,27 @@ def test_disabled_gradients_and_own_groups_are_kept():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_groups_without_matrices_or_with_others_are_refused(name):
     groups = [{"param_str_match": "norm", "weight_decay": 0.0}]
-    with pytest.raises(ValueError, match=f"optimizer: {name}: no parameter in the param groups"):
+    with pytest.raises(ValueError, match=f"optimizer: {name}: no trained parameter in the param"):
         build(name, param_groups=groups)
     with pytest.raises(ValueError, match=r"a parameter of shape \[32\] in the param groups"):
         build(name, param_groups=[{"param_str_match": "layers", "matrices": True}])
-    adapted = get_peft_model(tiny_llama(), LoraConfig(target_modules="all-linear", r=2))
-    with pytest.raises(ValueError, match="in a model that apex knows .without adapters."):
-        build(name, adapted)
+    for adapted in ("all-linear", ["q_proj"]):  # of the latter the others are found, frozen
+        model = get_peft_model(tiny_llama(), LoraConfig(target_modules=adapted, r=2))
+        with pytest.raises(ValueError, match="in a model that apex knows .without adapters."):
+            build(name, model)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_settings_of_groups_are_checked_too(name):
+    group = {"param_str_match": PATTERN, "matrices": True}
+    for given, error, told in (
+        ({"matrix": True}, TypeError, "param_groups: unknown key 'matrix'. Did you mean 'matrices"),
+        ({"seed": 1}, TypeError, "param_groups: unknown key 'seed'"),
+        ({"lr": "fast"}, ValueError, "lr: got 'fast', allowed: a finite number of 0 or more"),
+        ({"matrices": "yes"}, ValueError, "matrices: got 'yes', allowed: true, false"),
+    ):
+        with pytest.raises(error, match=f"{name}: {told}"):
+            build(name, param_groups=[group | given])
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -22,6 +22,14 @@ def test_llmfoundry_knows_it_by_its_name(method):
     assert type(built) is {**METHODS, "hft": HFT}[method]
 
 
+@pytest.mark.parametrize(("name", "method"), [*METHODS.items(), ("hft", HFT)])
+def test_an_unknown_setting_is_refused_in_the_words_of_apex(name, method):
+    known = "coefficient" if method is ActRegu else "share"
+    told = rf"unknown key '{known}s'\. Did you mean '{known}'\? Known: {known}"
+    with pytest.raises(TypeError, match=f"^{name}: {told}"):
+        method(**{f"{known}s": 0.5})
+
+
 @pytest.fixture(scope="module")
 def state():
     """That of a trainer without algorithms."""

@@ -5,14 +5,19 @@ import math
 import pytest
 import torch
 from composer import Callback
+from composer.models import HuggingFaceModel
 from composer.optim import LinearScheduler
 from composer_run import assert_same_weights, make_trainer, run
 from helpers import tiny_llama
+from llmfoundry.utils.builders import build_optimizer
 from matrix_optimizers import optimizer_of
 from pytorch_optimizer import Muon as PackagesMuon
+from tiny_models import CONFIGURATIONS, tiny_model
+from transformers.pytorch_utils import Conv1D
 
 from apex_composer import APEX
 from apex_composer.extras import MissingExtraError
+from apex_composer.methods.matrix_groups import add_matrix_group
 from apex_composer.methods.muon import Muon
 
 SETTINGS = {"lr": 0.02, "weight_decay": 0.1, "adamw_lr": 1e-2, "adamw_wd": 0.2, "adamw_eps": 1e-8}
@@ -107,6 +112,38 @@ def test_apex_follows_it_and_asks_for_the_operators_rate():
         run(APEX(stages=1, threshold=0.25), **RUN)
     with pytest.raises(ValueError, match="the optimizer is Muon, allowed"):
         make_trainer(APEX(trainable="selected"), **RUN)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "allowed"),
+    [
+        ("lr", True, "a finite number of 0 or more"),
+        ("lr", None, "a finite number of 0 or more"),
+        ("adamw_lr", float("nan"), "a finite number of 0 or more"),
+        ("adamw_wd", "0.1", "a finite number of 0 or more"),
+        ("momentum", 1, r"a number in \[0, 1\)"),
+        ("adamw_betas", [0.9], r"two numbers in \[0, 1\)"),
+        ("ns_steps", 1.5, "a positive int"),
+        ("nesterov", "no", "true, false"),
+    ],
+)
+def test_settings_are_checked_at_construction(setting, value, allowed):
+    """The package takes most of these."""
+    groups = [{"params": [torch.nn.Parameter(torch.ones(3, 4))], "matrices": True}]
+    with pytest.raises(ValueError, match=f"^muon: {setting}: got .*, allowed: {allowed}"):
+        Muon(groups, **{setting: value})
+
+
+def test_weights_of_inputs_by_outputs_are_refused():
+    """The factor of a shape would be that of the transposed one, without a word."""
+    for kind in CONFIGURATIONS:
+        own = add_matrix_group({"optimizer": {"name": "muon"}})["optimizer"]
+        model = HuggingFaceModel(tiny_model(kind), tokenizer=None)
+        if any(isinstance(module, Conv1D) for module in model.modules()):
+            with pytest.raises(ValueError, match=r"muon: got weights .* \(GPT-2\), allowed"):
+                build_optimizer(model, own.pop("name"), own)
+        else:
+            assert len(build_optimizer(model, own.pop("name"), own).param_groups) == 2
 
 
 def test_what_cannot_be_is_refused(monkeypatch):
