@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from apex_composer.methods.method_checks import check_known, check_once
-from apex_composer.methods.relora import ReLoRA
 from apex_composer.model.sites import clean_name
 from apex_composer.settings import is_number
 from apex_composer.trainer.stages import parse_duration
@@ -41,9 +40,9 @@ class EMA(ComposersEMA):
         update_interval: between two averages, in the unit of `half_life`. Default 1 of it.
 
     Raises:
-        ValueError: for a setting out of range, at once; for sharded or low-precision weights, a
-            second ema and relora, when the trainer is built. `apex` refuses it, too, where rows are
-            trained.
+        ValueError: for a setting out of range, at once; for sharded or low-precision weights and a
+            second ema, when the trainer is built. `relora` refuses it, too, and `apex` where rows
+            are trained.
         TypeError: for an unknown setting.
     """
 
@@ -121,11 +120,6 @@ def _exports(state: State, event: Event) -> bool:
 
 def _check(state: State) -> None:
     check_once("ema", state, ComposersEMA)
-    if any(isinstance(algorithm, ReLoRA) for algorithm in state.algorithms):
-        raise ValueError(
-            "algorithms: got ema beside relora, allowed: one of the two. It would average adapters "
-            "of before a restart, which are merged by then, with those of after it"
-        )
     for setting in ("fsdp_config", "tp_config"):
         if getattr(state, setting) is not None:
             raise ValueError(

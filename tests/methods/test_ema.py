@@ -228,7 +228,7 @@ def test_what_cannot_be_averaged_is_refused_when_the_run_is_built():
         make_trainer(EMA(**SETTINGS), EMA(**SETTINGS))
     for order in (1, -1):
         both = [EMA(**SETTINGS), ReLoRA(interval="2ba", t_warmup="0ba")][::order]
-        with pytest.raises(ValueError, match="algorithms: got ema beside relora, allowed: one of"):
+        with pytest.raises(ValueError, match="algorithms: got EMA with relora, allowed: one of"):
             make_lora_trainer(*both)
     with pytest.raises(ValueError, match="model.* is trained in torch.bfloat16, allowed: float32"):
         make_trainer(EMA(**SETTINGS), model=tiny_llama(dtype=torch.bfloat16))
