@@ -39,6 +39,20 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def left_as_found():
+    """Composer and llm-foundry begin a distributed run, of one rank, in the process of the tests.
+
+    Processes that a later test forks would wait for its threads, which they do not have.
+    """
+    environment, begun = dict(os.environ), torch.distributed.is_initialized()
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    if torch.distributed.is_initialized() and not begun:
+        torch.distributed.destroy_process_group()
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave out the tests marked `gpu` where there is no GPU, or its kernels are interpreted."""
     if COMPILED:

@@ -1,14 +1,11 @@
 """A YAML of instruction tuning as two batches on a tiny model, in this process."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from chats import instruct, tokenizer_folder, tulu_line, write_records
 from llmfoundry.command_utils import train as train_configuration
-from torch import distributed
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from apex_composer.tools.training_yaml import load_configuration
@@ -117,13 +114,3 @@ def train(name: str, inputs: Path, runs: Path, **changed: Any) -> Path:
     trainer.close()
     assert trainer.state.timestamp.batch == 2
     return runs / trainer.state.run_name
-
-
-def left_as_found() -> Iterator[None]:
-    """llm-foundry begins a distributed run, of one rank, in this process: what a fixture undoes."""
-    environment, begun = dict(os.environ), distributed.is_initialized()
-    yield
-    os.environ.clear()
-    os.environ.update(environment)
-    if distributed.is_initialized() and not begun:
-        distributed.destroy_process_group()

@@ -37,8 +37,6 @@ RUNS = [
     for name in runs_of("instruct") + runs_of("ablation")
 ]
 
-left_as_found = pytest.fixture(scope="module", autouse=True)(instruct_run.left_as_found)
-
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:

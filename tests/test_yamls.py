@@ -7,7 +7,6 @@ import pytest
 import torch
 import yaml
 from corpus import write_jsonl
-from instruct_run import left_as_found
 from llmfoundry.command_utils import train
 from tiny_run import SEQUENCE, VOCABULARY, composer, write_model
 from transformers import AutoModelForCausalLM
@@ -137,9 +136,6 @@ def test_no_domain_is_drawn_twice_from_what_the_documented_command_writes(name):
         assert stream["proportion"] / 100 * drawn <= written[domain]
 
 
-as_found = pytest.fixture(left_as_found)
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
     """A folder with a tiny model in `model` and what the documented command writes in `data`."""
@@ -217,7 +213,7 @@ def test_yaml_runs_on_a_tiny_model(name, inputs, tmp_path):
 @pytest.mark.parametrize(
     "stages", [1, 4, *(pytest.param(number, marks=pytest.mark.long) for number in (2, 3))]
 )
-def test_the_ablations_of_stages_run_on_a_tiny_model(stages, inputs, tmp_path, as_found):
+def test_the_ablations_of_stages_run_on_a_tiny_model(stages, inputs, tmp_path):
     overrides = tiny_overrides(inputs) | {
         "variables.stages": stages,
         "variables.runs": tmp_path,
