@@ -146,7 +146,6 @@ def test_overrides_are_taken():
 def test_a_missing_yaml_is_named():
     with pytest.raises(
         FileNotFoundError,
-        FileNotFoundError,
         match=r"--yaml: got absent\.yaml.*give one like those in .*yamls",
     ):
         load_template(Path("absent.yaml"), Path("runs/x"))
