@@ -90,7 +90,7 @@ def restart(model: nn.Module, optimizer: Optimizer, prune: float, seed: int, bat
     Args:
         model: with peft's LoRA; sharded by FSDP2, or the same on all ranks.
         optimizer: that of the adapters.
-        prune: share of each of its moments that becomes 0.
+        prune: share of a parameter's elements whose moments become 0.
         seed: of the new A, together with the batch and the layer's name.
         batch: that the run is at.
 
@@ -109,10 +109,12 @@ def restart(model: nn.Module, optimizer: Optimizer, prune: float, seed: int, bat
         generator = seeded_generator(seed, "relora", batch, name)
         _local(right).copy_(_share(first_right(right, generator), right))
         _local(left).zero_()
-        for moment in _moments(optimizer, left, right):
-            pruned = prune_smallest(_whole(moment), prune)
-            _local(moment).copy_(_share(pruned, moment))
-            zeros, total = zeros.to(pruned.device) + (pruned == 0).sum(), total + pruned.numel()
+        for moments in (_moments(optimizer, parameter) for parameter in (left, right)):
+            smallest = find_smallest(_whole(moments[0]), prune) if moments else None
+            for moment in moments:
+                pruned = _whole(moment).masked_fill(smallest, 0.0)
+                _local(moment).copy_(_share(pruned, moment))
+                zeros, total = zeros.to(pruned.device) + (pruned == 0).sum(), total + pruned.numel()
     return float(zeros) / max(total, 1)
 
 
@@ -134,22 +136,21 @@ def first_right(like: Tensor, generator: torch.Generator) -> Tensor:
     return nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator).to(like.device)
 
 
-def prune_smallest(values: Tensor, share: float) -> Tensor:
-    """A copy in which the smallest round(share * n) of n numbers are 0, by their magnitudes.
+def find_smallest(values: Tensor, share: float) -> Tensor:
+    """Which round(share * n) of n numbers are smallest by their magnitudes, as bool.
 
     Of equal ones the first are taken, so that all ranks take the same.
     """
-    flat = values.flatten().clone()
+    flat = values.flatten()
     smallest = flat.abs().argsort(stable=True)[: math.floor(share * flat.numel() + 0.5)]
-    return flat.index_fill_(0, smallest, 0.0).view(values.shape)
+    found = torch.zeros_like(flat, dtype=torch.bool)
+    return found.index_fill_(0, smallest, True).view(values.shape)
 
 
-def _moments(optimizer: Optimizer, *parameters: Tensor) -> Iterator[Tensor]:
-    """What the optimizer keeps for each element of these parameters."""
-    for parameter in parameters:
-        for value in optimizer.state.get(parameter, {}).values():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                yield value
+def _moments(optimizer: Optimizer, parameter: Tensor) -> list[Tensor]:
+    """What the optimizer keeps for each element of a parameter, the mean of its gradients first."""
+    kept = optimizer.state.get(parameter, {}).values()
+    return [own for own in kept if isinstance(own, Tensor) and own.shape == parameter.shape]
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -21,11 +21,15 @@ from apex_composer.trainer.stages import convert, parse_duration
 class ReLoRA(Algorithm):
     """Merges LoRA into the base every `interval` and begins it anew (arXiv 2307.05695).
 
-    W <- W + s B A, then A ~ kaiming, B = 0, in every adapter of peft. With it the `prune` smallest
-    numbers of each of the optimizer's moments of A and B become 0 (each moment by its own
-    magnitudes, and the step count goes on, as in the authors' code), and for `t_warmup` batches
-    all learning rates are multiplied by 1 / t_warmup, 2 / t_warmup, ... 1 (from 1 / t_warmup
-    instead of 0: our choice).
+    W <- W + s B A, then A ~ kaiming, B = 0, in every adapter of peft. With it the optimizer's
+    moments of the `prune` smallest elements of A and B become 0, and for `t_warmup` batches all
+    learning rates are multiplied by 1 / t_warmup, 2 / t_warmup, ... 1 (from 1 / t_warmup instead of
+    0: our choice). The step count goes on, as in the authors' code, so that Adam's first steps
+    after a restart are several times as long as usual: t_warmup is there for them.
+
+    Smallest is said of the first moment, and the second one of the same elements is pruned: our
+    choice. Each by its own magnitudes, as in the authors' code, leaves first moments over second
+    ones of 0, and A, whose gradient is 0 as long as B is, takes steps of m / eps: runs diverge.
 
     The model has peft's modules, by llm-foundry's `model.peft_config`, and its function does not
     change by a restart but for rounding. What happens follows from the batch that a run is at;
@@ -38,7 +42,7 @@ class ReLoRA(Algorithm):
             Default `500ba` (our choice; the paper's 5000 are for runs of 20000).
         t_warmup: batches in which the learning rates rise again, shorter than `interval`; 0ba for
             none. Default `50ba` (the paper: 50 to 100).
-        prune: share of the optimizer's moments that become 0, in [0, 1]. Default 0.9, as in
+        prune: share of the elements whose moments become 0, in [0, 1]. Default 0.9, as in
             commands of the authors' repository (Guitaricet/relora).
         seed: of the new A, an integer of 0 or more. Default: the run's.
 

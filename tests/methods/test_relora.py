@@ -17,7 +17,7 @@ from pytorch_optimizer import ScheduleFreeAdamW
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader
 
-from apex_composer.methods.adapters import prune_smallest
+from apex_composer.methods.adapters import find_smallest
 from apex_composer.methods.relora import ReLoRA
 
 SETTINGS = {"interval": "3ba", "t_warmup": "2ba", "prune": 0.5}
@@ -72,9 +72,9 @@ def by_hand() -> dict:
                 elif "lora_B" in name:
                     parameter.zero_()
         for parameter in own:
+            smallest = find_smallest(optimizer.state[parameter]["exp_avg"], 0.5)
             for key in ("exp_avg", "exp_avg_sq"):
-                moment = optimizer.state[parameter][key]
-                moment.copy_(prune_smallest(moment, 0.5))
+                optimizer.state[parameter][key][smallest] = 0.0
     return {f"model.{name}": weight for name, weight in weights(model).items()}
 
 
