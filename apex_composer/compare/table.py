@@ -12,6 +12,8 @@ from apex_composer.demo.results import step_times
 
 # The training loss is the mean over the last quarter of the batches: one batch alone says little.
 LAST_BATCHES = 0.25
+# What all are compared with, seed by seed: seeds differ by their data's order, which all share.
+REFERENCE = "full"
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -84,6 +86,21 @@ def last_loss(losses: Sequence[float]) -> float:
     return statistics.fmean(losses[-max(1, round(LAST_BATCHES * len(losses))) :])
 
 
+def differences(rows: Sequence[Row]) -> dict[str, list[float]]:
+    """Held-out loss minus that of the reference with the same seed, nats, by method; none without.
+
+    Args:
+        rows: those of `make_rows`.
+    """
+    reference = next((row.perplexity for row in rows if row.method == REFERENCE), None)
+    if reference is None:
+        return {}
+    return {
+        row.method: [math.log(o / f) for o, f in zip(row.perplexity, reference, strict=True)]
+        for row in rows
+    }
+
+
 def as_csv(rows: Sequence[Row]) -> str:
     """All numbers in full, one line for each method."""
     file = io.StringIO()
@@ -91,26 +108,42 @@ def as_csv(rows: Sequence[Row]) -> str:
     times = ("median", "lower_quartile", "upper_quartile")
     head = ("method", "note", "trained_share", "training_loss", "perplexity_mean")
     spread = ("perplexity_min", "perplexity_max", "seeds", *(f"step_seconds_{t}" for t in times))
-    writer.writerow([*head, *spread, "optimizer_bytes", "method_bytes"])
+    against = [f"against_{REFERENCE}_{kind}" for kind in ("mean", "min", "max")]
+    writer.writerow([*head, *spread, "optimizer_bytes", "method_bytes", *against])
+    found = differences(rows)
     for row in rows:
         values = [row.mean_perplexity, min(row.perplexity), max(row.perplexity)]
         seconds = [(row.step_seconds or dict.fromkeys(times, ""))[time] for time in times]
         first = [row.method, row.note, row.trained_share, row.training_loss, *values]
         bytes_held = [row.optimizer_bytes, row.method_bytes]
-        writer.writerow([*first, len(row.perplexity), *seconds, *bytes_held])
+        own = found.get(row.method)
+        compared = [statistics.fmean(own), min(own), max(own)] if own else [""] * 3
+        writer.writerow([*first, len(row.perplexity), *seconds, *bytes_held, *compared])
     return file.getvalue()
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
     """The table for people."""
     head = ("method", "trained", "training loss", "held-out perplexity")
-    columns = (*head, "s / step (quartiles)", "optimizer MB", "method MB")
-    lines = [columns, ("---", *["---:"] * (len(columns) - 1)), *map(_cells, rows)]
+    columns = (
+        *head,
+        f"against {REFERENCE}, nats",
+        "s / step (quartiles)",
+        "optimizer MB",
+        "method MB",
+    )
+    found = differences(rows)
+    cells = (_cells(row, found.get(row.method)) for row in rows)
+    lines = [columns, ("---", *["---:"] * (len(columns) - 1)), *cells]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _cells(row: Row) -> list[str]:
-    perplexity, seconds = f"{row.mean_perplexity:.3f}", "-"
+def _cells(row: Row, against: Sequence[float] | None) -> list[str]:
+    perplexity, seconds, compared = f"{row.mean_perplexity:.3f}", "-", "-"
+    if against and row.method != REFERENCE:
+        compared = f"{statistics.fmean(against):+.4f}"
+        if len(against) > 1:
+            compared += f" ({min(against):+.4f} to {max(against):+.4f})"
     if len(row.perplexity) > 1:
         perplexity += f" ({min(row.perplexity):.3f} to {max(row.perplexity):.3f})"
     if row.step_seconds is not None:
@@ -121,6 +154,7 @@ def _cells(row: Row) -> list[str]:
         f"{100 * row.trained_share:.1f} %",
         f"{row.training_loss:.3f}",
         perplexity,
+        compared,
         seconds,
         *(f"{size / 1e6:.2f}" for size in (row.optimizer_bytes, row.method_bytes)),
     ]

@@ -69,6 +69,8 @@ def test_the_csv_has_every_number_in_full(rows):
     full = read[1]
     assert float(full["perplexity_mean"]) == rows[1].mean_perplexity
     assert (float(full["perplexity_min"]), full["seeds"]) == (math.exp(2.0), "2")
+    assert float(read[4]["against_full_mean"]) == pytest.approx(-0.25)
+    assert float(read[4]["against_full_max"]) == pytest.approx(-0.2)
     assert read[0]["step_seconds_median"] == "" and full["optimizer_bytes"] == "8000000"
 
 
@@ -76,9 +78,11 @@ def test_the_markdown_is_a_table_with_the_seeds_spread(rows):
     lines = as_markdown(rows).splitlines()
     assert len(lines) == 2 + len(rows) and len({line.count("|") for line in lines}) == 1
     assert lines[3] == (
-        "| full | 100.0 % | 3.000 | 8.207 (7.389 to 9.025) | 0.200 (0.125 to 0.275) | 8.00 | 0.00 |"
+        "| full | 100.0 % | 3.000 | 8.207 (7.389 to 9.025) | - "
+        "| 0.200 (0.125 to 0.275) | 8.00 | 0.00 |"
     )
     assert "| full_tuned = full_half_rate |" in lines[5]
+    assert "| +0.1000 (-0.1000 to +0.3000) |" in lines[4]  # seed by seed
     single = as_markdown(make_rows({"full": [result()]}, {}))
     assert "| 7.389 |" in single
 
