@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import transformers
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers import AutoConfig, AutoModelForCausalLM, MptConfig, PreTrainedModel
 
 VOCABULARY = 64
 _SIZES = {
@@ -74,9 +72,10 @@ def tiny_model(
 ) -> PreTrainedModel:
     """A model with random weights, random biases and random norms, without dropout."""
     torch.manual_seed(seed)
-    # Of transformers itself: llm-foundry puts its own in the place of MPT's.
-    kind = getattr(transformers, CONFIG_MAPPING_NAMES[model_type])
-    config = kind(**CONFIGURATIONS[model_type])
+    if model_type == "mpt":  # of transformers itself: llm-foundry puts its own in the place of it
+        config = MptConfig(**CONFIGURATIONS[model_type])
+    else:
+        config = AutoConfig.for_model(model_type, **CONFIGURATIONS[model_type])
     # Soft-capping has no other implementation that is right.
     attention = {"attn_implementation": "eager"} if model_type == "gemma2" else {}
     model = AutoModelForCausalLM.from_config(config, **attention)
