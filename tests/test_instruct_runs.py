@@ -3,8 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import instruct_run
@@ -25,6 +23,7 @@ from instruct_run import (
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, pipeline
+from worker_processes import run_script
 
 TESTS = Path(__file__).parent
 MODES = {"full": "full", "half": "apex", "selected": "apex_selected"}
@@ -89,15 +88,7 @@ def test_the_yaml_trains_a_tiny_model_on_what_prep_instruct_writes(name, inputs,
 def train_sharded(name: str, inputs: Path, runs: Path, **changed) -> Path:
     """Train two batches on two ranks with FSDP2; returns the run's folder."""
     given = arguments(name, inputs, runs, **changed, device_train_microbatch_size=1)
-    done = subprocess.run(
-        [sys.executable, str(TESTS / "instruct_worker.py"), *given],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(TESTS), "FSDP_VERSION": "2", "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+    run_script(TESTS / "instruct_worker.py", *given, FSDP_VERSION="2")
     (run,) = runs.iterdir()
     return run
 

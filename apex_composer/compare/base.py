@@ -6,13 +6,13 @@ from typing import Any
 
 from apex_composer.compare.configuration import DEMO_YAML, FOLDER
 from apex_composer.compare.instructions import make_instructions
-from apex_composer.data_prep.atomic_files import new_folder
 from apex_composer.demo.__main__ import choose_precision, prepare_data, start_run
 from apex_composer.demo.configuration import build_configurations, load_template
 from apex_composer.demo.documents import PRETRAIN
 from apex_composer.demo.from_scratch import TOKENIZER
 from apex_composer.demo.model import write_model_folder
 from apex_composer.demo.results import versions
+from apex_composer.tools.merge import merge
 
 BASE, DATA = "base", "data"
 # They say how progress is shown, which depends on the terminal.
@@ -41,7 +41,7 @@ def prepare_inputs(
     checkpoint = train_base(data, out, overrides)
     weights = out / FOLDER / BASE / "model.safetensors"
     if not weights.is_file() or weights.stat().st_mtime < checkpoint.stat().st_mtime:
-        export(checkpoint, out / "model", weights.parent)
+        merge([checkpoint], weights.parent, overwrite=True)  # of one checkpoint its conversion
     instructions = make_instructions(data, out / "data", out / FOLDER / DATA, length)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     return {"base": digest, "instructions": instructions, "versions": versions()}
@@ -75,24 +75,3 @@ def train_base(data: Path | None, out: Path, overrides: list[str]) -> Path:
 def _unshown(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that decide weights: not those of other runs, nor how progress is shown."""
     return {key: value for key, value in settings.items() if key not in (*SHOWN, "variables")}
-
-
-def export(checkpoint: Path, architecture: Path, folder: Path) -> None:
-    """Write a checkpoint's weights as a folder for `from_pretrained`.
-
-    Args:
-        checkpoint: Composer's, of one file.
-        architecture: folder with the model's `config.json`.
-        folder: replaced where it exists.
-    """
-    import shutil
-
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(architecture))
-    weights = torch.load(checkpoint, map_location="cpu", weights_only=False)["state"]["model"]
-    model.load_state_dict({name.removeprefix("model."): w for name, w in weights.items()})
-    shutil.rmtree(folder, ignore_errors=True)
-    with new_folder(folder) as partial:
-        model.save_pretrained(partial)

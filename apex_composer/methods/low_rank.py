@@ -1,7 +1,6 @@
 """GaLore and APOLLO: AdamW whose moments of a matrix are of a projection with few rows."""
 
 from collections.abc import Callable, Iterable, MutableMapping
-from inspect import signature
 from typing import Any
 
 import torch
@@ -47,6 +46,8 @@ class LowRankAdamW(Optimizer):
     is no matrix to be projected is trained by AdamW: u = N of its own gradient.
 
     Args:
+        scale: of the update of matrices.
+        own: settings that the optimizer has beside these.
         params: param groups; those with `matrices: true` are projected (`matrix_groups`).
         lr: learning rate. Default 1e-3.
         betas: of AdamW. Default 0.9, 0.95.
@@ -54,7 +55,6 @@ class LowRankAdamW(Optimizer):
         weight_decay: times lr, as torch's AdamW. Default 0.
         rank: r, at most m is taken. Default 128.
         update_proj_gap: steps between two projections. Default 200.
-        scale: of the update of matrices.
 
     Raises:
         ValueError: for a setting out of range; where no group has matrices; in a step, for shards;
@@ -62,10 +62,23 @@ class LowRankAdamW(Optimizer):
         TypeError: for an unknown setting.
     """
 
-    def __init__(self, params: Iterable[Any], defaults: dict[str, Any], unknown: dict[str, Any]):
+    def __init__(
+        self,
+        scale: float,
+        own: Iterable[str],
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        rank: int = 128,
+        update_proj_gap: int = 200,
+        **unknown: Any,
+    ):
         name = type(self).__name__.lower()
-        known = [*signature(type(self)).parameters][1:-1]  # without params and unknown
-        settings.check_keys(name, unknown, known)
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        defaults |= {"rank": rank, "update_proj_gap": update_proj_gap, "scale": scale}
+        settings.check_keys(name, unknown, (*defaults, *own))
         groups = check_matrices(name, params, defaults)
         super().__init__(groups, {"matrices": False, **defaults})
         for group in self.param_groups:
@@ -125,21 +138,8 @@ class GaLore(LowRankAdamW):
     Args: as `LowRankAdamW`; scale by default 0.25, as in the paper.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        rank: int = 128,
-        update_proj_gap: int = 200,
-        scale: float = 0.25,
-        **unknown: Any,
-    ):
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        low_rank = {"rank": rank, "update_proj_gap": update_proj_gap, "scale": scale}
-        super().__init__(params, {**defaults, **low_rank}, unknown)
+    def __init__(self, params: Iterable[Any], *, scale: float = 0.25, **given: Any):
+        super().__init__(scale, (), params, **given)
 
     def _projection(self, gradient: Tensor, rank: int, place: int, step: int) -> Tensor:
         precise = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
@@ -169,22 +169,15 @@ class APOLLO(LowRankAdamW):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        rank: int = 128,
-        update_proj_gap: int = 200,
+        *,
         scale: float = 1.0,
         per: str = "channel",
         seed: int = 17,
-        **unknown: Any,
+        **given: Any,
     ):
         settings.check_choice("apollo: per", per, ("channel", "tensor"))
         self._per, self._seed = per, settings.check_not_negative("apollo: seed", seed)
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        low_rank = {"rank": rank, "update_proj_gap": update_proj_gap, "scale": scale}
-        super().__init__(params, {**defaults, **low_rank}, unknown)
+        super().__init__(scale, ("per", "seed"), params, **given)
 
     def _projection(self, gradient: Tensor, rank: int, place: int, step: int) -> Tensor:
         generator = seeded_generator(self._seed, "apollo", place, step)

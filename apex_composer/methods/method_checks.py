@@ -62,9 +62,8 @@ def check_no_expansion(method: str, why: str, state: State) -> None:
         if isinstance(algorithm, APEX) and (algorithm.expansion or algorithm.trainable != "all"):
             raise ValueError(
                 f"algorithms: got {method} beside {type(algorithm).__name__.lower()}, which {why}. "
-                "Remove one of the two; "
-                "allowed is an apex that selects and reports only (expansion: false with "
-                "trainable: all)"
+                "Remove one of the two; allowed is an apex that selects and reports only "
+                "(expansion: false with trainable: all)"
             )
 
 

@@ -1,20 +1,17 @@
 """ReLoRA: low-rank adapters that are merged into the base and begun anew every so often."""
 
-from inspect import signature
 from typing import Any
 
 from apex_composer.extras import needing
 
 with needing("ReLoRA"):  # first: the modules below need it, too
-    from composer.algorithms import EMA, SWA
-    from composer.core import Algorithm, Event, Precision, State, Time, TimeUnit
+    from composer.core import Algorithm, Event, State, Time, TimeUnit
     from composer.loggers import Logger
-    from composer.utils import FSDPConfig
 
 from apex_composer import settings
-from apex_composer.methods.adapters import check_mergeable, restart
-from apex_composer.methods.method_checks import check_resumed
-from apex_composer.operators.main_optimizer import keeps_weights
+from apex_composer.methods.lora_restart import check_mergeable, restart
+from apex_composer.methods.method_checks import check_known, check_resumed
+from apex_composer.methods.relora_checks import check_run
 from apex_composer.trainer.stages import convert, parse_duration
 
 
@@ -60,7 +57,7 @@ class ReLoRA(Algorithm):
         seed: int | None = None,
         **unknown: Any,
     ):
-        settings.check_keys("relora", unknown, [*signature(ReLoRA).parameters][:-1])
+        check_known("relora", unknown, ReLoRA)
         self.interval = parse_duration("relora: interval", interval)
         self.t_warmup = parse_duration("relora: t_warmup", t_warmup, zero=True)
         if not settings.is_number(prune) or not 0 <= prune <= 1:
@@ -171,57 +168,3 @@ def _in_batches(setting: str, time: Time, state: State) -> int:
             "dur of a run whose max_duration is in ba or ep"
         )
     return int(converted.value)
-
-
-def check_run(state: State) -> None:
-    """Refuse runs in which a restart could not be exact, or would be lost.
-
-    Args:
-        state: the trainer's, before wrapping.
-
-    Raises:
-        ValueError: naming the setting, what was given, and what is allowed.
-    """
-    if [type(algorithm).__name__ for algorithm in state.algorithms].count("ReLoRA") > 1:
-        raise ValueError("algorithms: got relora more than once, allowed: once")
-    _check_moments(state)
-    if state.precision == Precision.AMP_FP16:
-        raise ValueError(
-            "precision: got amp_fp16, allowed with relora: amp_bf16, fp32. Its gradient scaler "
-            "skips optimizer steps"
-        )
-    if isinstance(state.fsdp_config, FSDPConfig) or state.tp_config is not None:
-        raise ValueError(
-            "fsdp_config: got FSDP1 or tensor parallelism, allowed with relora: FSDP2 (set "
-            "FSDP_VERSION=2 in the environment) and DDP"
-        )
-    if getattr(state.model, "should_save_peft_only", False):
-        raise ValueError(
-            "model.should_save_peft_only: got true, allowed with relora: false. The base changes "
-            "with every restart, and checkpoints would not hold it"
-        )
-    if any(type(c).__name__ == "HuggingFaceCheckpointer" for c in state.callbacks):
-        raise ValueError(
-            "callbacks: got hf_checkpointer with relora: it writes the adapter without the base "
-            "that belongs to it. Remove it, and make a Hugging Face model of a checkpoint: "
-            "apex-composer merge CHECKPOINT --out FOLDER"
-        )
-
-
-def _check_moments(state: State) -> None:
-    """Refuse whatever keeps weights beside the model's, which a restart does not reach."""
-    if len(state.optimizers) != 1:
-        raise ValueError(f"relora needs exactly one optimizer, got {len(state.optimizers)}")
-    if keeps_weights(state.optimizers[0]):
-        raise ValueError(
-            f"optimizer: got {type(state.optimizers[0]).__name__}, which keeps weights of its own, "
-            "allowed with relora: one that keeps moments of gradients only (decoupled_adamw). A "
-            "restart would prune these weights, and train on from those of the adapters before it"
-        )
-    averages = [type(each).__name__ for each in state.algorithms if isinstance(each, EMA | SWA)]
-    if averages:
-        raise ValueError(
-            f"algorithms: got {averages[0]} with relora, allowed: one of the two. An average over "
-            "a restart is of adapters that have nothing to do with each other, on a base that has "
-            "moved. `apex-composer merge` averages checkpoints"
-        )

@@ -1,7 +1,6 @@
 """S2FT: randomly chosen heads and channels are trained, nothing else."""
 
 from collections.abc import Sequence
-from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -13,6 +12,7 @@ with needing("S2FT"):
     from composer.core import State
     from composer.loggers import Logger
 
+from apex_composer.methods.method_checks import check_known
 from apex_composer.model.sites import Site
 from apex_composer.trainer.algorithm import APEX
 from apex_composer.trainer.resumed_rates import lay_out_stages
@@ -58,7 +58,7 @@ class S2FT(APEX):
         seed: int | None = None,
         **unknown: Any,
     ):
-        settings.check_keys("s2ft", unknown, [*signature(S2FT).parameters][:-1])
+        check_known("s2ft", unknown, S2FT)
         settings.check_choice("projections", projections, PROJECTIONS)
         settings.check_positive("trainable_share", trainable_share, float)
         self.projections = projections

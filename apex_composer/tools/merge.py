@@ -19,7 +19,6 @@ from apex_composer.callbacks.start_checks import free_bytes
 from apex_composer.data_prep.atomic_files import new_folder
 from apex_composer.data_prep.errors import DiskFullError
 from apex_composer.data_prep.progress import progress_bar
-from apex_composer.tools.adapters import merge_adapters
 from apex_composer.tools.merge_checks import (
     check_complete,
     check_equal,
@@ -27,6 +26,7 @@ from apex_composer.tools.merge_checks import (
     check_same_kind,
     tied_names,
 )
+from apex_composer.tools.merged_adapters import merge_adapters
 from apex_composer.tools.saved_model import (
     SavedModel,
     build_empty,

@@ -19,7 +19,7 @@ from tiny_run import SEQUENCE, write_model
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from apex_composer.methods.adapters import adapters
+from apex_composer.methods.lora_restart import adapters
 
 LORA = {
     "peft_type": "LORA",

@@ -1,12 +1,10 @@
 """ReLoRA on two processes, with DDP and with FSDP2, trains what one process trains."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from worker_processes import run_script
 
 WORKER = Path(__file__).with_name("relora_worker.py")
 
@@ -15,15 +13,7 @@ WORKER = Path(__file__).with_name("relora_worker.py")
 def ends(tmp_path_factory) -> tuple[dict, list[dict]]:
     """The weights of one process, and those that each of two has of every run."""
     out = tmp_path_factory.mktemp("ranks")
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+    run_script(WORKER, out)
     alone, *ranks = (torch.load(out / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     return alone["plain"], ranks
 

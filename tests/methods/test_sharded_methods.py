@@ -3,43 +3,19 @@
 Real processes with gloo: FSDP2 in `make test`, DDP and FSDP1 in `make test-long`.
 """
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import tiny_llama
 from sharded_loop import ODD
+from worker_processes import train_on_ranks
 
 # As in test_sharded_runs.py: all is in float64 but for the norm by which FSDP2 clips.
 BOUND = 1e-7
 WORKER = Path(__file__).with_name("methods_worker.py")
 METHODS = ["gmt", "rmt", "hft", "act_regu"]
 OTHERS = [(method, "ddp") for method in METHODS] + [("hft", "fsdp1"), ("act_regu", "fsdp1")]
-
-
-def launch(out: Path, runs: list[tuple[int, list[dict]]]) -> dict[str, list[dict]]:
-    """Train so many times on so many ranks; what each of them saved, by run."""
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(out), json.dumps(runs)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
-    return {
-        run["name"]: [
-            torch.load(out / f"{run['name']}-rank{rank}.pt", weights_only=True)
-            for rank in range(ranks)
-        ]
-        for ranks, own in runs
-        for run in own
-    }
 
 
 def runs_of(pairs: list[tuple[str, str]]) -> list[dict]:
@@ -51,7 +27,7 @@ def ends(tmp_path_factory) -> dict[str, list[dict]]:
     """Every method on one process, and on two with FSDP2; gradients with ties."""
     alone, pairs = ([(method, mode) for method in METHODS] for mode in ("plain", "fsdp2"))
     two = [*runs_of(pairs), {"name": "ties", "mode": "ties"}]
-    return launch(tmp_path_factory.mktemp("runs"), [(1, runs_of(alone)), (2, two)])
+    return train_on_ranks(WORKER, tmp_path_factory.mktemp("runs"), [(1, runs_of(alone)), (2, two)])
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +39,7 @@ def more_ends(tmp_path_factory) -> dict[str, list[dict]]:
     resumed = {"name": "resumed", **run, "load": str(folder / "ep1-ba4")}
     replicas = 4, [{"name": "ties of replicas", "mode": "ties"}]
     two = 2, [*runs_of(OTHERS), saving, resumed]
-    return launch(tmp_path_factory.mktemp("runs"), [two, replicas])
+    return train_on_ranks(WORKER, tmp_path_factory.mktemp("runs"), [two, replicas])
 
 
 def compare(ranks: list[dict], alone: dict) -> None:

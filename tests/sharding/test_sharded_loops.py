@@ -3,9 +3,6 @@
 Real processes with gloo. Under a trainer, with replicas and on more ranks: test_sharded_runs.py.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import sharded_loop
 import torch
 from helpers import tiny_llama
 from sharded_loop import ODD, check_loops, check_shards, train_loop
+from worker_processes import run_script
 
 WHOLE = ["fsdp1", "fsdp2"]
 ROWS = ["fsdp2 selected", "fsdp2 half", "ddp selected", "ddp half"]
@@ -23,15 +21,7 @@ MODES = [*WHOLE, *ROWS]
 def ends(tmp_path_factory) -> dict[str, list[dict]]:
     """What two ranks are left with, by mode."""
     out = tmp_path_factory.mktemp("loops")
-    done = subprocess.run(
-        [sys.executable, sharded_loop.__file__, str(out), "2", *MODES],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+    run_script(sharded_loop.__file__, out, 2, *MODES)
     return {mode: [load(out / f"{mode}-rank{rank}.pt") for rank in (0, 1)] for mode in MODES}
 
 

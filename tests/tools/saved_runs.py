@@ -55,6 +55,15 @@ def save(model: HuggingFaceModel, path: Path, *, run: str = "run", batch: int = 
     return path
 
 
+def save_run(base: Path, folder: Path, count: int) -> list[Path]:
+    """So many checkpoints of one run of the base model."""
+    tokenizer = tokenizer_of(base)
+    return [
+        save(wrapped(noisy(load(base), n), tokenizer), folder / f"ba{n}.pt", batch=n)
+        for n in range(count)
+    ]
+
+
 def save_sharded(file: Path, folder: Path) -> Path:
     """The same as a folder of shards, of one rank."""
     content = torch.load(file, weights_only=False)

@@ -15,6 +15,7 @@ from saved_runs import (
     load,
     noisy,
     save,
+    save_run,
     save_sharded,
     tokenizer_of,
     wrapped,
@@ -34,12 +35,7 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def checkpoints(base, tmp_path) -> list[Path]:
-    """Three of one run."""
-    tokenizer = tokenizer_of(base)
-    return [
-        save(wrapped(noisy(load(base), n), tokenizer), tmp_path / f"ba{n}.pt", batch=n)
-        for n in range(3)
-    ]
+    return save_run(base, tmp_path, 3)
 
 
 def weights_of(path: Path) -> dict:

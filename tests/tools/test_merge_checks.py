@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from saved_runs import base_folder, load, noisy, save, tokenizer_of, wrapped
+from saved_runs import base_folder, load, noisy, save, save_run, wrapped
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 from apex_composer.tools.merge import merge
@@ -26,11 +26,7 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def two(base, tmp_path) -> list[Path]:
-    tokenizer = tokenizer_of(base)
-    return [
-        save(wrapped(noisy(load(base), n), tokenizer), tmp_path / f"ba{n}.pt", batch=n)
-        for n in range(2)
-    ]
+    return save_run(base, tmp_path, 2)
 
 
 def state_of(path: Path) -> dict:

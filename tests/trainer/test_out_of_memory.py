@@ -1,8 +1,5 @@
 """Memory that runs out: smaller microbatches, and no sample counts twice."""
 
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from composer_run import (
     run,
 )
 from helpers import tiny_llama
+from worker_processes import run_script
 
 from apex_composer import APEX
 
@@ -136,15 +134,7 @@ def test_an_out_of_memory_retry_counts_once(where):
 
 def test_all_ranks_try_again_when_one_runs_out_of_memory(tmp_path):
     """Also within a forward pass of FSDP, where the others wait for its part of the weights."""
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+    run_script(WORKER, tmp_path)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     for mode in ("ddp", "fsdp1"):
         expected = ranks[0][f"{mode}-None"]["record"]

@@ -3,10 +3,6 @@
 Real processes with gloo: two in `make test`, two and four in `make test-long`.
 """
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +11,7 @@ from helpers import tiny_llama
 from safetensors.torch import load_file
 from sharded_loop import ODD, check_loops, check_shards, train_loop
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from worker_processes import train_on_ranks
 
 from apex_composer.tools.merge import merge
 
@@ -24,28 +21,6 @@ from apex_composer.tools.merge import merge
 WEIGHTS_BOUND, FACTORS_BOUND = 1e-7, 3e-7
 
 WORKER = Path(__file__).with_name("shards_worker.py")
-
-
-def launch(out: Path, runs: list[tuple[int, list[dict]]]) -> dict[str, list[dict]]:
-    """Train so many times on so many ranks; what each of them saved, by run."""
-    out.mkdir(exist_ok=True)
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(out), json.dumps(runs)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
-    return {
-        run["name"]: [
-            torch.load(out / f"{run['name']}-rank{rank}.pt", weights_only=True)
-            for rank in range(ranks)
-        ]
-        for ranks, own in runs
-        for run in own
-    }
 
 
 def modes(*names: str, **options) -> list[dict]:
@@ -84,7 +59,9 @@ def ends(tmp_path_factory) -> dict[str, list[dict]]:
     pairs = modes("ddp", "fsdp1", "fsdp2") + modes("fsdp1_root", "fsdp2_root", fails=True)
     pairs += [{"name": "tampered", "mode": "fsdp2", "tampered": True}]
     rows = row_runs(tmp_path_factory.mktemp("rows"))
-    return launch(tmp_path_factory.mktemp("runs"), [(1, modes("plain")), (2, pairs), *rows])
+    return train_on_ranks(
+        WORKER, tmp_path_factory.mktemp("runs"), [(1, modes("plain")), (2, pairs), *rows]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +156,7 @@ def more_ends(checkpoints) -> dict[str, list[dict]]:
         for ranks, own_mode in ((1, alone), (2, mode), (4, mode)):
             groups[ranks].append({"name": f"{kind} on {ranks}", "mode": own_mode, **load})
     four = modes("fsdp1", "fsdp2", "hsdp1", "loop_hsdp2")
-    return launch(checkpoints / "out", [(2, saving), *groups.items(), (4, four)])
+    return train_on_ranks(WORKER, checkpoints / "out", [(2, saving), *groups.items(), (4, four)])
 
 
 @pytest.mark.long

@@ -6,7 +6,7 @@ from helpers import TokenDataset, next_token_loss, tiny_llama
 from lora_runs import lora_llama, weights
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from apex_composer.methods.adapters import (
+from apex_composer.methods.lora_restart import (
     adapters,
     check_mergeable,
     find_smallest,
