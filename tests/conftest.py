@@ -1,6 +1,7 @@
 """What every test runs under: one thread, no network, a fixed seed, and triton's interpreter."""
 
 import os
+import time
 from pathlib import Path
 
 # A device node rather than torch.cuda: the settings below must be made before torch or triton is
@@ -43,13 +44,16 @@ def fixed_seed():
 def left_as_found():
     """Composer and llm-foundry begin a distributed run, of one rank, in the process of the tests.
 
-    Processes that a later test forks would wait for its threads, which they do not have.
+    Processes that a later test forks would wait for its threads, which they do not have. A thread
+    that still lets go of the last operation's tensors needs the interpreter's lock, which the
+    group's destructor keeps while it waits for the thread: they get it before.
     """
     environment, begun = dict(os.environ), torch.distributed.is_initialized()
     yield
     os.environ.clear()
     os.environ.update(environment)
     if torch.distributed.is_initialized() and not begun:
+        time.sleep(0.1)
         torch.distributed.destroy_process_group()
 
 
