@@ -30,10 +30,15 @@ def model(tmp_path_factory) -> str:
     return f"variables.model={folder}"
 
 
+@pytest.fixture(autouse=True)
+def roomy_disk(monkeypatch):
+    """Plans name a full disk as a problem: no test depends on the disk that it runs on."""
+    monkeypatch.setattr(start_checks, "free_bytes", lambda folder: 10**12)
+
+
 @pytest.fixture
 def invoke(monkeypatch):
     monkeypatch.setattr("apex_composer.tools.commands.console._width", 200)
-    monkeypatch.setattr(start_checks, "free_bytes", lambda folder: 10**12)
 
     def call(*arguments):
         result = CliRunner().invoke(
@@ -126,8 +131,7 @@ def test_a_yaml_that_is_not_there(invoke):
     assert status == 1 and "none.yaml does not exist" in text
 
 
-def test_the_data_that_is_here_is_counted(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(start_checks, "free_bytes", lambda folder: 10**12)
+def test_the_data_that_is_here_is_counted(model, tmp_path):
     write_shards(tmp_path, samples=24)
     overrides = [
         model,
@@ -228,8 +232,7 @@ def in_bytes(number: int) -> str:
 @pytest.mark.parametrize(
     ("whole", "saved"), [(False, 12 * ADAPTERS), (True, 4 * ALL + 12 * ADAPTERS)]
 )
-def test_adapters_are_counted(model, monkeypatch, whole, saved):
-    monkeypatch.setattr(start_checks, "free_bytes", lambda folder: 10**12)
+def test_adapters_are_counted(model, whole, saved):
     settings = {"peft_config": LORA, "should_save_peft_only": not whole}
     config = run_of({}, model, **settings)
     config["callbacks"].pop("hf_checkpointer")
@@ -259,8 +262,7 @@ def test_half_of_the_matrices_has_no_gradients(model):
     assert plan.checkpoints.size == 4 * ALL + 8 * plan.trained
 
 
-def test_s2ft_trains_rows_without_operators(model, monkeypatch):
-    monkeypatch.setattr(start_checks, "free_bytes", lambda folder: 10**12)
+def test_s2ft_trains_rows_without_operators(model):
     config = run_of({"s2ft": {"trainable_share": 0.05}}, model, master_weights_dtype="bf16")
     plan = make_plan(config, 1)
     assert plan.problems == [] and plan.cost.parameters == plan.cost.memory == 0
