@@ -24,6 +24,7 @@ EXTRAS = {
     "remote": ("streaming",),
     "gpu": ("flash_attn",),
     "optimizers": ("pytorch_optimizer",),
+    "eval": ("lm_eval",),
 }
 # What Composer and llm-foundry are tested on. pyproject.toml refuses others when pip installs.
 PYTHONS = "Python 3.10 to 3.12"
@@ -51,7 +52,7 @@ def _is_installed(name: str) -> bool:
 def installation(extra: str) -> str:
     """The command that installs an extra, and on which Python."""
     command = f"pip install 'apex-composer[{extra}]'"
-    if extra not in ("foundry", "gpu", "optimizers"):
+    if extra not in ("foundry", "gpu", "optimizers", "eval"):
         return command
     here = "{}.{}".format(*sys.version_info[:2])
     told = f"; this is {here}" if sys.version_info[:2] > NEWEST_PYTHON else ""

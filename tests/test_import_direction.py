@@ -35,6 +35,9 @@ ORDER = [
     ["trainer"],
     ["callbacks", "methods"],
     ["tools"],
+    ["evaluate"],
+    ["observe"],
+    ["report"],
     ["demo"],
     ["compare"],
     ["cli"],
@@ -55,13 +58,15 @@ DATA_ORDER = [
 ]
 KNOW_COMPOSER = {"trainer", "callbacks", "methods"}
 # These start a trainer or read its files.
-STARTERS = ("tools", "demo", "compare")
+STARTERS = ("tools", "evaluate", "observe", "report", "demo", "compare")
 # The extras whose packages a room may import in functions. The other rooms need none.
 NEED = {
     "data_prep": {"prep", "remote"},
     **dict.fromkeys(KNOW_COMPOSER, {"foundry"}),
     "methods": {"foundry", "optimizers"},
     **dict.fromkeys(STARTERS, {"foundry", "prep"}),
+    "evaluate": {"foundry", "prep", "remote", "eval"},
+    "observe": {"foundry", "prep", "remote"},
 }
 TRAINERS = {"composer", "llmfoundry"}
 HEAVY = TRAINERS | {"torch", "transformers", "streaming"}
