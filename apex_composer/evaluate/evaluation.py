@@ -1,0 +1,160 @@
+"""Models on the tasks of a preset, one result file, which an interrupted call goes on with."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apex_composer.data_prep.atomic_files import read_json, write_json
+from apex_composer.evaluate.harness import build_task, find_tasks, leaf_tasks, wanted_files
+from apex_composer.evaluate.identity import describe_model, versions
+from apex_composer.evaluate.local_files import LocalFile, describe_problems, sha256_of, unique
+from apex_composer.evaluate.preset import PresetTask
+from apex_composer.evaluate.run_task import SEEDS, CountingLM, run_task, wrap_model
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How tasks are run.
+
+    Attributes:
+        data_dir: folder of local copies of the data; None: from the hub.
+        limit: documents of each task, for a trial; None: all.
+        batch_size: sequences at once.
+        max_length: tokens of a prompt with its answer; None: the model's positions.
+        run_code: whether programs that the model writes may be run.
+        chat: whether prompts take the form of the tokenizer's chat template, each example a turn.
+    """
+
+    data_dir: Path | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    max_length: int | None = None
+    run_code: bool = False
+    chat: bool = False
+
+
+def find_problems(manager: Any, tasks: Sequence[PresetTask], settings: Settings) -> list[str]:
+    """What will keep tasks from running, as far as it can be known without a model."""
+    problems = [
+        f"{task.key}: it runs Python programs that the model writes. --run-generated-code allows "
+        "that, with your rights on this machine"
+        for task in tasks
+        if not settings.run_code
+        and any(leaf.get("unsafe_code") for leaf in leaf_tasks(manager, task.task).values())
+    ]
+    if settings.data_dir is None:
+        return problems
+    for task in tasks:
+        files = unique(_files(manager, task))
+        problems += [f"{task.key}: {line}" for line in describe_problems(files, settings.data_dir)]
+    return problems
+
+
+def _files(manager: Any, task: PresetTask) -> list[LocalFile]:
+    return [file for leaf in wanted_files(manager, task).values() for file in leaf.values()]
+
+
+class Evaluation:
+    """The tasks on one model after the other; what is done stands in a file at once.
+
+    Args:
+        tasks: to be run.
+        settings: how.
+        path: the result file; an earlier one is gone on with, results of other models stay.
+        tell: gets a line for each thing that is done or found.
+    """
+
+    def __init__(
+        self, tasks: Sequence[PresetTask], settings: Settings, path: Path, tell: Tell = print
+    ) -> None:
+        self.tasks, self.settings, self.path, self.tell = tasks, settings, path, tell
+        self.manager = find_tasks(tasks)
+        self.results: dict[str, Any] = read_json(path) or {"models": {}}
+        self.results["versions"] = versions()
+        self.hashes: dict[Path, str] = {}
+
+    def evaluate(
+        self, source: str, open_model: Callable[[str], AbstractContextManager[Any]]
+    ) -> list[str]:
+        """Run the tasks on a model.
+
+        Args:
+            source: names it in the results.
+            open_model: gives an object with `.model` and `.tokenizer`, and closes it.
+
+        Returns:
+            A line for every task that could not be run.
+        """
+        with open_model(source) as opened:
+            description = describe_model(opened.model, opened.tokenizer)
+            record = self.results["models"].setdefault(source, {"tasks": {}})
+            record |= {"model": description, "problems": {}}
+            model = wrap_model(
+                opened.model, opened.tokenizer, self.settings.batch_size, self.settings.max_length
+            )
+            for number, task in enumerate(self.tasks, 1):
+                self.tell(f"{source}: {task.key} ({number} of {len(self.tasks)})")
+                self._run(model, task, record)
+                write_json(self.path, self.results)
+        return [f"{source}, {key}: {reason}" for key, reason in record["problems"].items()]
+
+    def _run(self, model: CountingLM, task: PresetTask, record: dict[str, Any]) -> None:
+        identity = self._identity(model, task, record["model"])
+        if record["tasks"].get(task.key, {}).get("identity") == identity:
+            self.tell("  done by an earlier call")
+            return
+        record["tasks"].pop(task.key, None)
+        settings = self.settings
+        try:
+            group = build_task(self.manager, task, settings.data_dir)
+            result = run_task(
+                model,
+                self.manager,
+                group,
+                limit=settings.limit,
+                run_code=settings.run_code,
+                chat=settings.chat,
+            )
+        except Exception as error:  # one task's trouble, of whatever kind, is not the others'
+            record["problems"][task.key] = f"{type(error).__name__}: {error}"
+            self.tell(f"  error: {record['problems'][task.key]}")
+            return
+        finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record["tasks"][task.key] = {"identity": identity, **result, "finished": finished}
+        if result["cut_prompts"]:
+            self.tell(
+                f"  {result['cut_prompts']} of {result['requests']} prompts are longer than the "
+                f"{model.max_length} tokens of --max-length and lost their beginning"
+            )
+
+    def _identity(
+        self, model: CountingLM, task: PresetTask, description: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What must agree for a result to be the same."""
+        return {
+            "task": task.task,
+            "shots": task.shots,
+            "limit": self.settings.limit,
+            "chat": self.settings.chat,
+            "data": self._data(task),
+            "model": description,
+            "max_length": model.max_length,
+            "batch_size": self.settings.batch_size,
+            "seeds": SEEDS,
+            "versions": self.results["versions"],
+        }
+
+    def _data(self, task: PresetTask) -> dict[str, str]:
+        """sha256 of each local file by its name, or the names of the hub's data sets."""
+        files = unique(_files(self.manager, task))
+        folder = self.settings.data_dir
+        if folder is None:
+            return {str(file.below(Path())): "hub" for file in files}
+        for path in (file.below(folder) for file in files):
+            self.hashes[path] = self.hashes.get(path) or sha256_of(path)
+        return {str(file.below(Path())): self.hashes[file.below(folder)] for file in files}

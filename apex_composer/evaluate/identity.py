@@ -1,0 +1,48 @@
+"""Which model, on what, gave a number: what must agree for a result to be used again."""
+
+import hashlib
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+PACKAGES = ("apex-composer", "lm-eval", "torch", "transformers", "tokenizers", "datasets")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a result can depend on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """Hash of a model's weights as they are evaluated: names, shapes, dtypes and bytes.
+
+    Of files it would say less: a checkpoint is converted, and `dtype` converts again.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Hash of a tokenizer's rules (of a slow one: its vocabulary), special tokens and template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))
+    settings = f"{tokenizer.special_tokens_map}\n{tokenizer.chat_template}"
+    return hashlib.sha256(f"{text}\n{settings}".encode()).hexdigest()
+
+
+def describe_model(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """What identifies a loaded model, and what it runs on."""
+    device = model.device
+    return {
+        "weights_sha256": weights_sha256(model),
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": model.config._attn_implementation,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
