@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apex_composer.extras import needing
+import torch
 
-with needing("Opening a model"):
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import cached_file
+from apex_composer.data_prep.atomic_files import read_json
+from apex_composer.tools.saved_model import is_foundry_mpt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,6 +68,9 @@ def open_model(source: str, *, device: str | None = None, dtype: str = "auto") -
         FileNotFoundError, ValueError: there is no such model, or it cannot be opened; the message
             names what was given and what is allowed.
     """
+    from transformers import AutoTokenizer
+    from transformers.utils import cached_file
+
     device = _check_device(device)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is none of {', '.join(DTYPES)}")
@@ -155,6 +156,7 @@ def _merge_checkpoint(path: Path, folder: Path) -> None:
 def _merge_adapter_folder(path: Path, folder: Path) -> None:
     """What `hf_checkpointer` exports of LoRA: the adapter, and the name of its base."""
     from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
 
     def load() -> Any:
         adapted = AutoPeftModelForCausalLM.from_pretrained(path, torch_dtype="auto")
@@ -168,8 +170,7 @@ def _merge_adapter_folder(path: Path, folder: Path) -> None:
 
 def _model_class(folder: Path | None) -> Any:
     """llm-foundry's MPT has the name of transformers' own."""
-    from apex_composer.data_prep.atomic_files import read_json
-    from apex_composer.tools.saved_model import is_foundry_mpt
+    from transformers import AutoModelForCausalLM
 
     if folder is not None and is_foundry_mpt(read_json(folder / "config.json") or {}):
         from llmfoundry.models.mpt import MPTForCausalLM

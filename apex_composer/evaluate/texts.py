@@ -14,6 +14,7 @@ from apex_composer.data_prep.paths import INDEX
 from apex_composer.data_prep.read.sources import JSONL, Source
 from apex_composer.evaluate.jsonl_samples import Cut, Reader
 from apex_composer.evaluate.samples import Rows, Sample, share_out
+from apex_composer.evaluate.token_shards import TokenShards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,9 +84,6 @@ def read_texts(
     _check(tokenizer, sequence_length, samples, cut)
     left_out: Counter[str] = Counter()
     if folders := _find_mds(source):
-        # Here, because streaming need not be installed for jsonl.
-        from apex_composer.evaluate.token_shards import TokenShards
-
         found = {
             name: Rows(TokenShards(folder, tokenizer, sequence_length))
             for name, folder in folders.items()

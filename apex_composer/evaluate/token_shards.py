@@ -12,11 +12,6 @@ import numpy as np
 from apex_composer.data_prep.paths import INDEX
 from apex_composer.data_prep.tokens.tokenizer import hash_backend
 from apex_composer.data_prep.write.manifest import check_manifest
-from apex_composer.extras import needing
-
-with needing("Reading MDS"):
-    from streaming.base.compression import decompress
-    from streaming.base.format import reader_from_json
 
 # Bytes of an offset, of which a shard has one for every sample and one more, after their number.
 _OFFSET = 4
@@ -38,6 +33,8 @@ class TokenShards:
     """
 
     def __init__(self, folder: Path, tokenizer: Any, sequence_length: int) -> None:
+        from streaming.base.format import reader_from_json
+
         self.vocabulary = max(tokenizer.get_vocab().values()) + 1
         known = hash_backend(tokenizer.backend_tokenizer.to_str())
         check_manifest(folder, known, self.vocabulary, sequence_length)
@@ -88,6 +85,8 @@ class TokenShards:
 @lru_cache(maxsize=1)  # sequences are read in their order
 def _read_shard(shard: Any, folder: Path) -> bytes:
     """A whole shard, decompressed in memory: nothing is written beside what is read."""
+    from streaming.base.compression import decompress
+
     raw = folder / shard.raw_data.basename
     if raw.is_file():
         return raw.read_bytes()

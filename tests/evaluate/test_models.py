@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from saved_runs import base_folder, load, noisy, save, save_sharded, tokenizer_of, wrapped
+from test_mpt import make_mpt
 
 from apex_composer.evaluate.models import open_model
 
@@ -74,6 +75,14 @@ def test_adapters_become_part_of_the_weights(base, tmp_path, temporary):
             again = load(opened.folder).eval()
             assert torch.equal(logits(again), logits(opened.model))
     assert not list(temporary.iterdir())
+
+
+def test_mpt_of_llm_foundry_needs_no_code_of_its_folder(base, tmp_path):
+    model = make_mpt({})
+    path = save(wrapped(model, tokenizer_of(base)), tmp_path / "ba1.pt")
+    with open_model(str(path), device="cpu") as opened:
+        assert type(opened.model).__module__ == "llmfoundry.models.mpt.modeling_mpt"
+        assert torch.equal(logits(opened.model), logits(model.eval()))
 
 
 def test_an_error_leaves_no_conversion_behind(base, tmp_path, temporary):
