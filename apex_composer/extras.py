@@ -24,7 +24,7 @@ EXTRAS = {
     "remote": ("streaming",),
     "gpu": ("flash_attn",),
     "optimizers": ("pytorch_optimizer",),
-    "eval": ("lm_eval",),
+    "eval": ("lm_eval", "datasets"),
 }
 # What Composer and llm-foundry are tested on. pyproject.toml refuses others when pip installs.
 PYTHONS = "Python 3.10 to 3.12"

@@ -10,7 +10,7 @@ from apex_composer.cli import app
 
 COMMANDS = (
     *("demo", "compare", "prep", "prep-merge", "prep-verify"),
-    *("plan", "doctor", "show", "branch", "merge"),
+    *("plan", "doctor", "show", "branch", "merge", "eval"),
 )
 
 

@@ -4,16 +4,19 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from apex_composer.data_prep.atomic_files import read_json, write_json
 from apex_composer.evaluate.harness import build_task, find_tasks, leaf_tasks, wanted_files
+from apex_composer.evaluate.held_out import measure_held_out
 from apex_composer.evaluate.identity import describe_model, versions
 from apex_composer.evaluate.local_files import LocalFile, describe_problems, sha256_of, unique
 from apex_composer.evaluate.preset import PresetTask
-from apex_composer.evaluate.run_task import SEEDS, CountingLM, run_task, wrap_model
+from apex_composer.evaluate.run_task import SEEDS, run_task, wrap_model
 
+PERPLEXITY = "perplexity"  # its place in a model's record
 Tell = Callable[[str], None]
 
 
@@ -28,6 +31,8 @@ class Settings:
         max_length: tokens of a prompt with its answer; None: the model's positions.
         run_code: whether programs that the model writes may be run.
         chat: whether prompts take the form of the tokenizer's chat template, each example a turn.
+        texts: held-out text for the perplexity, if any.
+        sequence_length: tokens of a sequence of it.
     """
 
     data_dir: Path | None = None
@@ -36,6 +41,8 @@ class Settings:
     max_length: int | None = None
     run_code: bool = False
     chat: bool = False
+    texts: Path | None = None
+    sequence_length: int = 4096
 
 
 def find_problems(manager: Any, tasks: Sequence[PresetTask], settings: Settings) -> list[str]:
@@ -93,37 +100,56 @@ class Evaluation:
         with open_model(source) as opened:
             description = describe_model(opened.model, opened.tokenizer)
             record = self.results["models"].setdefault(source, {"tasks": {}})
+            if record.get("model") != description:  # other weights under the same name
+                record = self.results["models"][source] = {"tasks": {}}
             record |= {"model": description, "problems": {}}
+            write_json(self.path, self.results)
             model = wrap_model(
                 opened.model, opened.tokenizer, self.settings.batch_size, self.settings.max_length
             )
+            if self.settings.texts is not None:
+                self.tell(f"{source}: {PERPLEXITY} of {self.settings.texts}")
+                self._attempt(record, PERPLEXITY, partial(self._measure, opened, record))
             for number, task in enumerate(self.tasks, 1):
                 self.tell(f"{source}: {task.key} ({number} of {len(self.tasks)})")
-                self._run(model, task, record)
-                write_json(self.path, self.results)
+                self._attempt(record, task.key, partial(self._run, model, task, record))
         return [f"{source}, {key}: {reason}" for key, reason in record["problems"].items()]
 
-    def _run(self, model: CountingLM, task: PresetTask, record: dict[str, Any]) -> None:
+    def _attempt(self, record: dict[str, Any], key: str, run: Callable[[], None]) -> None:
+        """Run one part and write what is known; trouble of any kind is that part's only."""
+        try:
+            run()
+        except Exception as error:
+            record["problems"][key] = f"{type(error).__name__}: {error}"
+            self.tell(f"  error: {record['problems'][key]}")
+        write_json(self.path, self.results)
+
+    def _measure(self, opened: Any, record: dict[str, Any]) -> None:
+        before = record.pop(PERPLEXITY, None)
+        record[PERPLEXITY] = measure_held_out(
+            opened,
+            self.settings.texts,
+            sequence_length=self.settings.sequence_length,
+            batch_size=self.settings.batch_size,
+            identity={"model": record["model"], "versions": self.results["versions"]},
+            before=before,
+        )
+
+    def _run(self, model: Any, task: PresetTask, record: dict[str, Any]) -> None:
         identity = self._identity(model, task, record["model"])
         if record["tasks"].get(task.key, {}).get("identity") == identity:
             self.tell("  done by an earlier call")
             return
         record["tasks"].pop(task.key, None)
-        settings = self.settings
-        try:
-            group = build_task(self.manager, task, settings.data_dir)
-            result = run_task(
-                model,
-                self.manager,
-                group,
-                limit=settings.limit,
-                run_code=settings.run_code,
-                chat=settings.chat,
-            )
-        except Exception as error:  # one task's trouble, of whatever kind, is not the others'
-            record["problems"][task.key] = f"{type(error).__name__}: {error}"
-            self.tell(f"  error: {record['problems'][task.key]}")
-            return
+        group = build_task(self.manager, task, self.settings.data_dir)
+        result = run_task(
+            model,
+            self.manager,
+            group,
+            limit=self.settings.limit,
+            run_code=self.settings.run_code,
+            chat=self.settings.chat,
+        )
         finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         record["tasks"][task.key] = {"identity": identity, **result, "finished": finished}
         if result["cut_prompts"]:
@@ -133,7 +159,7 @@ class Evaluation:
             )
 
     def _identity(
-        self, model: CountingLM, task: PresetTask, description: dict[str, Any]
+        self, model: Any, task: PresetTask, description: dict[str, Any]
     ) -> dict[str, Any]:
         """What must agree for a result to be the same."""
         return {

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import yaml
-
 FIELDS = Path(__file__).with_name("presets") / "fields.yaml"
 
 
@@ -59,6 +57,8 @@ class LocalFile:
 
 @cache
 def _all_fields() -> dict[str, dict[str, str]]:
+    import yaml
+
     return yaml.safe_load(FIELDS.read_text(encoding="utf-8"))
 
 

@@ -1,11 +1,9 @@
 """What is evaluated and beside which numbers: a preset, a YAML of this package or of a user."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-
-import yaml
 
 FOLDER = Path(__file__).with_name("presets")
 PRESETS = ("cpt", "instruct")
@@ -36,6 +34,21 @@ class PresetTask:
 
 
 @dataclass(frozen=True)
+class PaperRow:
+    """Numbers of the paper for a method.
+
+    Attributes:
+        method: heads the row in the paper's layout.
+        numbers: one for each of the preset's columns: percent, and perplexity as it is.
+        short: heads a column of the narrow table; None: it is not shown there.
+    """
+
+    method: str
+    numbers: Sequence[float]
+    short: str | None = None
+
+
+@dataclass(frozen=True)
 class Preset:
     """Tasks, and the paper's numbers for them.
 
@@ -45,7 +58,7 @@ class Preset:
         tasks: in the order of the table.
         source: where the paper's numbers stand; empty without any.
         columns: those that have a number in each of `rows`.
-        rows: the paper's numbers in percent, perplexity as it is, by method.
+        rows: the paper's.
     """
 
     name: str
@@ -53,7 +66,7 @@ class Preset:
     tasks: Sequence[PresetTask]
     source: str = ""
     columns: Sequence[str] = ()
-    rows: Mapping[str, Sequence[float]] | None = None
+    rows: Sequence[PaperRow] = ()
 
 
 def read_preset(name: str) -> Preset:
@@ -62,6 +75,8 @@ def read_preset(name: str) -> Preset:
     Raises:
         ValueError: there is none of this name, or it has not the form of a preset.
     """
+    import yaml
+
     path = FOLDER / f"{name}.yaml" if name in PRESETS else Path(name)
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
         raise ValueError(
@@ -72,9 +87,9 @@ def read_preset(name: str) -> Preset:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         tasks = [PresetTask(**task) for task in content["tasks"]]
         paper = content.get("paper") or {"source": "", "columns": [], "rows": []}
-        rows = {row["method"]: row["numbers"] for row in paper["rows"]}
+        rows = [PaperRow(**row) for row in paper["rows"]]
         preset = Preset(path.stem, content["title"], tasks, paper["source"], paper["columns"], rows)
-        short = [name for name, row in rows.items() if len(row) != len(preset.columns)]
+        short = [row.method for row in rows if len(row.numbers) != len(preset.columns)]
     except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is no preset ({type(error).__name__}: {error})") from error
     if short:

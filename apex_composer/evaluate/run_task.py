@@ -4,9 +4,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from lm_eval import simple_evaluate
-from lm_eval.models.huggingface import HFLM
-
 from apex_composer.evaluate.harness import quiet_harness
 
 # The harness's own, of few-shot examples and of sampling.
@@ -18,31 +15,7 @@ SEEDS = {
 }
 
 
-class CountingLM(HFLM):
-    """The harness's model, which also counts prompts that it cuts at their start to fit.
-
-    Attributes:
-        cut: requests so far whose prompt was longer than the model's positions allow.
-    """
-
-    cut = 0
-
-    def _loglikelihood_tokens(self, requests: Any, *args: Any, **options: Any) -> Any:
-        self.cut += sum(
-            len(context) + len(answer) > self.max_length + 1 for _, context, answer in requests
-        )
-        return super()._loglikelihood_tokens(requests, *args, **options)
-
-    def generate_until(self, requests: Any, *args: Any, **options: Any) -> Any:
-        """The harness's own, which leaves room for the answer."""
-        for request in requests:
-            context, settings = request.args
-            room = self.max_length - settings.get("max_gen_toks", self.max_gen_toks)
-            self.cut += len(self.tok_encode(context)) > room
-        return super().generate_until(requests, *args, **options)
-
-
-def wrap_model(model: Any, tokenizer: Any, batch_size: int, max_length: int | None) -> CountingLM:
+def wrap_model(model: Any, tokenizer: Any, batch_size: int, max_length: int | None) -> Any:
     """The harness's view of a Hugging Face model that is loaded already.
 
     Args:
@@ -50,7 +23,28 @@ def wrap_model(model: Any, tokenizer: Any, batch_size: int, max_length: int | No
         tokenizer: the model's.
         batch_size: sequences at once.
         max_length: tokens of a prompt with its answer; None: the model's positions.
+
+    Returns:
+        An LM of the harness; `cut` counts requests whose prompt lost its beginning to fit.
     """
+    from lm_eval.models.huggingface import HFLM
+
+    class CountingLM(HFLM):
+        cut = 0
+
+        def _loglikelihood_tokens(self, requests: Any, *args: Any, **options: Any) -> Any:
+            self.cut += sum(
+                len(context) + len(answer) > self.max_length + 1 for _, context, answer in requests
+            )
+            return super()._loglikelihood_tokens(requests, *args, **options)
+
+        def generate_until(self, requests: Any, *args: Any, **options: Any) -> Any:
+            for request in requests:
+                context, settings = request.args
+                room = self.max_length - settings.get("max_gen_toks", self.max_gen_toks)
+                self.cut += len(self.tok_encode(context)) > room
+            return super().generate_until(requests, *args, **options)
+
     with quiet_harness():
         return CountingLM(
             pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length
@@ -58,7 +52,7 @@ def wrap_model(model: Any, tokenizer: Any, batch_size: int, max_length: int | No
 
 
 def run_task(
-    model: CountingLM,
+    model: Any,
     manager: Any,
     group: Any,
     *,
@@ -84,6 +78,8 @@ def run_task(
         cut_prompts: those of them that lost their beginning.
         seconds: duration.
     """
+    from lm_eval import simple_evaluate
+
     cut, start = model.cut, time.monotonic()
     with quiet_harness():
         found = simple_evaluate(

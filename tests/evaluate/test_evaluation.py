@@ -1,17 +1,19 @@
 import json
 import socket
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy
 import pytest
 import torch
+from lm_eval.models.huggingface import HFLM
 
-from apex_composer.evaluate import evaluation
+from apex_composer.evaluate import evaluation, held_out
 from apex_composer.evaluate.evaluation import Evaluation, Settings, find_problems
 from apex_composer.evaluate.harness import build_task, find_tasks
+from apex_composer.evaluate.perplexity import mean_loss
 from apex_composer.evaluate.preset import read_preset
-from apex_composer.evaluate.run_task import CountingLM
+from apex_composer.evaluate.texts import read_texts
 
 
 @contextmanager
@@ -163,6 +165,23 @@ def test_a_trial_is_another_identity_and_its_documents_are_the_first(
     assert result["documents"] == result["identity"]["limit"] == 3
 
 
+def test_results_of_other_weights_under_the_same_name_go(
+    finished, settings, model_folder, open_model, tmp_path
+):
+    @contextmanager
+    def trained_on(source, **_):
+        with open_model(model_folder) as opened:
+            opened.model.lm_head.weight.data[0, 0] += 1
+            yield opened
+
+    path = tmp_path / "eval.json"
+    path.write_bytes(finished[0].read_bytes())
+    Evaluation([], settings, path, str).evaluate(str(model_folder), open_model)
+    assert path.read_bytes() == finished[0].read_bytes()
+    Evaluation([], settings, path, str).evaluate(str(model_folder), trained_on)
+    assert record_of(path, model_folder)["tasks"] == {}
+
+
 def test_cut_prompts_are_counted_and_told(tasks, settings, model_folder, open_model, tmp_path):
     """Of 16 prompts of 2 examples, none fits; answers by generation need room for 256 tokens."""
     told, path = [], tmp_path / "eval.json"
@@ -216,7 +235,35 @@ def test_prompts_take_the_form_of_the_chat_template(
     path, chat = tmp_path / "eval.json", replace(settings, chat=True)
     failed = Evaluation(tasks[:1], chat, path, str).evaluate(str(model_folder), open_model)
     assert len(failed) == 1 and "chat template" in failed[0]
-    monkeypatch.setattr(CountingLM, "_loglikelihood_tokens", count)
+    monkeypatch.setattr(HFLM, "_loglikelihood_tokens", count)
     assert Evaluation(tasks[:1], chat, path, str).evaluate(str(model_folder), with_template) == []
     assert seen[0].startswith("[user]w") and seen[0].count("[assistant]w") == 2
     assert record_of(path, model_folder)["tasks"]["sciq-2"]["identity"]["chat"] is True
+
+
+def test_perplexity_stands_beside_the_tasks_and_is_measured_once(
+    settings, model_folder, open_model, tmp_path, monkeypatch
+):
+    for domain, text in (("book", "w1 w2 w3"), ("wiki", "w4 w5")):
+        (tmp_path / "texts" / domain).mkdir(parents=True)
+        lines = (json.dumps({"text": text}) + "\n") * 30
+        (tmp_path / "texts" / domain / "a.jsonl").write_text(lines)
+    path = tmp_path / "eval.json"
+    with_texts = replace(settings, texts=tmp_path / "texts", sequence_length=16)
+    assert Evaluation([], with_texts, path, str).evaluate(str(model_folder), open_model) == []
+    measured = record_of(path, model_folder)["perplexity"]
+    with open_model(model_folder) as opened:
+        texts = read_texts(tmp_path / "texts", opened.tokenizer, sequence_length=16)
+        losses = mean_loss(opened.model, texts)
+    assert measured["total"] == asdict(losses.total)
+    assert measured["domains"] == {name: asdict(loss) for name, loss in losses.domains.items()}
+    assert measured["identity"]["texts_sha256"] == texts.sha256
+
+    with monkeypatch.context() as patch:
+        patch.setattr(held_out, "mean_loss", None)
+        Evaluation([], with_texts, path, str).evaluate(str(model_folder), open_model)
+        assert record_of(path, model_folder)["perplexity"] == measured
+        other = replace(with_texts, sequence_length=8)
+        failed = Evaluation([], other, path, str).evaluate(str(model_folder), open_model)
+    assert len(failed) == 1 and f"{model_folder}, perplexity: TypeError" in failed[0]
+    assert "perplexity" not in record_of(path, model_folder)
