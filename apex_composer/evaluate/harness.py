@@ -37,21 +37,44 @@ def forbid_network() -> None:
             setattr(sys.modules[module], name, True)
 
 
+class _Kept(logging.Handler):
+    """Keeps what the harness logs of wrong data: it goes on, and counts it as wrong answers."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.levelno >= logging.ERROR or message.startswith("Label index"):
+            self.messages.append(" ".join(message.split()))
+
+
 @contextmanager
 def quiet_harness() -> Iterator[None]:
-    """Without the harness's account of what it does; errors and the bars of long work stay."""
+    """Without the harness's account of what it does; the bars of long work stay.
+
+    Raises:
+        ValueError: it has logged an error, or a right answer that is not among the choices.
+    """
     import datasets
 
-    logger = logging.getLogger("lm_eval")
-    level, bars = logger.level, datasets.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
+    logger, kept = logging.getLogger("lm_eval"), _Kept()
+    before = logger.level, logger.propagate, datasets.is_progress_bar_enabled()
+    logger.addHandler(kept)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
     datasets.disable_progress_bars()
     try:
         yield
     finally:
+        logger.removeHandler(kept)
+        level, logger.propagate, bars = before
         logger.setLevel(level)
         if bars:
             datasets.enable_progress_bars()
+    if kept.messages:
+        raise ValueError(f"{len(kept.messages)} times such as: {kept.messages[0][:400]}")
 
 
 def find_tasks(tasks: Sequence[PresetTask]) -> Any:

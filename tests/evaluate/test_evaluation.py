@@ -12,7 +12,7 @@ from apex_composer.evaluate import evaluation, held_out
 from apex_composer.evaluate.evaluation import Evaluation, Settings, find_problems
 from apex_composer.evaluate.harness import build_task, find_tasks
 from apex_composer.evaluate.perplexity import mean_loss
-from apex_composer.evaluate.preset import read_preset
+from apex_composer.evaluate.preset import PresetTask, read_preset
 from apex_composer.evaluate.texts import read_texts
 
 
@@ -45,7 +45,8 @@ def settings(data_dir):
 def finished(tasks, settings, model_folder, open_model, tmp_path_factory):
     """All tasks on the model, without a network: the file, and what was told."""
     path, told = tmp_path_factory.mktemp("out") / "eval.json", []
-    with no_network():
+    with no_network(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HFLM, "max_gen_toks", 8)  # of answers; 256 take seconds
         failed = Evaluation(tasks, settings, path, told.append).evaluate(
             str(model_folder), open_model
         )
@@ -194,6 +195,22 @@ def test_cut_prompts_are_counted_and_told(tasks, settings, model_folder, open_mo
     )
     assert len(failed) == 1 and "nq_open-1: " in failed[0] and "(256) must be less" in failed[0]
     assert told[3].startswith("  error: ")
+
+
+def test_a_right_answer_that_is_no_choice_fails_the_task(
+    settings, model_folder, open_model, tmp_path
+):
+    """The harness would count it as a wrong answer."""
+    path = tmp_path / "baber/piqa/default/validation.jsonl"
+    path.parent.mkdir(parents=True)
+    question = {"goal": "w1", "sol1": "w2", "sol2": "w3"}
+    path.write_text("".join(json.dumps(question | {"label": label}) + "\n" for label in (0, 2, 2)))
+    tasks = [PresetTask("piqa", "PIQA", 0, "acc", "piqa")]
+    wrong = replace(settings, data_dir=tmp_path)
+    evaluation = Evaluation(tasks, wrong, tmp_path / "eval.json", str)
+    (failed,) = evaluation.evaluate(str(model_folder), open_model)
+    assert "piqa-0: ValueError: 2 times such as: Label index was not in within range" in failed
+    assert record_of(tmp_path / "eval.json", model_folder)["tasks"] == {}
 
 
 def test_what_would_fail_is_found_before_a_model_is_loaded(tasks, settings, tmp_path):
