@@ -40,11 +40,13 @@ class PaperRow:
     Attributes:
         method: heads the row in the paper's layout.
         numbers: one for each of the preset's columns: percent, and perplexity as it is.
+        average: of them without perplexity, as the paper prints it.
         short: heads a column of the narrow table; None: it is not shown there.
     """
 
     method: str
     numbers: Sequence[float]
+    average: float | None = None
     short: str | None = None
 
 

@@ -1,7 +1,9 @@
 """The results as tables: in the paper's layout with the paper's rows, and every number."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.table import Table
@@ -35,15 +37,34 @@ def paper_table(results: Mapping[str, Any], preset: Preset, tasks: Sequence[Pres
         tasks: those of the columns.
     """
     rows = [["model", "PPL", *(f"{task.column} {task.shots}-shot" for task in tasks)]]
+    rows[0].append("average")
     names = short_names(results)
     for source, record in results["models"].items():
         perplexity = record.get(PERPLEXITY)
         total = f"{Loss(**perplexity['total']).perplexity:.2f}" if perplexity else NOTHING
-        rows.append([names[source], total, *(_cell(record, task) for task in tasks)])
+        cells = [_cell(record, task) for task in tasks]
+        rows.append([names[source], total, *cells, _average(record, preset, tasks)])
     columns = (PERPLEXITY, *(task.column for task in tasks))
     for row in preset.rows:
-        rows.append([row.method, *(paper_number(preset, row, column) for column in columns)])
+        numbers = [paper_number(preset, row, column) for column in columns]
+        rows.append([row.method, *numbers, str(row.average or NOTHING)])
     return rows
+
+
+def _average(record: Mapping[str, Any], preset: Preset, tasks: Sequence[PresetTask]) -> str:
+    """Mean over the paper's columns, of the first task of each; only where all have a number."""
+    first = {task.column: task for task in reversed(tasks)}
+    columns = [column for column in preset.columns if column != PERPLEXITY]
+    values, trial = [], False
+    for column in columns:
+        result = column in first and record["tasks"].get(first[column].key)
+        name = result and measured(result["metrics"], first[column].metric)
+        if not name:
+            return NOTHING
+        values.append(result["metrics"][name]["value"])
+        trial = trial or result["identity"]["limit"] is not None
+    mark = " (trial)" if trial else ""
+    return f"{100 * fmean(values):.1f}{mark}" if values else NOTHING
 
 
 def _cell(record: Mapping[str, Any], task: PresetTask) -> str:
@@ -109,6 +130,9 @@ def notes(results: Mapping[str, Any], preset: Preset, tasks: Sequence[PresetTask
     """What a reader of the tables has to know."""
     metrics = ", ".join(f"{task.column} {task.metric.partition(',')[0]}" for task in tasks)
     lines = [f"In percent, ± standard error. Beside the paper's numbers: {metrics}."]
+    repeated = Counter(task.column for task in tasks)
+    if twice := [column for column, count in repeated.items() if count > 1]:
+        lines.append(f"The average has the fewer shots of {', '.join(twice)}.")
     if preset.source:
         lines.append(f"The paper's numbers: {preset.source}.")
     done = [

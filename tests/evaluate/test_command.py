@@ -35,8 +35,8 @@ def test_a_model_is_evaluated_and_the_call_goes_on(tmp_path, preset, data_dir, m
     assert "task-shots" in output and "done by an earlier call" not in output
     page = (tmp_path / "eval.md").read_text()
     assert page.startswith(f"# Small\n\n| task-shots | metric | {model_folder.name} |\n")
-    assert "\n\n| model | PPL | SciQ 2-shot | NQ 1-shot |\n" in page
-    assert "| paper | 5.5 | 88.0 | – |" in page
+    assert "\n\n| model | PPL | SciQ 2-shot | NQ 1-shot | average |\n" in page
+    assert "| paper | 5.5 | 88.0 | – | – |" in page
     result = json.loads((tmp_path / "eval.json").read_text())
     metrics = result["models"][str(model_folder)]["tasks"]["sciq-2"]["metrics"]
     assert f"| sciq-2 | acc | {100 * metrics['acc,none']['value']:.1f} ± " in page

@@ -10,7 +10,7 @@ TASKS = [
 ]
 COLUMNS = ["perplexity", "SciQ", "BoolQ"]
 ROWS = [
-    PaperRow("Vanilla", [5.8, 86.6, 62.1]),
+    PaperRow("Vanilla", [5.8, 86.6, 62.1], 74.4),
     PaperRow("APEX", [5.4, 88.5, 62.9], short="paper APEX"),
 ]
 PRESET = Preset("x", "Title", TASKS, "a table", COLUMNS, ROWS)
@@ -48,11 +48,11 @@ RESULTS = {
 
 def test_the_papers_layout_has_models_and_the_papers_rows():
     assert paper_table(RESULTS, PRESET, TASKS) == [
-        ["model", "PPL", "SciQ 0-shot", "BoolQ 0-shot", "BoolQ 32-shot"],
-        ["runs/a/hf", "–", "87.5 ± 1.2", "60.0 ± 1.2 (trial)", "failed"],
-        ["runs/b/hf", "5.00", "25.0 ± 1.2", "–", "–"],
-        ["Vanilla", "5.8", "86.6", "62.1", "62.1"],
-        ["APEX", "5.4", "88.5", "62.9", "62.9"],
+        ["model", "PPL", "SciQ 0-shot", "BoolQ 0-shot", "BoolQ 32-shot", "average"],
+        ["runs/a/hf", "–", "87.5 ± 1.2", "60.0 ± 1.2 (trial)", "failed", "73.8 (trial)"],
+        ["runs/b/hf", "5.00", "25.0 ± 1.2", "–", "–", "–"],
+        ["Vanilla", "5.8", "86.6", "62.1", "62.1", "74.4"],
+        ["APEX", "5.4", "88.5", "62.9", "62.9", "–"],
     ]
 
 
@@ -76,6 +76,7 @@ def test_models_are_called_by_the_end_of_their_paths_where_that_tells_them_apart
 
 def test_notes_tell_what_the_numbers_are_not():
     assert notes(RESULTS, PRESET, TASKS)[1:] == [
+        "The average has the fewer shots of BoolQ.",
         "The paper's numbers: a table.",
         "A number marked (trial) is of the first documents only, by --limit: no result.",
         "runs/a/hf, boolq-0: 7 of 160 prompts were cut at their start to 2048 tokens.",
