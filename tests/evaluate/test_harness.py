@@ -122,3 +122,15 @@ def test_libraries_are_told_to_stay_away_from_the_hub(monkeypatch):
     forbid_network()
     assert huggingface_hub.constants.HF_HUB_OFFLINE and datasets.config.HF_HUB_OFFLINE
     assert os.environ["HF_HUB_OFFLINE"] == os.environ["HF_EVALUATE_OFFLINE"] == "1"
+
+
+def test_one_example_more_is_wanted_where_the_harness_draws_it():
+    """Of a task without a test split; MMLU has exactly the five examples that it needs."""
+    tasks = {task.key: task for task in read_preset("cpt").tasks}
+    manager = find_tasks([*tasks.values()])
+    questions = wanted_files(manager, tasks["nq_open-32"])["nq_open"]
+    assert {split: file.documents for split, file in questions.items()} == {
+        "validation": 1,
+        "train": 33,
+    }
+    assert wanted_files(manager, tasks["mmlu-5"])["mmlu_anatomy"]["dev"].documents == 5
