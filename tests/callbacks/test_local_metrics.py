@@ -1,13 +1,5 @@
-import json
+from composer_run import BATCH_SIZE, make_trainer
 
-import numpy
-import pytest
-from composer import Evaluator
-from composer_run import BATCH_SIZE, StopAt, make_trainer
-from helpers import TokenDataset
-from torch.utils.data import DataLoader
-
-from apex_composer import APEX
 from apex_composer.callbacks.local_metrics import LocalMetrics
 from apex_composer.callbacks.metrics_file import NAME, read_lines
 
