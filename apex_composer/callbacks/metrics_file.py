@@ -58,18 +58,14 @@ class MetricsFile:
     def append(self, line: Line) -> None:
         """Write one line, or keep or count it where that fails."""
         text = encode(line)
-        if self._lost is not None or self._waiting:
-            self._retry()
-        if self._waiting or not self._write(text):
+        if not self._retry() or not self._write(text):
             self._keep(line, text)
         elif self._size > self._thin_at:
             self._thin()
 
     def close(self) -> None:
         """Try once more to write what is waiting, and say what is lost."""
-        if self._lost is not None or self._waiting:
-            self._retry()
-        if self._lost is not None or self._waiting:
+        if not self._retry():
             log.warning("local_metrics: %s lacks lines, there was no room for them", self.path)
         os.close(self._file)
 
@@ -81,12 +77,14 @@ class MetricsFile:
             self._lost = {"kind": LOST, "batch": line["batch"], "first": line["batch"], "lines": 0}
         self._lost |= {"batch": line["batch"], "lines": self._lost["lines"] + 1}
 
-    def _retry(self) -> None:
+    def _retry(self) -> bool:
+        """Write what is waiting; whether nothing is left."""
         if self._lost is not None and not self._write(encode(self._lost)):
-            return
+            return False
         self._lost = None
         while self._waiting and self._write(self._waiting[0]):
             del self._waiting[0]
+        return not self._waiting
 
     def _write(self, text: bytes) -> bool:
         try:

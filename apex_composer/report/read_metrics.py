@@ -134,8 +134,10 @@ def _curves(lines: Sequence[Line]) -> dict[str, Curve]:
     """Every number by its name; of two values at one batch the later one counts."""
     found: dict[str, dict[int, tuple[int, float]]] = {}
     for line in lines:
+        if line["kind"] not in (BATCH, EVALUATION):
+            continue
         batch, tokens = line["batch"], line["tokens"]
-        _add(found, line.get("metrics", {}), batch, tokens)
+        _add(found, line["metrics"], batch, tokens)
         if "during" in line:
             _add(found, line["during"], batch - 1, tokens - line["trained"])
     curves = {}
