@@ -14,9 +14,9 @@ PAGE = ROOT / "docs" / "settings.md"
 HEAD = """# Settings
 
 Every setting of every algorithm, scheduler, optimizer, callback and logger of this package in an
-llm-foundry YAML, of `Expander`, and of every command. **Written by `make docs`** from signatures and
-docstrings: change them there. A setting whose default is empty must be given; `-` is nothing, or
-another package's default. The docstring of the file named says more, and what is refused.
+llm-foundry YAML, of `Expander`, and of every command. **Written by `make docs`** from signatures
+and docstrings: change them there. A setting whose default is empty must be given; `-` is nothing,
+or another package's default. The docstring of the file named says more, and what is refused.
 """
 # Entry points of llm-foundry: their group, the heading here, the key in a YAML.
 GROUPS = {
