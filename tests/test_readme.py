@@ -65,7 +65,8 @@ def build(config: dict) -> list[object]:
         made.append(builders.build_scheduler(settings.pop("name"), settings))
     for name, settings in config.get("callbacks", {}).items():
         made.append(builders.build_callback(name, dict(settings or {}), train_config={}))
-        made[-1].close(None, None)  # heartbeat has started its thread
+        if name == "heartbeat":
+            made[-1].close(None, None)  # it has started its thread
     return made
 
 
