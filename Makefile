@@ -1,7 +1,7 @@
 # Everything a user or a contributor types. Each target makes the environment first if it is not there yet.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install train compare test test-core test-long lint format bench clean
+.PHONY: help install train compare test test-core test-long lint format docs bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -93,6 +93,9 @@ lint: $(STAMP)  ## check style and formatting
 format: $(STAMP)  ## repair style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## write docs/settings.md anew, from signatures, docstrings and the command line
+	$(BIN)/python docs/make_settings.py
 
 bench: $(STAMP)  ## time an APEX step against a vanilla one
 	$(BIN)/python benchmarks/step_overhead.py

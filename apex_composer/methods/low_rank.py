@@ -135,7 +135,8 @@ class GaLore(LowRankAdamW):
 
         P = U[:, :r]^T of the SVD g = U S V^T,  u = scale P^T N
 
-    Args: as `LowRankAdamW`; scale by default 0.25, as in the paper.
+    Args:
+        scale: of the update of matrices. Default 0.25, as in the paper. The others: `LowRankAdamW`.
     """
 
     def __init__(self, params: Iterable[Any], *, scale: float = 0.25, **given: Any):
@@ -159,7 +160,8 @@ class APOLLO(LowRankAdamW):
     P is drawn from the seed, the step and the parameter's place, so all ranks have the same.
     APOLLO-Mini is `rank: 1, per: tensor, scale: 11.3`, with s = |N| / |R|.
 
-    Args: as `LowRankAdamW`; scale by default 1.
+    Args:
+        scale: of the update of matrices. Default 1. Those not named here: `LowRankAdamW`.
         per: `channel` or `tensor`, what s is measured of. Default `channel`.
         seed: an integer of 0 or more. Default 17.
     """

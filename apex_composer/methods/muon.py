@@ -25,9 +25,16 @@ class Muon(Optimizer):
 
     Args:
         params: param groups; those with `matrices: true` are Muon's (`matrix_groups`).
-        given: settings of pytorch_optimizer.Muon: of Muon `lr` (default 0.02), `momentum`,
-            `nesterov`, `weight_decay`, `ns_steps`; of AdamW `adamw_lr` (default 3e-4),
-            `adamw_betas`, `adamw_wd`, `adamw_eps`. Schedulers scale both rates.
+        given: settings of `pytorch_optimizer.Muon`, of which the following are the usual ones.
+        lr: learning rate of the matrices; schedulers scale `adamw_lr` with it. Default 0.02.
+        momentum: of the matrices. Default 0.95.
+        nesterov: whether the momentum is Nesterov's, as in the formula. Default True.
+        weight_decay: times lr, of the matrices. Default 0.
+        ns_steps: steps of NewtonSchulz. Default 5.
+        adamw_lr: learning rate of all other parameters. Default 3e-4.
+        adamw_betas: of AdamW. Default 0.9, 0.95.
+        adamw_wd: weight decay of AdamW, times adamw_lr. Default 0.
+        adamw_eps: of AdamW. Default 1e-10.
 
     Raises:
         MissingExtraError: the package is not installed.
