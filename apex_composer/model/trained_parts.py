@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from apex_composer.model.find_sites import find_sites
+from apex_composer.model.find_sites import find_config, find_sites
 from apex_composer.model.flops import Flops, LayerTraining, Training, read_shape, training_flops
 from apex_composer.model.sites import Site, clean_name
 
@@ -87,7 +87,7 @@ def find_roles(model: nn.Module) -> Roles:
             does not tell: their FLOPs would be left out.
     """
     sites = find_sites(model)
-    config = next(m.config for m in model.modules() if hasattr(m, "config"))
+    config = find_config(model)
     layers, modules = _layers(model, sites), _modules(model, sites)
     ends, of = _ends(model), {}
     for name, parameter in model.named_parameters():
