@@ -6,6 +6,7 @@ from typing import Any
 
 from apex_composer.callbacks.adapter_checks import check_adapters
 from apex_composer.callbacks.finetuning_checks import check_packing
+from apex_composer.callbacks.flops_per_batch import give, read_plain, take_back
 from apex_composer.callbacks.start_checks import (
     DEFAULT_MARGIN,
     check_batches,
@@ -17,6 +18,7 @@ from apex_composer.callbacks.start_checks import (
 )
 from apex_composer.extras import needing
 from apex_composer.model.sites import clean_name
+from apex_composer.model.trained_parts import Roles
 from apex_composer.settings import check_finite, check_keys
 from apex_composer.trainable.shares import Share
 
@@ -41,6 +43,11 @@ class StartGuard(Callback):
     that the run will keep. In the first microbatch after every start, if the YAML says
     `model.pretrained: true`: the loss must be well below that of untrained weights.
     What was prepared with `apex-composer` is compared with the run by `prepared_data`.
+
+    A model of a known architecture (docs/models.md) that has no `flops_per_batch` gets one for the
+    time of training, so that speed_monitor logs `throughput/device/flops_per_sec` and, on GPUs that
+    it knows, `throughput/device/mfu`. What it counts: `apex_composer.model.flops`. For others a
+    line in the log says that there will be none, and why.
 
     Args:
         train_config: configuration of the run; llm-foundry passes it.
@@ -67,6 +74,8 @@ class StartGuard(Callback):
         self._sizes: dict[str, int] = {}  # of all parameters by name
         check_packing(self._config)  # here, for llm-foundry reads the data before INIT
         check_adapters(self._config)
+        self._roles: Roles | None = None  # where FLOPs can be counted
+        self._flops_are_due = False
         self._loss_is_due = bool((self._config.get("model") or {}).get("pretrained"))
 
     def init(self, state: State, logger: Logger) -> None:
@@ -83,6 +92,7 @@ class StartGuard(Callback):
             check_vocabulary(len(tokenizer), model_config.vocab_size)
         # Before FSDP shards them.
         self._sizes = {clean_name(name): p.numel() for name, p in state.model.named_parameters()}
+        self._roles = read_plain(state.model)
 
     def before_load(self, state: State, logger: Logger) -> None:
         """Check the disk: at INIT it is not known yet what is trained."""
@@ -103,6 +113,20 @@ class StartGuard(Callback):
         """How many parameters have gradients."""
         named = [(clean_name(n), p) for n, p in state.model.named_parameters() if p.requires_grad]
         return sum(self._sizes.get(name, p.numel()) for name, p in named)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """FLOPs are counted for every fit: another one may train other weights."""
+        self._flops_are_due = self._roles is not None
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Count FLOPs, once all algorithms and callbacks have frozen what they freeze."""
+        if self._flops_are_due:
+            self._flops_are_due = False
+            give(state.model, self._roles)
+
+    def close(self, state: State, logger: Logger) -> None:
+        """Leave the model as it was found."""
+        take_back(state.model)
 
     def after_loss(self, state: State, logger: Logger) -> None:
         """Check the first microbatch's loss; every rank its own."""

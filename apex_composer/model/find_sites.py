@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -35,7 +35,7 @@ def find_sites(model: nn.Module, targets: Sequence[str] | None = None) -> list[S
         ValueError: if the architecture is not known, has none of the expected modules, has them in
             some of its layers only, or in other shapes.
     """
-    model_type = _model_type(model)
+    model_type = getattr(find_config(model), "model_type", None)
     if model_type not in ARCHITECTURES:
         raise ValueError(_nothing_found(model) + how_to_add(model_type))
     sites = [
@@ -93,12 +93,11 @@ def _of_targets(sites: Sequence[Site], targets: Sequence[str]) -> list[Site]:
     return [site for site in sites if site.group.unit in wanted]
 
 
-def _model_type(model: nn.Module) -> str | None:
-    for module in model.modules():
-        model_type = getattr(getattr(module, "config", None), "model_type", None)
-        if model_type is not None:
-            return model_type
-    return None
+def find_config(model: nn.Module) -> Any:
+    """The outermost configuration that names a model_type; None without one."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    named = (c for c in configs if getattr(c, "model_type", None) is not None)
+    return next(named, None)
 
 
 class _Projection(NamedTuple):
@@ -224,10 +223,11 @@ def _check_layout(
 
 
 def _nothing_found(model: nn.Module) -> str:
+    model_type = getattr(find_config(model), "model_type", None)
     seen = sorted({name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if name})
     seen = [name for name in seen if not name.isdigit()]
     return (
-        f"no sites to expand in {type(model).__name__} (model_type {_model_type(model)!r}). "
+        f"no sites to expand in {type(model).__name__} (model_type {model_type!r}). "
         f"Module names seen: {', '.join(seen) or 'none'}. Known architectures: "
         f"{', '.join(sorted(ARCHITECTURES))}. "
     )

@@ -42,24 +42,28 @@ class Cost:
         sites: expanded weights.
         parameters: weights of their operators.
         memory: bytes on every GPU (without FSDP).
-        flops_per_step: arithmetic of folding, unfolding and mapping gradients.
-        flops_per_token: arithmetic of the norms for the scores.
+        fold_flops: of one step, see `operators/flops.py`.
+        map_flops: of one step's gradients.
+        norm_flops: of the norms for the scores, for each token.
         share: what is trained, where that is not everything.
         rows: parameters in the rows that are trained.
         whole: parameters that are trained as they are beside them (embeddings, head).
         gradients: parameters of the weights that rows are trained of: all of them, and the largest.
+        trained: names of the parameters that have gradients, where not all have.
     """
 
     kinds: list[GroupKind]
     sites: int
     parameters: int
     memory: int
-    flops_per_step: int
-    flops_per_token: int
+    fold_flops: int
+    map_flops: int
+    norm_flops: int
     share: "Share | None" = None
     rows: int = 0
     whole: int = 0
     gradients: tuple[int, int] = (0, 0)
+    trained: frozenset[str] = frozenset()
 
 
 def build_shapes(config: Settings) -> Any:
@@ -105,8 +109,8 @@ def _with_adapters(model: Any, settings: Settings) -> Any:
     return get_peft_model(model, config)
 
 
-def count_trained(model: Any, hft: Any, seed: int) -> int:
-    """How many parameters have gradients, where no rows are trained: not those that are frozen.
+def find_trained(model: Any, hft: Any, seed: int) -> dict[str, int]:
+    """Sizes of the parameters that have gradients, by name, where no rows are trained.
 
     Args:
         model: result of `build_shapes`.
@@ -118,13 +122,14 @@ def count_trained(model: Any, hft: Any, seed: int) -> int:
     """
     from apex_composer.methods.hft import untrained
     from apex_composer.model.find_sites import find_sites
+    from apex_composer.model.sites import clean_name
 
     frozen: set[int] = set()
     if hft is not None:
         modules = untrained(find_sites(model), hft.share, seed if hft.seed is None else hft.seed)
         frozen = {id(p) for module in modules for p in module.parameters(recurse=False)}
-    own = (p for p in model.parameters() if p.requires_grad and id(p) not in frozen)
-    return sum(parameter.numel() for parameter in own)
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in frozen}
+    return {clean_name(name): parameter.numel() for name, parameter in own.items()}
 
 
 def read_model_config(settings: Settings) -> Any:
@@ -157,9 +162,8 @@ def read_model_config(settings: Settings) -> Any:
 def estimate_cost(model: Any, algorithm: Any) -> Cost:
     """Parameters, memory and arithmetic of the operators and of the assessment.
 
-    Per step and weight, with n = p q selected indices and d the other dimension: folding multiplies
-    by T once, the gradient map needs 2 p + 3 q multiply-adds for each of n d entries, and what was
-    folded is kept until it is unfolded. The norms read every head's and channel's activation once.
+    What was folded is kept until it is unfolded: n d numbers of n selected indices and d, the other
+    dimension.
 
     Args:
         model: result of `build_shapes`.
@@ -168,6 +172,7 @@ def estimate_cost(model: Any, algorithm: Any) -> Cost:
     Raises:
         ValueError: the architecture is not known, or a group is too small.
     """
+    from apex_composer.operators.flops import fold_flops, map_flops, norm_flops
     from apex_composer.ops.monarch import factor_pair
     from apex_composer.trainable.check import check_model
 
@@ -176,29 +181,31 @@ def estimate_cost(model: Any, algorithm: Any) -> Cost:
     trained = {name: getattr(algorithm, name) for name in ("trainable", "trainable_share")}
     found = check_model(sites, *own, **trained)
     kinds, counts, sites = _count_kinds(sites, found.counts), found.counts, found.sites
-    parameters = kept = flops = 0
-    for site in sites:
+    parameters = kept = fold = gradient_map = 0
+    for site in sites if algorithm.expansion else []:
         n = counts[site.group.name] * site.group.unit_size
-        p, q = factor_pair(n)
         d = site.weight.shape[1 - site.axis]
-        parameters += n * (p + q)
+        parameters += n * sum(factor_pair(n))
         kept += n * d
-        flops += 2 * n * d * ((p + q) + (2 * p + 3 * q))
+        fold += fold_flops(n, d)
+        gradient_map += map_flops(n, d)
     assessed = {id(s.group.probe): s.group for s in sites if s.group.assessed_by is None}
-    norms = sum(2 * group.units * group.unit_size for group in assessed.values())
-    if not algorithm.expansion:
-        parameters = kept = flops = 0
+    norms = sum(norm_flops(group.units * group.unit_size) for group in assessed.values())
     memory = _BYTES * (parameters * _COPIES + kept)
-    cost = Cost(kinds, len(sites), parameters, memory, flops, norms)
-    return cost if found.share is None else _with_rows(cost, found)
+    cost = Cost(kinds, len(sites), parameters, memory, fold, gradient_map, norms)
+    return cost if found.share is None else _with_rows(cost, found, model)
 
 
-def _with_rows(cost: Cost, found: "Checked") -> Cost:
+def _with_rows(cost: Cost, found: "Checked", model: Any) -> Cost:
     whole = sum(parameter.numel() for parameter in found.whole)
     rows = found.share.trained - whole - cost.parameters
     weights = {id(site.weight): site.weight.numel() for site in found.trained}.values()
     gradients = sum(weights), max(weights)
-    return replace(cost, share=found.share, rows=rows, whole=whole, gradients=gradients)
+    own = {id(p) for site in found.trained for p in site.parameters()}
+    own |= {id(parameter) for parameter in found.whole}
+    names = frozenset(name for name, p in model.named_parameters() if id(p) in own)
+    rest = {"whole": whole, "gradients": gradients, "trained": names}
+    return replace(cost, share=found.share, rows=rows, **rest)
 
 
 def row_memory(

@@ -1,12 +1,12 @@
 """What a training YAML will do, in numbers, without training: `apex-composer plan`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apex_composer.callbacks.adapter_checks import check_adapters
 from apex_composer.callbacks.finetuning_checks import check_examples, check_packing
@@ -19,7 +19,8 @@ from apex_composer.callbacks.start_checks import (
     unit_tokens,
     weight_bytes,
 )
-from apex_composer.tools.model_size import Cost, build_shapes, count_trained, estimate_cost
+from apex_composer.tools.added_flops import AddedFlops, count_added
+from apex_composer.tools.model_size import Cost, build_shapes, estimate_cost, find_trained
 from apex_composer.tools.training_yaml import (
     Settings,
     build_methods,
@@ -28,6 +29,9 @@ from apex_composer.tools.training_yaml import (
     local_save_folder,
     stream_folders,
 )
+
+if TYPE_CHECKING:
+    from apex_composer.model.flops import Flops
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,21 @@ class Plan:
     stages: list[StageRow] = field(default_factory=list)
     parameters: int | None = None
     trained: int | None = None
-    flops_per_token: int | None = None
+    flops: "Flops | None" = None  # of training
+    forward: "Flops | None" = None
+    no_flops: str | None = None  # why they are not known
+    added: AddedFlops | None = None
     cost: Cost | None = None
     checkpoints: Checkpoints | None = None
     data_tokens: int | None = None
+
+    @property
+    def step_flops(self) -> int | None:
+        """Of forward and backward pass for one batch; see `model/flops.py`."""
+        if self.flops is None:
+            return None
+        batch = self.config["global_train_batch_size"]
+        return batch * self.flops.of_sequence(self.config["max_seq_len"])
 
     @property
     def tokens(self) -> int:
@@ -162,25 +177,43 @@ def _wsd_moves(scheduler: Any, duration: int | str, layout: Any) -> list[tuple[f
 
 
 def _count_model(plan: Plan, model: Any, methods: Settings) -> None:
-    shape, length = model.config, plan.config["max_seq_len"]
     plan.parameters = sum(parameter.numel() for parameter in model.parameters())
-    layers = getattr(shape, "num_hidden_layers", None) or shape.n_layers
-    width = getattr(shape, "hidden_size", None) or shape.d_model
-    # As llm-foundry counts: 6 for every weight and token, and attention over the whole context.
-    plan.flops_per_token = 6 * plan.parameters + 12 * layers * width * length
-    plan.attempt(check_context, length, shape)
+    plan.attempt(check_context, plan.config["max_seq_len"], model.config)
     algorithm = methods.get("apex") or methods.get("s2ft")
     if algorithm is not None:
         plan.cost = plan.attempt(estimate_cost, model, algorithm)
-    share = None if plan.cost is None else plan.cost.share
-    seed = plan.config.get("seed", 17)  # llm-foundry's default
-    hft = methods.get("hft")
-    plan.trained = share.trained if share else plan.attempt(count_trained, model, hft, seed)
+    trained = _find_trained(plan, model, methods.get("hft"))
+    if trained is not None:
+        _count_flops(plan, model, trained, methods.get("apex"))
     if plan.config.get("save_folder") is not None and plan.trained is not None:
         _count_checkpoints(plan)
         folder = local_save_folder(plan.config)
         if plan.checkpoints is not None and folder is not None:
             plan.attempt(check_disk, folder, plan.checkpoints)
+
+
+def _find_trained(plan: Plan, model: Any, hft: Any) -> Collection[str] | None:
+    """Names of what has gradients; how many of its numbers are trained goes into the plan."""
+    if plan.cost is not None and plan.cost.share is not None:
+        plan.trained = plan.cost.share.trained
+        return plan.cost.trained
+    found = plan.attempt(find_trained, model, hft, plan.config.get("seed", 17))  # its default
+    plan.trained = None if found is None else sum(found.values())
+    return found
+
+
+def _count_flops(plan: Plan, model: Any, trained: Collection[str], apex: Any) -> None:
+    from apex_composer.model.flops import forward_flops
+    from apex_composer.model.trained_parts import find_roles
+
+    try:
+        roles = find_roles(model)
+    except ValueError as error:  # it trains all the same
+        plan.no_flops = str(error)
+        return
+    plan.flops, plan.forward = roles.flops(trained), forward_flops(roles.config)
+    if apex is not None and plan.cost is not None and plan.stages:
+        plan.added = count_added(plan, apex)
 
 
 def _count_checkpoints(plan: Plan) -> None:

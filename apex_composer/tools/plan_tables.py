@@ -1,5 +1,7 @@
 """The result of `apex-composer plan` as tables."""
 
+from dataclasses import fields
+
 from rich.filesize import decimal
 from rich.table import Column, Table
 
@@ -40,8 +42,8 @@ def make_plan_tables(plan: Plan, gpu: str, mfu: float) -> list[Table]:
         mfu: share of its peak that is assumed.
     """
     seconds, peak = None, plan.attempt(peak_flops, gpu, plan.config.get("precision", "amp_bf16"))
-    if plan.flops_per_token is not None and peak is not None:
-        seconds = plan.flops_per_token / (plan.gpus * peak * mfu)
+    if plan.step_flops is not None and peak is not None:
+        seconds = plan.step_flops / plan.step_tokens / (plan.gpus * peak * mfu)
     tables = [_stages(plan, seconds, gpu, mfu)] if plan.stages else []
     if plan.parameters is not None:
         tables.append(_model(plan))
@@ -83,6 +85,11 @@ def _model(plan: Plan) -> Table:
     sequences = f"{batch} sequences of {config['max_seq_len']:,} tokens"
     step = f"{plan.step_tokens:,} tokens, {batch // plan.gpus} on each GPU"
     table.add_row("batch", f"{sequences} = {step}")
+    told = f"not known, so no hours: {plan.no_flops}"
+    if plan.step_flops is not None:
+        squares = plan.step_flops - plan.step_tokens * plan.flops.per_token
+        told = f"{plan.step_flops:.4g} a batch, {squares / plan.step_flops:.1%} of it attention's"
+    table.add_row("FLOPs", told)
     sharded = config.get("fsdp_config") is not None and plan.gpus > 1
     if plan.cost is None or plan.cost.share is None:
         trained = plan.parameters if plan.trained is None else plan.trained
@@ -146,12 +153,17 @@ def _selection(cost: Cost) -> Table:
 
 def _cost(plan: Plan, cost: Cost) -> Table:
     of_all = cost.parameters / plan.parameters
-    # Every GPU does the operators' work of a step, the norms only of its own tokens.
-    added = cost.flops_per_step * plan.gpus + cost.flops_per_token * plan.step_tokens
-    table, share = _pairs("what APEX adds"), added / (plan.flops_per_token * plan.step_tokens)
+    table = _pairs("what APEX adds")
     table.add_row("operators", f"{cost.sites} with {cost.parameters:,} parameters ({of_all:.2%})")
     table.add_row("memory", f"{decimal(cost.memory)} on each GPU, while a stage has any")
-    table.add_row("arithmetic", f"{share:.3%} of a step's FLOPs")
+    if plan.added is not None:
+        own = plan.step_flops / plan.step_tokens * plan.tokens
+        parts = {field.name: getattr(plan.added, field.name) for field in fields(plan.added)}
+        for name, flops in parts.items():
+            told = f"{flops:.3g} of the run ({flops / own:.5%} of training's)"
+            table.add_row(f"FLOPs: {name.replace('_', ' ')}", told)
+        ratio = 1 + plan.added.total / own
+        table.add_row("FLOPs in all", f"{ratio:.5f} times those of the run without these four")
     return table
 
 

@@ -10,6 +10,7 @@ from tinyllama import TINYLLAMA
 
 from apex_composer import APEX, Expander, find_sites
 from apex_composer.tools.model_size import build_shapes, estimate_cost
+from apex_composer.trainable.frozen import freeze_untrained
 
 
 def model_settings(folder: Path, config: dict, **settings) -> dict:
@@ -63,6 +64,9 @@ def test_the_rows_of_a_run_have_as_many_parameters(tmp_path, trainable):
     assert (cost.rows, cost.parameters, cost.whole) == (rows, factors, whole)
     assert cost.share.trained == rows + factors + whole
     assert cost.gradients[1] == 32 * 32
+    plain = tiny_llama()
+    freeze_untrained(find_sites(plain), **settings)
+    assert cost.trained == {name for name, p in plain.named_parameters() if p.requires_grad}
 
 
 def test_mpt():

@@ -61,9 +61,64 @@ def test_the_papers_run(invoke, model):
         "13.2 GB each, 30 written, 3 at a time, 39.6 GB in runs/tinyllama-apex/checkpoints",
         "channels │     22 │            5,632 │      704",
         "110 with 2,869,504 parameters",
+        r"FLOPs  *│ 2.208e\+15 a batch, 26.3% of it attention's",
+        r"FLOPs: fold  *│ 2.82e\+15 of the run .0.00426% of training's",
+        r"FLOPs: first assessment  *│ 8.42e\+16 of the run",
+        "FLOPs in all  *│ 1.00146 times",
         "not on this machine",
     ):
         assert re.search(told, text), (told, text)
+
+
+def test_what_apex_adds_is_counted_by_hand(model):
+    """The numbers in the docstring of operators/flops.py."""
+    plan = make_plan(load_configuration(APEX_YAML, [model]), 1)
+    weights = 1_100_048_384 - 2048 * 32000 - 45 * 2048
+    forward = 2 * weights + 4 * 22 * 2048 * 4096  # for each token
+    assert (plan.step_flops, plan.tokens) == (3 * forward * 64 * 4096, 30_000 * 64 * 4096)
+    operators = [(256, 2048, 16, 16)] * 2 + [(704, 2048, 22, 32)] * 3  # n, d, p, q of a layer
+    fold = 22 * sum(2 * n * d * (p + q) for n, d, p, q in operators)
+    mapped = 22 * sum(2 * n * d * (2 * p + 3 * q) for n, d, p, q in operators)
+    added, norms = plan.added, 22 * 2 * (2048 + 5632)
+    assert (added.fold, added.gradient_map) == (30_000 * fold, 30_000 * mapped)
+    assert added.norms == norms * (plan.tokens + 30_000_000)
+    assert added.first_assessment == 30_000_000 * forward
+    own = 30_000 * plan.step_flops
+    assert (added.fold + added.gradient_map) / own == pytest.approx(2e-5, rel=0.06)
+    assert added.norms / own == pytest.approx(4e-5, rel=0.02)
+    assert added.first_assessment / own == pytest.approx(0.00127, rel=0.01)
+    assert 6 * plan.cost.parameters / (3 * forward) == pytest.approx(0.0020, rel=0.03)
+    eight = make_plan(load_configuration(APEX_YAML, [model]), 8)
+    assert eight.added.fold == 8 * added.fold  # every replica folds
+    sharded = load_configuration(APEX_YAML, [model, "fsdp_config={state_dict_type: full}"])
+    assert make_plan(sharded, 8).added.fold == added.fold
+    rest = "algorithms.apex.assessment={method: random}", "algorithms.apex.expansion=false"
+    none = make_plan(load_configuration(APEX_YAML, [model, *rest]), 8)
+    assert none.added.total == 0
+
+
+def test_what_is_frozen_costs_less(model, tmp_path):
+    whole = make_plan(run_of({}, model), 1)
+    lora = make_plan(run_of({}, model, peft_config=LORA), 1)
+    assert 0.6 < lora.flops.per_token / whole.flops.per_token < 0.8
+    half = make_plan(run_of({"hft": {"share": 0.5, "seed": 3}}, model), 1)
+    frozen = whole.trained - half.trained - 22 * 2048  # one of two norms in each layer
+    assert half.flops.per_token == whole.flops.per_token - 2 * frozen
+    selected = make_plan(run_of({"apex": {"trainable": "selected"}}, model), 1)
+    # Embeddings, head and norms are frozen, and keys and values, of which nothing is selected.
+    assert whole.flops.per_token - selected.flops.per_token == 2 * (
+        2048 * 32000 + 22 * 2 * 2048 * 256 + 2048 * (2048 + 2 * 256)
+    )
+
+
+def test_an_unknown_architecture_has_no_hours(model, tmp_path):
+    sizes = {"n_layer": 1, "n_head": 2, "hidden_size": 8, "model_type": "bloom", "vocab_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    config = run_of({}, model, pretrained_model_name_or_path=str(tmp_path), config_overrides=None)
+    plan = make_plan(config, 1)
+    assert plan.problems == [] and plan.flops is None
+    table = _lines(plan)
+    assert "not known, so no hours: no sites to expand in BloomForCausalLM" in table
 
 
 def test_the_vanilla_run_has_no_operators(invoke, model):

@@ -32,6 +32,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from apex_composer import APEX, StagewiseScheduler
 from apex_composer.assessment import selection
+from apex_composer.callbacks.start_guard import StartGuard
 
 torch.set_num_threads(1)
 
@@ -52,6 +53,8 @@ class Watch(Callback):
             self.seen = {"norms": own.relative_norms(), "shards": own_shards(own)}
             self.seen["whole"] = gathered(state.model)
             self.seen["state"] = own.state_dict()
+            model = getattr(state.model, "module", state.model)
+            self.seen["flops"] = model.flops_per_batch(state.batch)
 
 
 class FailedStep(Callback):
@@ -119,7 +122,7 @@ def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX, list[Callback]]:
         operator_lr_scale=3.0,
         **run.get("settings", {}),
     )
-    callbacks = [Watch(apex)] + [FailedStep(apex)] * run.get("fails", False)
+    callbacks = [Watch(apex), StartGuard()] + [FailedStep(apex)] * run.get("fails", False)
     trainer = Trainer(
         model=model,
         train_dataloader=loader,
@@ -142,7 +145,7 @@ def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX, list[Callback]]:
 
 def train(run: dict[str, Any]) -> dict[str, Any]:
     """Both stages; every rank's view of the weights, the history and the last steps."""
-    trainer, apex, (watch, *failed) = make_trainer(run)
+    trainer, apex, (watch, _, *failed) = make_trainer(run)
     model = trainer.state.model
     if run.get("evaluated"):  # FSDP2 then shows other parameters of what no layer has, at fit()
         evaluate(model)

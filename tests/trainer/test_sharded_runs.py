@@ -96,6 +96,7 @@ def compare(ranks: list[dict], expected: dict) -> None:
 @pytest.mark.parametrize("mode", ["ddp", "fsdp1", "fsdp2"])
 def test_two_ranks_train_what_one_process_trains(single, ends, mode):
     compare(ends[mode], single)
+    assert sum(own["flops"] for own in ends[mode]) == single["flops"] > 0
 
 
 @pytest.mark.parametrize("mode", ["fsdp1_root", "fsdp2_root"])

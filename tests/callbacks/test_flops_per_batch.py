@@ -1,0 +1,239 @@
+"""A run's speed_monitor logs FLOPs per second: of what is really trained, or none."""
+
+import copy
+import logging
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+from composer import Callback
+from composer.callbacks import SpeedMonitor
+from composer.loggers import InMemoryLogger
+from composer.models import HuggingFaceModel
+from composer_run import BATCH_SIZE, make_trainer
+from helpers import TokenDataset, tiny_llama
+from llmfoundry.models.mpt import ComposerMPTCausalLM, MPTConfig, MPTForCausalLM
+from lora_runs import lora_llama, make_lora_trainer
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from apex_composer import APEX
+from apex_composer.callbacks.flops_per_batch import give, read_plain, take_back
+from apex_composer.callbacks.start_guard import StartGuard
+from apex_composer.methods.hft import HFT
+from apex_composer.model.flops import Flops, training_flops
+from apex_composer.model.trained_parts import find_roles
+
+LENGTH = 8
+MPT_VARIANTS = {
+    "plain": ({}, "mptmlp"),
+    "grouped": ({"attn_type": "grouped_query_attention", "kv_n_heads": 2}, "mptglu"),
+    "multi-query": ({"attn_type": "multiquery_attention"}, "mptmlp"),
+    "separate": ({"fused_qkv": False}, "mptglu"),
+}
+FLOPS = "throughput/device/flops_per_sec"
+
+
+class Counted(Callback):
+    """What torch counts of the second batch, without rotary embeddings, and what is told of it."""
+
+    def __init__(self):
+        self.counter, self.found, self.told = None, None, None
+
+    def before_forward(self, state, logger):
+        if state.timestamp.batch == 1 and self.counter is None:
+            self.counter = FlopCounterMode(display=False)
+            self.counter.__enter__()
+
+    def after_backward(self, state, logger):
+        if self.counter is not None and self.found is None:
+            self.counter.__exit__(None, None, None)
+            by_module = self.counter.get_flop_counts()
+            angles = [n for n in by_module if n.split(".")[-1].startswith("rotary_emb")]
+            less = sum(sum(by_module[name].values()) for name in angles)
+            self.found = self.counter.get_total_flops() - less
+
+    def batch_end(self, state, logger):
+        if state.timestamp.batch == 2:
+            self.told = state.model.flops_per_batch(state.batch)
+
+
+def eager(model):
+    model.config._attn_implementation = "eager"
+    return model
+
+
+def trainer_of(kind: str, **options):
+    if kind == "lora":
+        return make_lora_trainer(model=eager(lora_llama(torch.float32)), **options)
+    if kind == "frozen first layer":
+        model = eager(tiny_llama())
+        for part in (model.model.embed_tokens, model.model.layers[0]):
+            part.requires_grad_(False)
+        return make_trainer(model=model, **options)
+    algorithms = {
+        "all": [],
+        "apex": [APEX(stages=1, threshold=0.25)],
+        "selected": [APEX(stages=1, threshold=0.25, trainable="selected")],
+        "half": [APEX(stages=1, threshold=0.25, trainable="half", trainable_share=0.84)],
+        "disadvantageous": [APEX(stages=1, threshold=0.25, trainable="disadvantageous")],
+        "hft": [HFT(seed=0)],
+    }
+    return make_trainer(*algorithms[kind], model=eager(tiny_llama()), **options)
+
+
+KINDS = ["all", "apex", "selected", "half", "disadvantageous", "hft", "lora", "frozen first layer"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_told_is_what_is_computed(kind):
+    counted = Counted()
+    trainer = trainer_of(kind, callbacks=[StartGuard(), counted], max_duration="2ba")
+    trainer.fit()
+    whole = BATCH_SIZE * training_flops(eager(tiny_llama()).config).of_sequence(LENGTH)
+    assert counted.told == counted.found
+    # Rows of every weight are trained by way of the whole weight's gradient.
+    assert (counted.found == whole) == (kind in ("all", "apex", "half"))
+    trainer.close()
+    assert not hasattr(trainer.state.model, "flops_per_batch")
+
+
+def logged(*callbacks, **options) -> InMemoryLogger:
+    log = InMemoryLogger()
+    monitor = SpeedMonitor(window_size=1, gpu_flops_available=10**9)
+    options = {
+        "callbacks": [*callbacks, monitor],
+        "loggers": [log],
+        "max_duration": "3ba",
+    } | options
+    trainer = make_trainer(**options)
+    trainer.fit()
+    trainer.close()
+    return log
+
+
+def test_the_speed_monitor_logs_flops_per_second_and_their_share_of_a_peak():
+    data = logged(StartGuard(), microbatch=2).data
+    assert len(data[FLOPS]) == 2
+    speed = data["throughput/device/batches_per_sec"]
+    batch = BATCH_SIZE * training_flops(tiny_llama().config).of_sequence(LENGTH)
+    for (_, flops), (_, batches), (_, mfu) in zip(
+        data[FLOPS], speed, data["throughput/device/mfu"], strict=True
+    ):
+        assert flops == pytest.approx(batch * batches)
+        assert mfu == pytest.approx(flops / 1e9)
+    assert FLOPS not in logged().data  # without start_guard
+
+
+class Lengths(torch.utils.data.Dataset):
+    """Batches of a finetuning loader: each as long as its longest sample."""
+
+    def __len__(self):
+        return 2 * BATCH_SIZE
+
+    def __getitem__(self, index):
+        return TokenDataset(1, length=4 + 4 * (index // BATCH_SIZE), padded=True)[0]
+
+
+class Told(Callback):
+    def __init__(self):
+        self.flops = []
+
+    def batch_end(self, state, logger):
+        self.flops.append(state.model.flops_per_batch(state.batch))
+
+
+def test_batches_of_other_lengths_count_by_their_own():
+    told, loader = Told(), DataLoader(Lengths(), batch_size=BATCH_SIZE)
+    make_trainer(callbacks=[StartGuard(), told], loader=loader, max_duration="2ba").fit()
+    flops = training_flops(tiny_llama().config)
+    assert told.flops == [BATCH_SIZE * flops.of_sequence(length) for length in (4, 8)]
+
+
+def test_a_users_own_count_is_left_alone(monkeypatch):
+    monkeypatch.setattr(HuggingFaceModel, "flops_per_batch", lambda self, batch: 7, raising=False)
+    told = Told()
+    trainer = make_trainer(callbacks=[StartGuard(), told], max_duration="2ba")
+    trainer.fit()
+    trainer.close()
+    assert told.flops == [7, 7] and trainer.state.model.flops_per_batch({}) == 7
+
+
+def test_an_unknown_architecture_is_told_and_has_no_number(caplog):
+    model = tiny_llama()
+    model.config.model_type = "lama"
+    with caplog.at_level(logging.WARNING):
+        data = logged(StartGuard(), model=model).data
+    assert FLOPS not in data
+    (told,) = [r.getMessage() for r in caplog.records if "start_guard" in r.getMessage()]
+    assert "neither flops_per_sec nor MFU" in told and "model_type 'lama'" in told
+
+
+def test_the_attribute_is_in_nobodys_way(tmp_path):
+    """Copies, pickles, weights and checkpoints are as without it."""
+    model = HuggingFaceModel(tiny_llama(), tokenizer=None, use_logits=True)
+    names = list(model.state_dict())
+    give(model, read_plain(model))
+    assert isinstance(model.flops_per_batch, Flops) and list(model.state_dict()) == names
+    assert pickle.loads(pickle.dumps(copy.deepcopy(model))).flops_per_batch == model.flops_per_batch
+    model.model.save_pretrained(tmp_path / "hf")
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert "flops" not in (tmp_path / "hf" / "config.json").read_text()
+    take_back(model)
+    assert "flops_per_batch" not in vars(model)
+
+
+def test_a_run_goes_on_from_its_checkpoint(tmp_path):
+    first, second = Told(), Told()
+    options = {"max_duration": "2ba", "save_folder": str(tmp_path), "save_interval": "1ba"}
+    trainer = make_trainer(callbacks=[StartGuard(), first], **options)
+    trainer.fit()
+    trainer.fit(duration="1ba")
+    trainer.close()
+    path = str(next(tmp_path.glob("*-ba1-rank0.pt")))
+    make_trainer(callbacks=[StartGuard(), second], max_duration="2ba", load_path=path).fit()
+    assert len(first.flops) == 3 and set(first.flops) == set(second.flops)
+
+
+def test_weights_that_are_not_shown_one_by_one_have_no_number(caplog):
+    model = HuggingFaceModel(tiny_llama(), tokenizer=None, use_logits=True)
+    roles = read_plain(model)
+    flat = torch.nn.Module()
+    flat._flat_param = torch.nn.Parameter(torch.zeros(3))
+    give(flat, roles)
+    assert not hasattr(flat, "flops_per_batch") and "shows no parameter model.model" in caplog.text
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("variant", MPT_VARIANTS)
+def test_llm_foundrys_mpt_counts_the_same_and_norms_biases_and_positions(variant, tied):
+    attention, ffn = MPT_VARIANTS[variant]
+    model = MPTForCausalLM(
+        MPTConfig(
+            **{"vocab_size": 64, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
+            attn_config={"attn_impl": "torch", **attention},
+            ffn_config={"ffn_type": ffn, "ffn_hidden_size": 24},
+            tie_word_embeddings=tied,
+        )
+    )
+    matrices = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    embeddings = model.transformer.wte.weight.numel()
+    more = parameters - sum(m.numel() for m in matrices) - embeddings
+    own = SimpleNamespace(model=model, n_active_params=parameters)
+    own.n_active_params -= 0 if tied else embeddings
+    own.get_attention_flops = lambda s: ComposerMPTCausalLM.get_attention_flops(own, s)
+    batch = {"input_ids": torch.zeros(2, LENGTH, dtype=torch.long)}
+    theirs = ComposerMPTCausalLM.flops_per_batch(own, batch)
+    assert theirs == training_flops(model.config)(batch) + 6 * more * 2 * LENGTH
+    trained = {name for name, _ in model.named_parameters()}
+    assert find_roles(model).flops(trained) == training_flops(model.config)
+    assert more > 0
+
+
+def test_llm_foundrys_mpt_keeps_its_own_count():
+    assert callable(ComposerMPTCausalLM.flops_per_batch)
+    model = SimpleNamespace(flops_per_batch=ComposerMPTCausalLM.flops_per_batch)
+    assert read_plain(model) is None
