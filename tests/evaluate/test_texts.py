@@ -95,6 +95,11 @@ def test_shards_of_prep_are_read_as_streaming_reads_them(prepared, tokenizer):
             assert sample.tokens.tolist() == expected.tolist()
 
 
+def test_prepared_data_as_a_whole_are_refused(prepared, tokenizer):
+    with pytest.raises(ValueError, match="give one split of it: cpt, train, validation"):
+        read_texts(prepared, tokenizer, sequence_length=LENGTH)
+
+
 def test_shards_of_another_tokenizer_or_length_are_refused(prepared, tokenizer):
     other = AutoTokenizer.from_pretrained(chat_folder())
     with pytest.raises(ValueError, match=r"was tokenised with .*the run's tokenizer has"):
