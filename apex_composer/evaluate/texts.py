@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apex_composer.data_prep.instruct.preparation import find_jsonl
-from apex_composer.data_prep.paths import INDEX
+from apex_composer.data_prep.paths import INDEX, MANIFEST, REJECTS
 from apex_composer.data_prep.read.sources import JSONL, Source
 from apex_composer.evaluate.jsonl_samples import Cut, Reader
 from apex_composer.evaluate.samples import Rows, Sample, share_out
@@ -82,6 +82,7 @@ def read_texts(
     """
     source = Path(source)
     _check(tokenizer, sequence_length, samples, cut)
+    _check_split(source)
     left_out: Counter[str] = Counter()
     if folders := _find_mds(source):
         found = {
@@ -114,6 +115,19 @@ def _check(tokenizer: Any, sequence_length: int, samples: int | None, cut: str) 
             f"the tokenizer {tokenizer.name_or_path!r} has no fast version (tokenizer.json), or no "
             "eos token, which ends every document: give a model with such a tokenizer"
         )
+
+
+def _check_split(source: Path) -> None:
+    """Training and validation data side by side are no two domains."""
+    if not (source / MANIFEST).is_file():
+        return
+    splits = sorted(
+        path.name
+        for path in source.iterdir()
+        if (path / INDEX).is_file() or path.name.endswith(JSONL)
+    )
+    splits = [name for name in splits if name != REJECTS]
+    raise ValueError(f"{source} holds prepared data: give one split of it: {', '.join(splits)}")
 
 
 def _find_mds(source: Path) -> dict[str, Path]:

@@ -3,20 +3,15 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from chats import chat, pair_line, tulu_line, write_records
 from chats import tokenizer_folder as chat_folder
 from corpus import sentences, write_corpus, write_jsonl
-from hypothesis import given
-from hypothesis import strategies as st
 from prepared import LENGTH, run, tokenizer_folder
-from streaming import MDSWriter
 from transformers import AutoTokenizer
 
 from apex_composer.data_prep.instruct.chat_template import TULU_TEMPLATE
-from apex_composer.evaluate.samples import share_out
 from apex_composer.evaluate.texts import read_texts
 
 TEXTS = [sentences(seed, 20 + seed) for seed in range(12)]
@@ -95,30 +90,17 @@ def test_shards_of_prep_are_read_as_streaming_reads_them(prepared, tokenizer):
             assert sample.tokens.tolist() == expected.tolist()
 
 
+def test_prepared_data_as_a_whole_are_refused(prepared, tokenizer):
+    with pytest.raises(ValueError, match="give one split of it: cpt, train, validation"):
+        read_texts(prepared, tokenizer, sequence_length=LENGTH)
+
+
 def test_shards_of_another_tokenizer_or_length_are_refused(prepared, tokenizer):
     other = AutoTokenizer.from_pretrained(chat_folder())
     with pytest.raises(ValueError, match=r"was tokenised with .*the run's tokenizer has"):
         read_texts(prepared / "validation", other, sequence_length=LENGTH)
     with pytest.raises(ValueError, match=f"its sequences have {LENGTH} tokens, max_seq_len is 16"):
         read_texts(prepared / "validation", tokenizer, sequence_length=16)
-
-
-@pytest.mark.parametrize(
-    ("token", "length", "message"),
-    [(400, 8, "has the token 400, and the tokenizer 320 tokens"), (5, 4, "give 8")],
-)
-def test_shards_without_a_manifest_are_looked_at(tokenizer, tmp_path, token, length, message):
-    with MDSWriter(out=str(tmp_path / "a"), columns={"tokens": "ndarray:uint16:8"}) as writer:
-        writer.write({"tokens": np.full(8, token, dtype=np.uint16)})
-    with pytest.raises(ValueError, match=message):
-        read_texts(tmp_path / "a", tokenizer, sequence_length=length).domains["a"][0]
-
-
-def test_shards_of_texts_are_refused(tokenizer, tmp_path):
-    with MDSWriter(out=str(tmp_path / "a"), columns={"text": "str"}) as writer:
-        writer.write({"text": "a"})
-    with pytest.raises(ValueError, match="has the columns text: needed is `tokens`"):
-        read_texts(tmp_path / "a", tokenizer, sequence_length=8)
 
 
 def test_answers_stand_where_the_slice_says(tmp_path):
@@ -190,16 +172,6 @@ def test_the_choice_is_the_same_on_every_machine(tokenizer, prepared):
     texts = read_texts(prepared / "validation", tokenizer, sequence_length=LENGTH, samples=5)
     places = {name: rows.places for name, rows in texts.domains.items()}
     assert places == {"book": [0, 4, 6], "github": [6, 8]}
-
-
-@given(st.lists(st.integers(1, 1000), min_size=1, max_size=8), st.integers(0, 1000))
-def test_shares_add_up_and_nobody_is_left_out(counts, more):
-    given = {str(number): count for number, count in enumerate(counts)}
-    samples = len(counts) + more
-    shares = share_out(given, samples)
-    assert sum(shares.values()) == min(samples, sum(counts))
-    for name, count in given.items():
-        assert 1 <= shares[name] <= count
 
 
 def test_settings_are_checked(tokenizer, tmp_path):
