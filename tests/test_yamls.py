@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from composer.loggers import InMemoryLogger
 from corpus import write_jsonl
 from llmfoundry.command_utils import train
 from tiny_run import SEQUENCE, VOCABULARY, composer, write_model
@@ -226,6 +227,8 @@ def test_the_ablations_of_stages_run_on_a_tiny_model(stages, inputs, tmp_path):
         "eval_first": "false",
         "callbacks.start_guard.margin": "null",
         "callbacks.heartbeat": "null",
+        "callbacks.speed_monitor.window_size": 1,
+        "loggers": "{inmemory: {}}",
         "log_to_console": "false",
         "python_log_level": "null",
     }
@@ -236,6 +239,10 @@ def test_the_ablations_of_stages_run_on_a_tiny_model(stages, inputs, tmp_path):
     (apex,) = (a for a in trainer.state.algorithms if isinstance(a, APEX))
     assert [record["stage"] for record in apex.history] == list(range(stages))
     assert (tmp_path / load(name)["run_name"] / "huggingface").is_dir()
+    # What a utilisation is made of; of a CPU no peak is known.
+    (logged,) = (one for one in trainer.logger.destinations if isinstance(one, InMemoryLogger))
+    assert all(flops > 0 for _, flops in logged.data["throughput/device/flops_per_sec"])
+    assert "throughput/device/mfu" not in logged.data
 
 
 def test_yamls_are_plain_yaml():

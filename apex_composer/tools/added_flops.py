@@ -2,13 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from apex_composer.callbacks.start_checks import unit_tokens
 from apex_composer.tools.training_yaml import lay_out_stages
-
-if TYPE_CHECKING:
-    from apex_composer.tools.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -33,11 +30,11 @@ class AddedFlops:
         return self.fold + self.gradient_map + self.norms + self.first_assessment
 
 
-def count_added(plan: "Plan", apex: Any) -> AddedFlops:
+def count_added(plan: Any, apex: Any) -> AddedFlops:
     """All of a run.
 
     Args:
-        plan: with its stages, model and cost.
+        plan: a `Plan` with its stages, model and cost.
         apex: the algorithm with the run's settings.
     """
     from apex_composer.trainer.first_assessment import first_goal
@@ -59,7 +56,7 @@ def count_added(plan: "Plan", apex: Any) -> AddedFlops:
     )
 
 
-def _copies(plan: "Plan") -> int:
+def _copies(plan: Any) -> int:
     """How many times the operators' work of a step is done: shards share it, replicas do not."""
     sharding = plan.config.get("fsdp_config")
     if sharding is None:
