@@ -3,8 +3,6 @@
 import platform
 from importlib import metadata
 
-from apex_composer.distributed import world_size
-
 PACKAGES = (
     "apex-composer",
     "llm-foundry",
@@ -30,7 +28,9 @@ def versions() -> dict[str, str]:
 
 def device_name() -> str:
     """GPU or CPU with their number: `8 x NVIDIA H100 80GB HBM3`, `cpu, 2 threads`."""
-    import torch
+    import torch  # the command line, which needs versions alone, does not wait for it
+
+    from apex_composer.distributed import world_size
 
     if torch.cuda.is_available():
         return f"{world_size()} x {torch.cuda.get_device_name()}"
