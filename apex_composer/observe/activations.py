@@ -17,7 +17,6 @@ The paper is silent about, and this is our choice:
 """
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +31,7 @@ from apex_composer.data_prep.progress import progress_bar
 from apex_composer.evaluate.samples import Sample
 from apex_composer.model.sites import Group, Site
 from apex_composer.observe.predictions import padded_batches
+from apex_composer.observe.ranks import describe_weight
 
 # Appendix A.1.
 PAPER_SAMPLES = 2048
@@ -112,7 +112,7 @@ def describe_activations(
         "groups": {
             group.name: {
                 "unit": group.unit,
-                "layer": layer_of(group.name),
+                "layer": describe_weight(group.name)["layer"],
                 "mean_norm": totals[group.name].mean_norms().tolist(),
                 "score": totals[group.name].scores.tolist(),
                 "std": deviations[group.name],
@@ -120,9 +120,3 @@ def describe_activations(
             for group, _ in groups
         },
     }
-
-
-def layer_of(name: str) -> int | None:
-    """The number of the layer in a group's name."""
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found[1]) if found else None

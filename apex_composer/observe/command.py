@@ -47,6 +47,12 @@ def observe(
         Literal["average", "rank"],
         typer.Option(help="What the strongest units are: by mean norm, or by score (eq. 3)."),
     ] = "average",
+    ranks: Annotated[
+        bool, typer.Option("--ranks", help="Effective rank of every expanded weight.")
+    ] = False,
+    delta: Annotated[
+        Path | None, typer.Option(help="The model that training began with: what has changed.")
+    ] = None,
     threshold: Annotated[
         float, typer.Option(help="Share of units on each side, for scores and selections.")
     ] = 0.125,
@@ -63,7 +69,7 @@ def observe(
         bool, typer.Option("--overwrite", help="Begin anew where --out is of something else.")
     ] = False,
 ) -> None:
-    """Show what a model is: norms of its heads and channels, and what masking them costs.
+    """Show what a model is: norms of its units, what masking them costs, ranks, what has changed.
 
     Nothing is trained and no model is changed. What is finished is kept in --out: the same command
     goes on where it was interrupted. Checkpoints are unpickled, as Composer does it: give only
@@ -86,6 +92,8 @@ def observe(
             targets=("head", "channel") if targets == "both" else (targets,),
             mask=tuple(mask or ()),
             mask_by=mask_by,
+            ranks=ranks,
+            delta=delta,
             batch_size=batch_size,
             device=device,
             dtype=dtype,

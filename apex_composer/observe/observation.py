@@ -18,6 +18,7 @@ from apex_composer.observe.activations import (
     collect_totals,
     describe_activations,
 )
+from apex_composer.observe.changes import measure_changes, open_weights
 from apex_composer.observe.masking import (
     WHICH,
     choose_all_masked,
@@ -26,8 +27,10 @@ from apex_composer.observe.masking import (
     measure_masked,
 )
 from apex_composer.observe.predictions import predict
+from apex_composer.observe.ranks import measure_ranks, select_by_scores
 from apex_composer.observe.results import (
     hash_model,
+    keep_pieces,
     open_results,
     save_results,
     used_versions,
@@ -61,6 +64,7 @@ def observe_model(
             if texts is not None:
                 samples = [sample for own in texts.domains.values() for sample in own]
                 _observe_samples(opened, sites, samples, folder, results, settings)
+            _observe_weights(opened, sites, folder, results, settings)
     write_tables(folder, results)
     return results
 
@@ -170,3 +174,49 @@ def _read_totals(activations: Mapping[str, Any]) -> dict[str, GroupTotals]:
         )
         for name, one in activations["groups"].items()
     }
+
+
+def _observe_weights(
+    opened: OpenedModel,
+    sites: list[Site],
+    folder: Path,
+    results: dict[str, Any],
+    settings: Settings,
+) -> None:
+    """The parts that look at weights alone, with the selection that the scores lead to."""
+    selections = None
+    if "activations" in results:
+        groups = results["activations"]["groups"]
+        scores = {name: one["score"] for name, one in groups.items()}
+        selections = select_by_scores(sites, scores, threshold=settings.threshold)
+    options = {"device": settings.device}
+    if settings.ranks:
+        # Measured without a selection they lack what the paper's assumptions are about.
+        key = {"selected": selections is not None}
+        into = _begin(results, "ranks", key)
+        pieces = measure_ranks(sites, selections, done=into.keys(), **options)
+        keep_pieces(folder, results, into, pieces)
+    if settings.delta is not None:
+        key = {
+            "base": str(settings.delta),
+            "base_files": _files(settings.delta),
+            "selected": selections is not None,
+        }
+        into = _begin(results, "delta", key)
+        base = open_weights(settings.delta)
+        pieces = measure_changes(opened.model, base, selections, done=into.keys(), **options)
+        keep_pieces(folder, results, into, pieces)
+
+
+def _begin(results: dict[str, Any], part: str, key: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a part that are finished; none where it is of something else."""
+    found = results.get(part, {})
+    if {name: found.get(name) for name in key} != key:
+        results[part] = {**key, "weights": {}}
+    return results[part]["weights"]
+
+
+def _files(source: Path) -> list[list[Any]]:
+    """Name, size and time of a base's files: whether it is the one of the earlier run."""
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from io import StringIO
@@ -20,6 +21,8 @@ RESULTS = "observe.json"
 IDENTITY = ("model_sha256", "versions", "settings", "data")
 # Of a configuration: where the model was, and what it was written by, change no number.
 _NOT_THE_MODEL = ("_name_or_path", "transformers_version")
+# Between two saves of a part that comes piece by piece.
+_SECONDS = 20.0
 
 
 def hash_model(model: nn.Module) -> str:
@@ -84,8 +87,33 @@ def save_results(folder: Path, results: dict[str, Any]) -> None:
     write_json(folder / RESULTS, results)
 
 
+def keep_pieces(
+    folder: Path, results: dict, into: dict[str, Any], pieces: Iterator[tuple[str, Any]]
+) -> None:
+    """Take a part's pieces into the results, and save these now and then and at the end.
+
+    Args:
+        folder: of the results.
+        results: the whole.
+        into: the place in it that the pieces go to.
+        pieces: name and content of each.
+    """
+    saved = time.monotonic()
+    try:
+        for name, piece in pieces:
+            into[name] = piece
+            if time.monotonic() - saved > _SECONDS:
+                save_results(folder, results)
+                saved = time.monotonic()
+    finally:  # also when it is interrupted
+        save_results(folder, results)
+
+
 def write_tables(folder: Path, results: dict[str, Any]) -> None:
-    """Write `activations.csv`, `deviations.csv`, `masking.csv`, of the parts that there are."""
+    """Write `activations.csv`, `deviations.csv`, `masking.csv`, `ranks.csv`, `delta.csv`.
+
+    Only those of the parts that there are. Lists of `ranks` and `delta` stay in `observe.json`.
+    """
     groups = results.get("activations", {}).get("groups", {})
     units = [
         (name, one["unit"], one["layer"], unit, norm, score)
@@ -96,6 +124,10 @@ def write_tables(folder: Path, results: dict[str, Any]) -> None:
     _write_csv(folder / "activations.csv", head, units)
     write_deviations(folder / "deviations.csv", {results["model"]: results})
     _write_records(folder / "masking.csv", results.get("masking", []))
+    for part in ("ranks", "delta"):
+        weights = results.get(part, {}).get("weights", {})
+        rows = [{"weight": name, **one} for name, one in weights.items()]
+        _write_records(folder / f"{part}.csv", rows)
 
 
 def write_deviations(path: Path, found: Mapping[str, dict[str, Any]]) -> None:

@@ -26,6 +26,8 @@ class Settings:
     targets: tuple[str, ...] = ("head", "channel")
     mask: tuple[float, ...] = ()
     mask_by: str = "average"
+    ranks: bool = False
+    delta: Path | None = None
     batch_size: int = 8
     device: str | None = None
     dtype: str = "auto"
@@ -38,10 +40,16 @@ class Settings:
         """
         check_choice("--protocol", self.protocol, PROTOCOLS)
         check_choice("--mask-by", self.mask_by, MASK_BY)
-        if self.data is None:
-            raise ValueError("nothing to observe: give --data")
+        if self.data is None and not self.ranks and self.delta is None:
+            raise ValueError("nothing to observe: give --data, --ranks or --delta")
         if self.data is not None and not self.data.exists():
             raise FileNotFoundError(f"--data: {self.data} does not exist")
+        if self.delta is not None and not self.delta.exists():
+            raise FileNotFoundError(
+                f"--delta: {self.delta} does not exist. Allowed: a model's folder or checkpoint"
+            )
+        if self.mask and self.data is None:
+            raise ValueError("--mask needs --data: texts on which the loss is measured")
         for share in self.mask:
             if not 0 < share <= 1:
                 raise ValueError(

@@ -130,6 +130,32 @@ def test_models_side_by_side(base, data, tmp_path):
     assert [row["model"] for row in table] != [row["trained.pt"] for row in table]
 
 
+def test_ranks_and_changes_of_weights(base, data, tmp_path, monkeypatch):
+    trained = tmp_path / "trained"
+    base_folder(trained)
+    noisy(load(base), 1).save_pretrained(trained)
+    out = tmp_path / "out"
+    arguments = (trained, "--data", data, "--out", out, *LENGTH, "--ranks", "--delta", base)
+    run(*arguments)
+    found = results(out)
+    ranks, delta = found["ranks"]["weights"], found["delta"]["weights"]
+    assert found["delta"]["base"] == str(base) and set(ranks) <= set(delta)
+    heads = [one for name, one in ranks.items() if "o_proj" in name]
+    assert heads and all(one["advantageous_rank"] > 0 for one in heads)
+    assert all(delta[name]["relative_change"] > 0 for name in ranks)
+    assert {row["weight"] for row in rows(out / "ranks.csv")} == set(ranks)
+    monkeypatch.setattr(observation, "collect_totals", None)
+    run(*arguments)  # nothing is left to do
+    assert results(out) == found
+
+
+def test_weights_alone_need_no_texts(base, tmp_path):
+    run(base, "--out", tmp_path, "--ranks", "--threshold", "0.25")
+    found = results(tmp_path)
+    assert "activations" not in found and found["data"] is None
+    assert all(one["advantageous_rank"] is None for one in found["ranks"]["weights"].values())
+
+
 def test_the_papers_protocol(base, tmp_path):
     few = write_jsonl(tmp_path / "few.jsonl", TEXTS)
     out = tmp_path / "out"
@@ -146,13 +172,15 @@ def test_the_papers_protocol(base, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ((), "nothing to observe: give --data"),
+        ((), "nothing to observe: give --data, --ranks or --delta"),
         (("--data", "none"), "--data: none does not exist"),
+        (("--ranks", "--mask", "0.1"), "--mask needs --data"),
         (("--data", "DATA", "--mask", "10"), "--mask: got 10.0, allowed: a share above 0, to 1"),
         (("--data", "DATA", "--threshold", "0.6"), "--threshold: got 0.6, allowed: above 0"),
         (("--data", "DATA", "--protocol", "paper", "--samples", "9"), "--samples: got 9"),
         (("--data", "BASE"), "no"),
-        (("BASE", "--data", "DATA"), "names one of them twice"),
+        (("BASE", "--ranks"), "names one of them twice"),
+        (("--ranks", "--delta", "none"), "--delta: none does not exist"),
     ],
 )
 def test_bad_input_is_told_before_a_model_is_loaded(
