@@ -10,6 +10,7 @@ from apex_composer.compare.__main__ import app as compare
 from apex_composer.data_prep.__main__ import app as data_prep
 from apex_composer.demo.__main__ import app as demo
 from apex_composer.evaluate.command import app as evaluate
+from apex_composer.observe.command import app as observe
 from apex_composer.tools.commands import app as tools
 from apex_composer.tools.merge_command import app as merge
 
@@ -19,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for commands in (demo, compare, data_prep, tools, merge, evaluate):
+for commands in (demo, compare, data_prep, tools, merge, evaluate, observe):
     app.add_typer(commands)
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from apex_composer.cli import app
 
 COMMANDS = (
     *("demo", "compare", "prep", "prep-merge", "prep-verify"),
-    *("plan", "doctor", "show", "branch", "merge", "eval"),
+    *("plan", "doctor", "show", "branch", "merge", "eval", "observe"),
 )
 
 
@@ -40,6 +40,11 @@ def test_help_does_not_wait_for_torch():
         (["merge", "none.pt", "--out", "out"], 1, "error: none.pt does not exist"),
         (["merge", "--out", "out"], 2, "Missing argument"),
         (["merge", "none.pt", "--out", "out", "--dtype", "int8"], 2, "'int8' is not one of"),
+        (
+            ["observe", "none", "--out", "out"],
+            1,
+            "error: nothing to observe: give --data, --ranks or --delta",
+        ),
         (["prep", "none", "--out", "out", "--tokenizer", "none"], 2, "error: "),
         (["prep-verify", "none"], 2, "error: "),
         (["demo", "--yaml", "none.yaml"], 1, "error: "),

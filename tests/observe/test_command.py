@@ -1,0 +1,195 @@
+"""The command from its arguments to its files: parts, resuming, several models, what it refuses."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from corpus import sentences, write_jsonl
+from saved_runs import base_folder, load, noisy, save, tokenizer_of, wrapped
+from typer.testing import CliRunner
+
+from apex_composer.cli import app
+from apex_composer.observe import observation
+
+TEXTS = [sentences(seed, 12) for seed in range(6)]
+LENGTH = ("--sequence-length", "32", "--threshold", "0.25")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return base_folder(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_jsonl(tmp_path_factory.mktemp("data") / "some.jsonl", TEXTS)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("pairs") / "some.jsonl"
+    lines = [{"prompt": text, "response": " and so on"} for text in TEXTS]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def run(*arguments, status: int = 0):
+    result = CliRunner().invoke(app, ["observe", *map(str, arguments), "--device", "cpu"])
+    assert result.exit_code == status, result.output
+    return result
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "observe.json").read_text())
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_all_of_a_model(base, pairs, tmp_path):
+    out = tmp_path / "out"
+    told = run(base, "--data", pairs, "--out", out, "--mask", 0.25, "--mask", 0.5, *LENGTH).output
+    found = results(out)
+    assert found["model"] == str(base) and found["data"]["samples"] == {"some": len(TEXTS)}
+    assert found["activations"]["samples"] == len(TEXTS)
+    groups = found["activations"]["groups"]
+    units = rows(out / "activations.csv")
+    assert len(units) == sum(len(group["score"]) for group in groups.values())
+    first = groups[units[0]["group"]]
+    assert float(units[0]["mean_norm"]) == first["mean_norm"][0]
+    assert {row["group"]: float(row[str(base)]) for row in rows(out / "deviations.csv")} == {
+        name: group["std"] for name, group in groups.items()
+    }
+    table = found["masking"]
+    assert [(row["which"], row["share"]) for row in table] == [
+        ("none", 0.0),
+        *((which, share) for share in (0.25, 0.5) for which in ("lowest", "top", "random")),
+    ]
+    assert all(0 <= row["exact_match"] <= 1 for row in table)
+    assert [row["which"] for row in rows(out / "masking.csv")] == [row["which"] for row in table]
+    assert "exact" in told and "top 0.25" in told and "…" not in told
+
+
+def test_an_interrupted_run_goes_on(base, data, tmp_path, monkeypatch):
+    arguments = (base, "--data", data, "--mask", 0.25, *LENGTH)
+    run(*arguments, "--out", tmp_path / "whole")
+    calls = []
+
+    def interrupted(*given, **options):
+        calls.append(options["title"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measured(*given, **options)
+
+    measured, out = observation.measure_masked, tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(observation, "measure_masked", interrupted)
+        run(*arguments, "--out", out, status=130)
+        assert [row["which"] for row in results(out)["masking"]] == ["none", "lowest"]
+        patch.setattr(observation, "collect_totals", None)  # it is not called again
+        run(*arguments, "--out", out)
+        assert calls == ["lowest 0.25", "top 0.25", "top 0.25", "random 0.25"]
+        assert results(out) == results(tmp_path / "whole")
+        patch.setattr(observation, "predict", None)
+        run(*arguments, "--out", out)
+    assert results(out) == results(tmp_path / "whole")
+
+
+def test_results_of_something_else_are_not_gone_on_with(base, data, tmp_path):
+    run(base, "--data", data, "--out", tmp_path, *LENGTH)
+    before = results(tmp_path)
+    other = base_folder(tmp_path / "other")
+    noisy(model := load(other), 1).save_pretrained(other)
+    for arguments, differs in (
+        ((base, "--threshold", 0.5), "settings.threshold is 0.25 there, 0.5 here"),
+        ((base, "--samples", 2), "data.samples.some is"),
+        ((other,), "model_sha256 is"),
+    ):
+        given = (*arguments[:1], "--data", data, "--out", tmp_path, *LENGTH, *arguments[1:])
+        told = run(*given, status=1).output
+        assert "of something else" in told and differs in told and "--overwrite" in told
+        assert results(tmp_path) == before
+    run(other, "--data", data, "--out", tmp_path, *LENGTH, "--overwrite")
+    assert results(tmp_path)["model_sha256"] != before["model_sha256"]
+    assert model is not None
+
+
+def test_models_side_by_side(base, data, tmp_path):
+    trained = save(wrapped(noisy(load(base), 1), tokenizer_of(base)), tmp_path / "trained.pt")
+    told = run(base, trained, "--data", data, "--out", tmp_path / "out", *LENGTH).output
+    table = rows(tmp_path / "out" / "side_by_side.csv")
+    for name, place in (("model", base), ("trained.pt", trained)):
+        found = results(tmp_path / "out" / name)
+        assert found["model"] == str(place)
+        deviations = [group["std"] for group in found["activations"]["groups"].values()]
+        assert [float(row[name]) for row in table] == deviations
+        assert name in told
+    assert [row["model"] for row in table] != [row["trained.pt"] for row in table]
+
+
+def test_ranks_and_changes_of_weights(base, data, tmp_path, monkeypatch):
+    trained = tmp_path / "trained"
+    base_folder(trained)
+    noisy(load(base), 1).save_pretrained(trained)
+    out = tmp_path / "out"
+    arguments = (trained, "--data", data, "--out", out, *LENGTH, "--ranks", "--delta", base)
+    run(*arguments)
+    found = results(out)
+    ranks, delta = found["ranks"]["weights"], found["delta"]["weights"]
+    assert found["delta"]["base"] == str(base) and set(ranks) <= set(delta)
+    heads = [one for name, one in ranks.items() if "o_proj" in name]
+    assert heads and all(one["advantageous_rank"] > 0 for one in heads)
+    assert all(delta[name]["relative_change"] > 0 for name in ranks)
+    assert {row["weight"] for row in rows(out / "ranks.csv")} == set(ranks)
+    monkeypatch.setattr(observation, "collect_totals", None)
+    run(*arguments)  # nothing is left to do
+    assert results(out) == found
+
+
+def test_weights_alone_need_no_texts(base, tmp_path):
+    run(base, "--out", tmp_path, "--ranks", "--threshold", "0.25")
+    found = results(tmp_path)
+    assert "activations" not in found and found["data"] is None
+    assert all(one["advantageous_rank"] is None for one in found["ranks"]["weights"].values())
+
+
+def test_the_papers_protocol(base, tmp_path):
+    few = write_jsonl(tmp_path / "few.jsonl", TEXTS)
+    out = tmp_path / "out"
+    options = ("--out", out, "--protocol", "paper", "--sequence-length", "8")
+    told = run(base, "--data", few, *options, status=1).output
+    assert "has 6 samples, and it needs 2048" in " ".join(told.split())
+    many = write_jsonl(tmp_path / "many.jsonl", [f"{number} words here" for number in range(2100)])
+    run(base, "--data", many, *options, "--threshold", "0.25", "--batch-size", "512")
+    found = results(out)
+    assert found["activations"]["protocol"] == "paper"
+    assert found["activations"]["samples"] == 2048
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "nothing to observe: give --data, --ranks or --delta"),
+        (("--data", "none"), "--data: none does not exist"),
+        (("--ranks", "--mask", "0.1"), "--mask needs --data"),
+        (("--data", "DATA", "--mask", "10"), "--mask: got 10.0, allowed: a share above 0, to 1"),
+        (("--data", "DATA", "--threshold", "0.6"), "--threshold: got 0.6, allowed: above 0"),
+        (("--data", "DATA", "--protocol", "paper", "--samples", "9"), "--samples: got 9"),
+        (("--data", "BASE"), "no"),
+        (("BASE", "--ranks"), "names one of them twice"),
+        (("--ranks", "--delta", "none"), "--delta: none does not exist"),
+    ],
+)
+def test_bad_input_is_told_before_a_model_is_loaded(
+    base, data, tmp_path, monkeypatch, arguments, told
+):
+    monkeypatch.setattr(observation, "open_model", None)
+    monkeypatch.chdir(tmp_path)
+    places = {"DATA": data, "BASE": base}
+    given = [places.get(argument, argument) for argument in arguments]
+    output = " ".join(run(base, "--out", "out", *given, status=1).output.split())
+    assert output.startswith("error: ") and told in output
+    assert not (tmp_path / "out").exists()
