@@ -9,6 +9,7 @@ import typer
 from apex_composer.compare.__main__ import app as compare
 from apex_composer.data_prep.__main__ import app as data_prep
 from apex_composer.demo.__main__ import app as demo
+from apex_composer.report.command import app as report
 from apex_composer.tools.commands import app as tools
 from apex_composer.tools.merge_command import app as merge
 
@@ -18,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for commands in (demo, compare, data_prep, tools, merge):
+for commands in (demo, compare, data_prep, tools, merge, report):
     app.add_typer(commands)
 
 if __name__ == "__main__":

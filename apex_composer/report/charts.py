@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from apex_composer.report.answers import TOTAL, Answer
-from apex_composer.report.drawing import Line, draw, in_units, thin
+from apex_composer.report.drawing import COLOURS, Line, draw, in_units, thin
 from apex_composer.report.run import Curve, Run
 
 OPERATOR_NORM, LEARNING_RATE = "apex/operator_norm/", "lr-"
+# Layers that get a dot each.
+MOST_DOTS = 12
 # More bands than these would hide one another.
 MOST_BANDS = 4
 
@@ -54,7 +56,9 @@ class Axis:
 def make_axis(answer: Answer) -> Axis:
     """An axis for the curves of all runs; the groups' order gives their styles."""
     runs = [run for group in answer.groups for run in group.runs]
-    size, unit = in_units(max((run.loss.tokens[-1] for run in runs if len(run.loss.tokens)), default=0))
+    size, unit = in_units(
+        max((run.loss.tokens[-1] for run in runs if len(run.loss.tokens)), default=0)
+    )
     begun = {
         round(float(np.interp(stage.batch, run.loss.batches, run.loss.tokens)) / size, 6)
         for run in runs
@@ -106,7 +110,10 @@ def compare_curves(
         return None
     bands = bands and len(drawn) <= MOST_BANDS
     panels, y_labels, notes = [_lines(axis, drawn, bands)], [y_label], []
-    if any(len(line.x) < len(curve.values) for line, curve in zip(panels[0], drawn.values(), strict=True)):
+    if any(
+        len(line.x) < len(curve.values)
+        for line, curve in zip(panels[0], drawn.values(), strict=True)
+    ):
         notes.append("Each point is a mean of neighbouring values.")
         notes += ["Bands: the lowest and the highest of them."] * bands
     pairs = {run: axis.baselines.get(run) for run in drawn}
@@ -230,21 +237,30 @@ def spread_charts(run: Run) -> Iterator[Chart]:
             groups = [name for name, kind in stage.units.items() if kind == unit]
             values = [stage.norm_std[name] for name in groups if name in stage.norm_std]
             if values:
-                lines.append(Line(range(len(values)), values, stage.number, marked=True))
+                lines.append(_layers(range(len(values)), values, stage.number))
         if lines:
             title = f"Standard deviation of {unit} norms"
-            yield _by_layer(run, title, lines, "std of mean norms")
+            yield _by_layer(f"{run.folder} {title}", title, lines, "std of mean norms")
 
 
-def rank_charts(run: Run) -> Iterator[Chart]:
-    """Effective rank of the expanded weights by layer, a line for each observation."""
+def rank_charts(answer: Answer) -> Iterator[Chart]:
+    """Effective rank of the expanded weights by layer, for each projection.
+
+    A run has the colour of its group, and its observations have their dashes in their order.
+    """
     parts: dict[str, list[Line]] = {}
-    for style, (_, found) in enumerate(ranks_of(run).items()):
-        for projection, layers in found.items():
-            line = Line(sorted(layers), [layers[n] for n in sorted(layers)], style, marked=True)
-            parts.setdefault(projection, []).append(line)
+    for style, group in enumerate(answer.groups):
+        for run in group.runs:
+            for place, projections in enumerate(ranks_of(run).values()):
+                for projection, layers in projections.items():
+                    x = sorted(layers)
+                    line = _layers(
+                        x, [layers[n] for n in x], style % len(COLOURS) + place * len(COLOURS)
+                    )
+                    parts.setdefault(projection, []).append(line)
     for projection, lines in parts.items():
-        yield _by_layer(run, f"Effective rank: {projection}", lines, "entropy-based rank")
+        title = f"Effective rank: {projection}"
+        yield _by_layer(title, title, lines, "entropy-based rank")
 
 
 def ranks_of(run: Run) -> dict[str, dict[str, dict[int, float]]]:
@@ -266,13 +282,10 @@ def mean_ranks(run: Run) -> dict[str, dict[str, float]]:
     return means
 
 
-def _by_layer(run: Run, title: str, lines: Sequence[Line], y_label: str) -> Chart:
-    svg = draw(
-        f"{run.folder} {title}",
-        [lines],
-        label=f"{title} of {run.name}, by layer",
-        x_label="layer",
-        y_labels=[y_label],
-        whole_x=True,
-    )
-    return Chart(title, svg)
+def _layers(x: Sequence[int], values: Sequence[float], style: int) -> Line:
+    return Line(x, values, style, marked=len(x) <= MOST_DOTS)
+
+
+def _by_layer(name: str, title: str, lines: Sequence[Line], y_label: str) -> Chart:
+    given = {"x_label": "layer", "y_labels": [y_label], "whole_x": True}
+    return Chart(title, draw(name, [lines], label=f"{title}, by layer", **given))

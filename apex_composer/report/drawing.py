@@ -102,7 +102,12 @@ def draw(
     import matplotlib
     from matplotlib.figure import Figure
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "axes.linewidth": 0.8}
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": 11,
+        "axes.linewidth": 0.8,
+    }
     with matplotlib.rc_context(settings):
         height = HEIGHT if len(panels) == 1 else 1.5 * HEIGHT
         size = WIDTH / POINTS_PER_INCH, height / POINTS_PER_INCH
@@ -134,7 +139,8 @@ def _dress(axes: Any, boundaries: Numbers, whole_x: bool) -> None:
     axes.set_facecolor("none")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(color=FAINT, labelcolor=INK)
+    # The grid says where the numbers stand.
+    axes.tick_params(left=False, bottom=False, labelcolor=INK)
     axes.xaxis.label.set_color(INK)
     axes.yaxis.label.set_color(INK)
     axes.grid(color=FAINT, linewidth=0.4)
@@ -143,7 +149,7 @@ def _dress(axes: Any, boundaries: Numbers, whole_x: bool) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.ticklabel_format(useOffset=False)
     for boundary in boundaries:
-        axes.axvline(boundary, color=INK, linewidth=0.8, dashes=(1, 2))
+        axes.axvline(boundary, color=INK, linewidth=0.9, alpha=0.7, dashes=(1, 2.5))
 
 
 def _draw_line(axes: Any, line: Line) -> None:
@@ -152,7 +158,7 @@ def _draw_line(axes: Any, line: Line) -> None:
         axes.fill_between(line.x, line.low, line.high, color=COLOURS[colour], alpha=0.2, lw=0)
     look = {"marker": "o", "markersize": 3} if line.marked else {}
     (drawn,) = axes.plot(line.x, line.y, color=COLOURS[colour], linewidth=1.6, **look)
-    if DASHES[dashes]:
+    if dashes:
         drawn.set_dashes(DASHES[dashes])
 
 
@@ -165,6 +171,7 @@ def _inline(svg: str, label: str) -> str:
     # Names that every figure has; those of clips and markers come from the figure's own name.
     svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg).replace("xlink:href", "href")
     svg = re.sub(r"font: (?:\d+ )?([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font-family: [^;\"]*; ?", "", svg)
     # A tenth of a pixel is enough in tags; what stands between them is text.
     svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d)\d+", r"\1", tag[0]), svg)
     svg = re.sub(r"\s*\n\s*", " ", svg)

@@ -81,9 +81,7 @@ def _selected(stage: Stage, group: str, count: int) -> np.ndarray:
     return values
 
 
-def _map(
-    title: str, layers: Sequence[np.ndarray], columns: int, plus: str, minus: str
-) -> Map:
+def _map(title: str, layers: Sequence[np.ndarray], columns: int, plus: str, minus: str) -> Map:
     units = max(map(len, layers))
     values = np.stack([_shared(layer, units, columns) for layer in layers])
     return Map(title, _image(values), *values.shape, units, plus, minus)

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from apex_composer.report.answers import Answer, Estimate
+from apex_composer.data_prep.atomic_files import write_text
+from apex_composer.report.answers import TOTAL, Answer, Estimate, answer
 from apex_composer.report.charts import (
     Chart,
     make_axis,
@@ -20,17 +21,51 @@ from apex_composer.report.charts import (
 )
 from apex_composer.report.drawing import COLOURS, DASHES, colour_and_dashes, show_tokens
 from apex_composer.report.maps import overlaps, stage_maps
+from apex_composer.report.read_run import read_runs
 from apex_composer.report.run import Run
 
 TEMPLATE = "page.html.j2"
 UNITS = ("head", "channel")
+# More groups than these are counted in the title.
+MOST_NAMES = 5
 
 
-def make_page(answer: Answer, title: str) -> str:
-    """Write a report.
+def write_report(
+    paths: Sequence[Path], out: Path, *, baselines: Sequence[str] = (), title: str | None = None
+) -> Answer:
+    """Read runs, compare them and write the page.
 
     Args:
-        answer: of the runs.
+        paths: folders of runs.
+        out: HTML file.
+        baselines: names of the runs to compare with. Default: found by rule.
+        title: of the page. Default: the names of the groups.
+
+    Returns:
+        What the page says.
+
+    Raises:
+        OSError, ValueError: a run cannot be read, or a baseline is none of them.
+    """
+    compared = answer(read_runs(paths), baselines)
+    write_text(out, make_page(compared, title or make_title(compared)))
+    return compared
+
+
+def make_title(compared: Answer) -> str:
+    """The names of the groups, those of the baselines last: `apex against vanilla`."""
+    first = [group.name for group in compared.groups if not group.baseline]
+    last = [group.name for group in compared.groups if group.baseline]
+    if len(compared.groups) > MOST_NAMES:
+        first = [f"{len(first)} runs"] if first else []
+    return " against ".join(", ".join(names) for names in (first, last) if names)
+
+
+def make_page(compared: Answer, title: str) -> str:
+    """Write what is said of runs, and what they did.
+
+    Args:
+        compared: the runs and what is said of them.
         title: of the page.
 
     Returns:
@@ -52,19 +87,21 @@ def make_page(answer: Answer, title: str) -> str:
         "share": lambda value: f"{100 * value:.1f} %",
         "value": show_value,
     }
-    runs = runs_of(answer)
-    axis = make_axis(answer)
+    runs = runs_of(compared)
+    axis = make_axis(compared)
     return environment.get_template(TEMPLATE).render(
         title=title,
-        answer=answer,
-        look={group.name: _look(number) for number, group in enumerate(answer.groups)},
+        answer=compared,
+        look={group.name: _look(number) for number, group in enumerate(compared.groups)},
         colours=len(COLOURS),
-        validation=_kept(validation_charts(axis, answer)),
+        validation=_kept(validation_charts(axis, compared)),
         training=_kept(training_charts(axis, runs)),
         operators=_kept(operator_charts(axis, runs)),
         steps=_kept([step_chart(axis, runs)]),
         staged=[_stages(run) for run in runs if run.stages],
         ranked=[_ranks(run) for run in runs if mean_ranks(run)],
+        ranks=list(rank_charts(compared)),
+        columns=sorted(compared.domains, key=lambda domain: domain != TOTAL),
         same_data=_same_data(runs),
         runs=runs,
     )
@@ -92,7 +129,7 @@ def _stages(run: Run) -> dict[str, Any]:
 def _ranks(run: Run) -> dict[str, Any]:
     means = mean_ranks(run)
     files = list(dict.fromkeys(file for own in means.values() for file in own))
-    return {"run": run, "means": means, "files": files, "charts": list(rank_charts(run))}
+    return {"run": run, "means": means, "files": files}
 
 
 def _same_data(runs: Sequence[Run]) -> Mapping[str, Any] | None:

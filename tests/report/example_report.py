@@ -76,9 +76,7 @@ def example_run(
         validation_tokens=dict.fromkeys(domains, 1000),
         step_seconds=(0.3 + noise**2).tolist(),
         metrics=metrics,
-        stages=[
-            example_stage(n, n * batches // stages, **sizes) for n in range(stages)
-        ],
+        stages=[example_stage(n, n * batches // stages, **sizes) for n in range(stages)],
         observations={"before.json": {"ranks": {"weights": rank}}} if stages else {},
         missing=["MFU: no speed_monitor in its YAML"],
     )
@@ -127,7 +125,9 @@ def example_answer(groups: dict[str, list[Run]]) -> Answer:
             Reach(n, first, "total", (crossing,), reached, estimate(0.684), f"{n} {told}")
             for n in others
         ),
-        settings={"algorithms.apex.threshold": tuple("none" if n == first else "0.125" for n in groups)},
+        settings={
+            "algorithms.apex.threshold": tuple("none" if n == first else "0.125" for n in groups)
+        },
         hidden=("run_name", "save_folder"),
         versions={},
         same_versions={"python": "3.11.2", "torch": "2.7.0"},
@@ -141,7 +141,10 @@ def example_answer(groups: dict[str, list[Run]]) -> Answer:
 
 def two_runs() -> dict[str, list[Run]]:
     """A baseline and a run with APEX in three stages."""
-    return {"vanilla": [example_run("vanilla")], "apex": [example_run("apex", offset=-0.1, stages=3)]}
+    return {
+        "vanilla": [example_run("vanilla")],
+        "apex": [example_run("apex", offset=-0.1, stages=3)],
+    }
 
 
 def largest() -> dict[str, list[Run]]:
