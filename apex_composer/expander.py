@@ -106,9 +106,9 @@ class Expander:
         self.threshold = float(threshold if self.share is None else self.share.threshold)
         self.training = None if self.share is None else RowTraining(trainable, found)
         self.groups = list({site.group.name: site.group for site in self.sites}.values())
-        self.stage = -1
-        self.selections: dict[str, Selection] = {}
+        self.stage, self.selections = -1, dict[str, Selection]()
         self.history: list[dict[str, Any]] = []
+        self.ranked: dict[str, Tensor] = {}  # what this stage's units were selected by, if known
         self.stopwatch = Stopwatch()
         assessed = {(g.assessed_by or g).name: g.assessed_by or g for g in self.groups}
         pairs = [(group, count_selected(group, self.threshold)) for group in assessed.values()]
@@ -157,9 +157,9 @@ class Expander:
             )
         self.fuse()
         self.stage = self.stage + 1 if stage is None else stage
-        before, values = self.selections, None
-        if self.method != "random":
-            values = {name: total.ranked_by(self.method) for name, total in totals.items()}
+        before, used = self.selections, {} if self.method == "random" else totals
+        self.ranked = {name: total.ranked_by(self.method) for name, total in used.items()}
+        values = self.ranked or None
         self.selections = select_groups(self.groups, self.counts, values, self.seed, self.stage)
         record = stage_record(self.stage, expansion, before, self.selections, totals)
         self.history.append(record if batch is None else {**record, "start_batch": batch})
@@ -256,7 +256,7 @@ class Expander:
             settings.check_same(setting, saved.get(setting), now)
         settings.check_same_members("sites", state["sites"], [site.name for site in self.sites])
         self.fuse()
-        self.stage, self.history = state["stage"], deepcopy(state["history"])
+        self.stage, self.history, self.ranked = state["stage"], deepcopy(state["history"]), {}
         self.selections = {name: Selection(*sets) for name, sets in state["selections"].items()}
         self.assessment.load_totals(state["scores"])
         if self.training is not None and self.stage >= 0:

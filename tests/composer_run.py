@@ -76,11 +76,13 @@ def make_trainer(
     eps: float = 1e-8,
     optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
     settings: dict | None = None,
+    eval_metrics: list | None = None,
     **options,
 ) -> Trainer:
     """A trainer with AdamW, or another optimizer of other settings, over 8 batches of tokens."""
     model = tiny_llama() if model is None else model
-    wrapped = HuggingFaceModel(model, tokenizer=None, use_logits=True)
+    own = {"use_logits": True, "eval_metrics": eval_metrics}
+    wrapped = HuggingFaceModel(model, tokenizer=None, **own)
     if loader is None:
         loader = DataLoader(TokenDataset(8 * BATCH_SIZE), batch_size=BATCH_SIZE)
     return Trainer(

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from apex_composer.callbacks.run_facts import versions
 from apex_composer.compare.configuration import DEMO_YAML, FOLDER
 from apex_composer.compare.instructions import make_instructions
 from apex_composer.demo.__main__ import choose_precision, prepare_data, start_run
@@ -11,7 +12,6 @@ from apex_composer.demo.configuration import build_configurations, load_template
 from apex_composer.demo.documents import PRETRAIN
 from apex_composer.demo.from_scratch import TOKENIZER
 from apex_composer.demo.model import write_model_folder
-from apex_composer.demo.results import versions
 from apex_composer.tools.merge import merge
 
 BASE, DATA = "base", "data"

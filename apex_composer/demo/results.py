@@ -1,25 +1,13 @@
 """From the runs' metrics to the numbers that are reported."""
 
 import math
-import platform
 import statistics
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
+from apex_composer.callbacks.run_facts import versions
 from apex_composer.demo.documents import PRETRAIN, VALIDATION
 from apex_composer.demo.from_scratch import Prepared
-
-PACKAGES = (
-    "apex-composer",
-    "llm-foundry",
-    "mosaicml",
-    "mosaicml-streaming",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "numpy",
-)
 
 Numbers = dict[str, Any]
 
@@ -99,11 +87,6 @@ def summarise(
         },
         "versions": versions(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Name the versions of Python and of the packages that the numbers depend on."""
-    return {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES}
 
 
 def _describe_data(prepared: Prepared, predicted: dict[str, int]) -> Numbers:

@@ -138,6 +138,11 @@ class APEX(Algorithm):
         """The stages so far, see `stage_record`."""
         return self._expander.history if self._expander is not None else []
 
+    @property
+    def expander(self) -> Expander | None:
+        """Of this run; None before its first fit."""
+        return self._expander
+
     def match(self, event: Event, state: State) -> bool:
         """Run on the events that have a method here: `_on_batch_end` for BATCH_END."""
         return hasattr(self, f"_on_{event.value}")
@@ -153,12 +158,8 @@ class APEX(Algorithm):
         own: dict[str, Any] = super().state_dict()
         apex = self._loaded
         if apex is None and self._expander is not None:
-            apex = {
-                **self._expander.state_dict(),
-                "stages": self._plan.state_dict(),
-                "targets": list(self.targets),
-                "lineage": self.lineage,
-            }
+            stages = {"stages": self._plan.state_dict(), "targets": list(self.targets)}
+            apex = {**self._expander.state_dict(), **stages, "lineage": self.lineage}
         return own if apex is None else {**own, "apex": {**apex, "optimizer": self._optimizer}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -296,5 +297,4 @@ class APEX(Algorithm):
         return {name: getattr(self, name) for name in (*names, "trainable", "trainable_share")}
 
     def _reserve_norms(self, group: str, gate: Tensor) -> tuple[Tensor, Tensor | None] | None:
-        expander = self._expander
-        return None if expander is None else expander.assessment.reserve_norms(group, gate)
+        return self._expander and self._expander.assessment.reserve_norms(group, gate)

@@ -1,0 +1,85 @@
+"""Perplexities at the end of training, and their differences from a baseline."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from apex_composer.report.crossings import TOTAL, validation_curve
+from apex_composer.report.estimates import Estimate, difference, estimate
+from apex_composer.report.groups import Group
+
+
+@dataclass(frozen=True)
+class Final:
+    """A group's last evaluation of one domain, or of all.
+
+    Attributes:
+        loss: nats per token.
+        perplexity: exp of each run's loss, then the mean.
+        loss_difference: minus that of the first baseline, nats per token; None for the baseline
+            itself, without a baseline, and where the baseline has not evaluated this domain.
+        perplexity_difference: the same of perplexities.
+        paired: whether differences are between runs of equal seeds; otherwise their interval is
+            Welch's, and they have one value, the difference of the means.
+    """
+
+    loss: Estimate
+    perplexity: Estimate
+    loss_difference: Estimate | None
+    perplexity_difference: Estimate | None
+    paired: bool
+
+
+def are_paired(group: Group, baseline: Group) -> bool:
+    """Whether both have the same seeds."""
+    return group.seeds == baseline.seeds and None not in group.seeds
+
+
+def last_losses(group: Group, domain: str) -> list[float] | None:
+    """Of each run, nats per token; None where one of them has not evaluated the domain."""
+    curves = [validation_curve(run, domain) for run in group.runs]
+    return [c.values[-1] for c in curves] if all(c and c.values for c in curves) else None
+
+
+def all_domains(groups: Sequence[Group]) -> tuple[str, ...]:
+    """Those that any run has evaluated, in their order, and `total` where any run's is known."""
+    found = dict.fromkeys(d for g in groups for run in g.runs for d in run.validation)
+    total = [TOTAL] if any(last_losses(group, TOTAL) for group in groups) else []
+    return (*found, *(total if len(found) > 1 else []))
+
+
+def find_final(group: Group, baseline: Group | None, domain: str) -> Final | None:
+    """A group's last evaluation; None where it has not evaluated the domain."""
+    own = last_losses(group, domain)
+    if own is None:
+        return None
+    loss, perplexity = estimate(own), estimate([_exp(x) for x in own])
+    others = None
+    if baseline is not None and baseline.name != group.name:
+        others = last_losses(baseline, domain)
+        if domain == TOTAL and not same_validation(group, baseline):
+            others = None
+    if others is None:
+        return Final(loss, perplexity, None, None, False)
+    paired = are_paired(group, baseline)
+    loss_difference = _subtract(own, others, paired)
+    of_perplexity = _subtract([_exp(x) for x in own], [_exp(x) for x in others], paired)
+    return Final(loss, perplexity, loss_difference, of_perplexity, paired)
+
+
+def same_validation(one: Group, other: Group) -> bool:
+    """Whether totals are of the same domains and numbers of tokens."""
+    first, second = one.runs[0], other.runs[0]
+    if len(first.validation) < 2 and len(second.validation) < 2:
+        return first.validation.keys() == second.validation.keys()
+    return dict(first.validation_tokens) == dict(second.validation_tokens)
+
+
+def _subtract(own: Sequence[float], others: Sequence[float], paired: bool) -> Estimate:
+    if not paired:
+        return difference(own, others)
+    return estimate([mine - other for mine, other in zip(own, others, strict=True)])
+
+
+def _exp(loss: float) -> float:
+    return math.exp(min(loss, 700.0))  # a diverged run's perplexity is huge, not an error

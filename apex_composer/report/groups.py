@@ -1,0 +1,163 @@
+"""Which runs belong together, which are the baselines, and in what their settings differ."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from apex_composer.report.run import Run
+
+# Names, places and what is shown: they must differ, or say nothing of the numbers.
+HIDDEN_NAMES = ("run_name", "save_folder", "save_overwrite", "save_filename", "autoresume")
+SHOWN = ("progress_bar", "log_to_console", "console_log_interval", "log_config", "python_log_level")
+HIDDEN_SECTIONS = ("variables", "loggers", "metadata")  # variables: where they are used they count
+# What a run begins with.
+START = ("load_path", "model.pretrained", "model.pretrained_model_name_or_path")
+# Of this project: runs without one of them are conventional.
+METHODS = ("apex", "act_regu", "ema", "gmt", "hft", "relora", "rmt", "s2ft")
+NOT_SET = "not set"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seeds only.
+
+    Attributes:
+        name: the runs' name.
+        runs: one for each seed, in the order of the seeds.
+        seeds: the runs' settings `seed`; None where a run has kept no settings.
+        baseline: whether others are compared with it.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    seeds: tuple[int | None, ...]
+    baseline: bool
+
+
+def is_seed(key: str) -> bool:
+    """Whether a flat key is a seed."""
+    last = key.rsplit(".", 1)[-1]
+    return last == "seed" or last.endswith("_seed")
+
+
+def is_hidden(key: str) -> bool:
+    """Whether a flat key is a name, a place or a matter of display."""
+    first, last = key.split(".", 1)[0], key.rsplit(".", 1)[-1]
+    return last in HIDDEN_NAMES or first in (*SHOWN, *HIDDEN_SECTIONS)
+
+
+def make_groups(runs: Sequence[Run]) -> list[Group]:
+    """Put runs together that differ in seeds, names and places only, each seed once.
+
+    A run without settings, or with a seed that its group has already, begins a group of its own.
+    """
+    groups: list[list[Run]] = []
+    for run in runs:
+        own = next((g for g in groups if _belongs(run, g)), None)
+        if own is None:
+            groups.append([run])
+        else:
+            own.append(run)
+    return [
+        Group(name, *_in_order(own), False)
+        for name, own in zip(_names(groups), groups, strict=True)
+    ]
+
+
+def _belongs(run: Run, group: Sequence[Run]) -> bool:
+    seeds = [other.settings.get("seed") for other in group]
+    same = bool(run.settings) and _settings(run) == _settings(group[0])
+    return same and run.settings.get("seed") not in seeds
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    return {k: v for k, v in run.settings.items() if not is_seed(k) and not is_hidden(k)}
+
+
+def _in_order(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[int | None, ...]]:
+    ordered = sorted(runs, key=lambda run: run.settings.get("seed") or 0)
+    return tuple(ordered), tuple(run.settings.get("seed") for run in ordered)
+
+
+def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """The settings' run_name where that tells the groups apart, else the first run's name."""
+    names = [str(own[0].settings.get("run_name") or own[0].name) for own in groups]
+    return [
+        name if names.count(name) == 1 else own[0].name
+        for name, own in zip(names, groups, strict=True)
+    ]
+
+
+def find_baselines(groups: Sequence[Group], given: Sequence[str]) -> tuple[list[str], str]:
+    """Names of the groups that others are compared with, the first one first, and why these.
+
+    Args:
+        given: names of groups or of their runs.
+
+    Raises:
+        ValueError: a given name is none.
+    """
+    if given:
+        return [_find(groups, name) for name in given], "as given"
+    plain = [group for group in groups if _is_conventional(group)]
+    compared = next((group for group in groups if not _is_conventional(group)), None)
+    rule = "runs without APEX or another method"
+    if compared is None:
+        return [group.name for group in plain[:1]], f"{rule}: the first one"
+    fitting = [g for g in plain if _same(g, compared, ("max_duration", *START))]
+    nearest = sorted(fitting, key=lambda group: len(differing([group, compared])))
+    rule += f", as long as {compared.name} and from the same weights, the most similar first"
+    return [group.name for group in nearest], rule
+
+
+def _find(groups: Sequence[Group], name: str) -> str:
+    for group in groups:
+        if name == group.name or name in [run.name for run in group.runs]:
+            return group.name
+    known = ", ".join(group.name for group in groups)
+    raise ValueError(f"baseline: got {name!r}, which is no run here. Known: {known}")
+
+
+def _is_conventional(group: Group) -> bool:
+    settings = group.runs[0].settings
+    methods = tuple(f"algorithms.{name}" for name in METHODS)
+    used = [k for k in settings if k.startswith(methods) or k.startswith("model.peft_config")]
+    return not used and not group.runs[0].stages
+
+
+def _same(one: Group, other: Group, keys: Iterable[str]) -> bool:
+    first, second = one.runs[0].settings, other.runs[0].settings
+    return all(first.get(key) == second.get(key) for key in keys)
+
+
+def same_start(one: Group, other: Group) -> bool:
+    """Whether by their settings two groups begin with the same weights."""
+    return _same(one, other, START)
+
+
+def differing(groups: Sequence[Group], hidden: bool = False) -> dict[str, tuple[str, ...]]:
+    """Settings that the groups do not all have alike: key to the values, as text.
+
+    Args:
+        hidden: True gives those instead that `is_hidden` leaves out.
+    """
+    all_settings = [group.runs[0].settings for group in groups]
+    keys = sorted({key for settings in all_settings for key in settings})
+    kept = [key for key in keys if is_hidden(key) == hidden and not is_seed(key)]
+    return _unequal({key: [s.get(key, NOT_SET) for s in all_settings] for key in kept})
+
+
+def differing_versions(
+    groups: Sequence[Group],
+) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """Packages whose versions differ, with those of each group, and those on which all agree."""
+    found: list[Mapping[str, str]] = [group.runs[0].versions for group in groups]
+    names = sorted({name for versions in found for name in versions})
+    rows = {name: [versions.get(name, "unknown") for versions in found] for name in names}
+    different = _unequal(rows)
+    return different, {name: row[0] for name, row in rows.items() if name not in different}
+
+
+def _unequal(rows: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, ...]]:
+    texts = {key: tuple(str(value) for value in row) for key, row in rows.items()}
+    return {key: row for key, row in texts.items() if len(set(row)) > 1}

@@ -1,0 +1,115 @@
+"""From folders to runs: what `local_metrics` wrote, or what older jobs have left."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from apex_composer.callbacks.metrics_file import NAME
+from apex_composer.data_prep.atomic_files import read_json
+from apex_composer.report.read_metrics import read_metrics
+from apex_composer.report.read_old_jobs import (
+    METRICS,
+    RESULT,
+    read_compare_run,
+    read_config,
+    read_demo_run,
+)
+from apex_composer.report.run import Run
+
+# Where `local_metrics` writes below a run's folder.
+PLACES = (Path("metrics") / NAME, Path("checkpoints") / "metrics" / NAME, Path(NAME))
+OBSERVATIONS = "observe*.json"
+# Folders of a job that hold other things than its runs; `make compare` is a job of its own.
+NOT_RUNS = ("compare", "data", "corpus", "model", "hf", "huggingface", "cache", "checkpoints")
+DEPTH = 3  # runs/demo/compare -> runs -> <method> -> seed<k>
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Read every run at or below the given paths.
+
+    Args:
+        paths: a run's folder (`runs/tinyllama-apex`), the folder of its metrics or the file; what
+            `make train` or `make compare` wrote; or any folder of runs.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or holds no run; the message says what is looked
+            for.
+        ValueError: a file is damaged or of something else; the message names it.
+    """
+    folders: dict[Path, None] = {}
+    for path in map(Path, paths):
+        own = list(find_runs(_run_folder(path)))
+        if not own:
+            raise FileNotFoundError(
+                f"{path} holds no run: neither {NAME} (loggers: {{local_metrics: {{}}}} in the "
+                f"YAML) nor {METRICS} or {RESULT} of make train or make compare. Give the folder "
+                "of a run."
+            )
+        folders |= dict.fromkeys(own)
+    return name_apart([read_run(folder) for folder in folders])
+
+
+def find_runs(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
+    """Folders of runs at or below a folder."""
+    if any((folder / place).is_file() for place in (*PLACES, METRICS, RESULT)):
+        yield folder
+    elif depth and folder.is_dir():
+        for child in sorted(folder.iterdir()):
+            if child.is_dir() and child.name not in NOT_RUNS and not child.name.startswith("."):
+                yield from find_runs(child, depth - 1)
+
+
+def _run_folder(path: Path) -> Path:
+    """The run's folder for its file or the folder of its metrics."""
+    folder = path.parent if path.is_file() else path
+    for place in PLACES[:2]:
+        parts = place.parent.parts
+        if folder.parts[-len(parts) :] == parts and (folder / NAME).is_file():
+            run = folder.parents[len(parts) - 1]
+            if parts[0] == "checkpoints" or run.name != "checkpoints":
+                return run
+    return folder
+
+
+def read_run(folder: Path) -> Run:
+    """Read the run of one folder, with the observations in it.
+
+    Raises:
+        ValueError: a file is damaged or of something else; the message names it.
+    """
+    place = next((place for place in PLACES if (folder / place).is_file()), None)
+    if place is not None:
+        run = read_metrics(folder / place, folder)
+        if not run.settings:
+            run = _with_config(run, folder)
+    elif (folder / METRICS).is_file():
+        run = read_demo_run(folder)
+    else:
+        run = read_compare_run(folder)
+    observations = {path.name: read_json(path) for path in sorted(folder.glob(OBSERVATIONS))}
+    return replace(run, observations=observations)
+
+
+def _with_config(run: Run, folder: Path) -> Run:
+    settings = read_config(folder)
+    if not settings:
+        return run
+    missing = [line for line in run.missing if not line.startswith("settings:")]
+    return replace(run, settings=settings, missing=missing)
+
+
+def name_apart(runs: Sequence[Run]) -> list[Run]:
+    """Give runs of one name the last parts of their folders instead, as many as they need."""
+    names = [run.name for run in runs]
+    return [
+        replace(run, name=_short(run, runs)) if names.count(run.name) > 1 else run for run in runs
+    ]
+
+
+def _short(run: Run, runs: Sequence[Run]) -> str:
+    others = [o.folder.resolve() for o in runs if o.name == run.name and o.folder != run.folder]
+    parts = run.folder.resolve().parts
+    for count in range(1, len(parts)):
+        if all(other.parts[-count:] != parts[-count:] for other in others):
+            return "/".join(parts[-max(count, 2) :])
+    return str(run.folder)

@@ -1,0 +1,147 @@
+import numpy
+import pytest
+import torch
+from composer import Callback, Evaluator
+from composer.metrics import LanguageCrossEntropy
+from composer_run import BATCH_SIZE, StopAt, make_trainer
+from helpers import TokenDataset
+from torch.utils.data import DataLoader
+
+from apex_composer import APEX
+from apex_composer.callbacks.local_metrics import LocalMetrics
+from apex_composer.callbacks.metrics_file import NAME, read_lines
+from apex_composer.report.read_run import read_runs
+
+
+class Logs(Callback):
+    """Logs the clock, in the batch and after it."""
+
+    def before_forward(self, state, logger):
+        logger.log_metrics({"in/batch": torch.tensor(float(state.timestamp.batch.value))})
+
+    def batch_end(self, state, logger):
+        logger.log_metrics({"after/batch": state.timestamp.batch.value, "table": torch.ones(2)})
+
+
+def start(folder, *, apex=None, callbacks=(), **options):
+    algorithms = [] if apex is None else [apex]
+    return make_trainer(
+        *algorithms, loggers=[LocalMetrics(str(folder))], callbacks=(Logs(), *callbacks), **options
+    )
+
+
+def train(folder, **options):
+    trainer = start(folder, **options)
+    trainer.fit()
+    trainer.close()
+    return trainer
+
+
+def lines_of(folder, kind):
+    return [line for line in read_lines(folder / NAME)[0] if line["kind"] == kind]
+
+
+def evaluators():
+    loader = DataLoader(TokenDataset(6), batch_size=2)
+    return [
+        Evaluator(label=label, dataloader=loader, metric_names=["LanguageCrossEntropy"])
+        for label in ("eval/cc", "eval/c4")
+    ]
+
+
+def test_every_number_has_the_clock_at_which_it_was_logged(tmp_path):
+    train(tmp_path)
+    (run,) = read_runs([tmp_path])
+    assert run.loss.batches == [0, 1, 2, 3, 4, 5]
+    assert run.metrics["in/batch"].values == [0, 1, 2, 3, 4, 5]
+    assert run.metrics["in/batch"].batches == [0, 1, 2, 3, 4, 5]
+    assert run.metrics["after/batch"].values == [1, 2, 3, 4, 5, 6]
+    assert run.metrics["after/batch"].batches == [1, 2, 3, 4, 5, 6]
+    assert "table" not in run.metrics and "time/batch" not in run.metrics
+    assert len(run.step_seconds) == 6 and min(run.step_seconds) > 0
+    own = lines_of(tmp_path, "batch")
+    assert [line["samples"] for line in own] == [BATCH_SIZE * k for k in range(1, 7)]
+    assert sum(line["took"] for line in own) == pytest.approx(own[-1]["seconds"])
+    assert run.versions["torch"] == torch.__version__.split("+")[0] or run.versions["torch"]
+    assert run.device.startswith("cpu")
+
+
+def test_evaluations_have_their_loss_and_their_number_of_predicted_tokens(tmp_path):
+    train(
+        tmp_path,
+        eval_dataloader=evaluators(),
+        eval_interval="2ba",
+        eval_metrics=[LanguageCrossEntropy()],
+    )
+    (run,) = read_runs([tmp_path])
+    assert run.validation.keys() == {"cc", "c4"}
+    assert run.validation["cc"].batches == [2, 4, 6]
+    labels = torch.cat([batch["labels"] for batch in evaluators()[0].dataloader.dataloader])
+    assert run.validation_tokens["cc"] == (labels[:, 1:] != -100).sum()
+
+
+def test_a_stage_is_kept_with_the_scores_that_selected_it(tmp_path):
+    apex = APEX(threshold=0.25, stages=2, assessment={"tokens": 64})
+    train(tmp_path, apex=apex)
+    (run,) = read_runs([tmp_path])
+    assert [stage.number for stage in run.stages] == [0, 1]
+    assert [stage.batch for stage in run.stages] == [0, 3]
+    for stage, record in zip(run.stages, apex.history, strict=True):
+        assert stage.advantageous == record["advantageous"]
+        for group, chosen in stage.advantageous.items():
+            if group not in stage.scores:
+                assert stage.units[group] == "kv_head"
+                continue
+            scores = numpy.array(stage.scores[group])
+            others = numpy.delete(scores, chosen)
+            assert scores[list(chosen)].min() >= others.max()
+    assert run.metrics["apex/stage"].values
+
+
+def test_a_run_that_was_killed_goes_on_in_its_file_and_each_batch_is_there_once(tmp_path):
+    """It had trained beyond its checkpoint, and died within a line."""
+    checkpoints = tmp_path / "checkpoints"
+    options = {"save_folder": str(checkpoints), "save_interval": "2ba", "run_name": "killed"}
+    apex = {"threshold": 0.25, "stages": 2, "assessment": {"tokens": 64}}
+    folder = tmp_path / "metrics"
+    trainer = start(folder, apex=APEX(**apex), callbacks=(StopAt(3),), **options)
+    trainer.fit()
+    trainer.close()
+    with (folder / NAME).open("ab") as file:
+        file.write(b'{"kind":"batch","batch":4,"tok')
+    assert [line["batch"] for line in lines_of(folder, "batch")] == [1, 2, 3]
+    train(
+        folder,
+        apex=APEX(**apex),
+        load_path=str(checkpoints / "ep0-ba2-rank0.pt"),
+        **options,
+        save_overwrite=True,
+    )
+    lines, damaged = read_lines(folder / NAME)
+    assert damaged == 0
+    assert [line["batch"] for line in lines if line["kind"] == "batch"] == [1, 2, 3, 4, 5, 6]
+    assert [line["batch"] for line in lines if line["kind"] == "start"] == [0, 2]
+    (run,) = read_runs([tmp_path])
+    assert run.folder == tmp_path and len(run.loss.values) == 6
+    assert [stage.batch for stage in run.stages] == [0, 3] and all(s.scores for s in run.stages)
+
+
+def test_a_run_that_begins_anew_supersedes_the_one_before(tmp_path):
+    train(tmp_path, max_duration="4ba")
+    train(tmp_path, max_duration="2ba")
+    assert [line["batch"] for line in lines_of(tmp_path, "batch")] == [1, 2]
+
+
+def test_the_folder_lies_beside_the_checkpoints_of_the_run(tmp_path):
+    for folder, expected in (("r/checkpoints", "r/metrics"), ("other", "other/metrics")):
+        logger = LocalMetrics()
+        options = {"run_name": "r", "save_folder": str(tmp_path / folder), "save_interval": "9ba"}
+        make_trainer(loggers=[logger], **options).close()
+        assert logger.folder == tmp_path / expected and (tmp_path / expected / NAME).is_file()
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="local_metrics: limit: got 0"):
+        LocalMetrics(limit=0)
+    with pytest.raises(TypeError, match="Did you mean 'folder'"):
+        LocalMetrics(folde="x")
