@@ -10,7 +10,7 @@ from apex_composer.compare.base import prepare_inputs
 from apex_composer.compare.configuration import (
     DEFAULT_YAML,
     FOLDER,
-    RUNS,
+    Run,
     best_of,
     build_runs,
     choose_methods,
@@ -22,7 +22,6 @@ from apex_composer.data_prep.atomic_files import write_json, write_text
 from apex_composer.demo.__main__ import REPORT, choose_precision
 from apex_composer.demo.configuration import load_template
 from apex_composer.extras import MissingExtraError, require
-from apex_composer.report.page import write_report
 
 app = typer.Typer(add_completion=False)
 console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -93,9 +92,8 @@ def run_job(
     for run in build_runs(template, choose_methods(template), *given):
         results[run.method].append(finished_result(run))
     write_results(out / FOLDER, template, results, inputs)
-    finished = [name for name, own in results.items() if any(own)]
-    if finished:
-        report_runs(out / FOLDER, finished)
+    every = build_runs(template, choose_methods(template), *given)
+    report_runs(out / FOLDER, [run for run in every if finished_result(run)])
     return errors
 
 
@@ -131,12 +129,15 @@ def write_results(
         console.print(f"{folder / name}")
 
 
-def report_runs(folder: Path, methods: list[str]) -> None:
+def report_runs(folder: Path, runs: list[Run]) -> None:
     """Write the page of all runs that have a result, and say where it is."""
-    runs = [folder / RUNS / method for method in methods]
-    baselines = [REFERENCE] if REFERENCE in methods else []
-    write_report(runs, folder / REPORT, baselines=baselines)
-    console.print(f"{folder / REPORT}")
+    from apex_composer.report.page import write_report
+
+    if runs:
+        methods = {run.method for run in runs}
+        baselines = [REFERENCE] if REFERENCE in methods and len(methods) > 1 else []
+        write_report([run.folder for run in runs], folder / REPORT, baselines=baselines)
+        console.print(f"{folder / REPORT}")
 
 
 if __name__ == "__main__":

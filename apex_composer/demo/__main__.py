@@ -21,7 +21,6 @@ from apex_composer.demo.run import METRICS
 from apex_composer.demo.steps import describe_steps, expected_minutes, show_minutes
 from apex_composer.demo.table import make_table
 from apex_composer.extras import MissingExtraError, require
-from apex_composer.report.page import write_report
 
 # More threads slow so small a model down.
 MOST_THREADS = 8
@@ -74,6 +73,8 @@ def run_job(data: Path | None, out: Path, yaml: Path, overrides: list[str]) -> d
         OSError, ValueError: a setting or the data is unusable.
         RuntimeError: a run failed.
     """
+    from apex_composer.report.page import write_report
+
     template = load_template(yaml, out, overrides)
     minutes = expected_minutes(template)
     console.print(describe_steps(minutes), soft_wrap=True, highlight=False)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from apex_composer.report.answers import TOTAL, Answer
+from apex_composer.report.crossings import validation_curve
 from apex_composer.report.drawing import COLOURS, Line, draw, in_units, thin
 from apex_composer.report.run import Curve, Run
 
@@ -150,7 +151,7 @@ def validation_charts(axis: Axis, answer: Answer) -> Iterator[Chart | None]:
     for domain in sorted(answer.domains, key=lambda name: name != TOTAL):
         curves = {}
         for run in runs_of(answer):
-            curve = total_curve(run) if domain == TOTAL else run.validation.get(domain)
+            curve = validation_curve(run, domain)
             if curve is not None:
                 curves[run.folder] = curve
         title = f"Validation loss: {domain}"
@@ -171,26 +172,6 @@ def _reached(axis: Axis, answer: Answer, domain: str) -> dict[str, Any]:
         return {}
     points = [(c.tokens / axis.size, c.target, s) for s, c in crossings if c.tokens is not None]
     return {"level": crossings[0][1].target, "points": points}
-
-
-def total_curve(run: Run) -> Curve | None:
-    """Loss over the tokens of all domains, where all of them have been evaluated.
-
-    Returns:
-        None where a domain's tokens are not known.
-    """
-    if not run.validation or not run.validation.keys() <= run.validation_tokens.keys():
-        return None
-    curves = [dict(zip(c.batches, c.values, strict=True)) for c in run.validation.values()]
-    first = next(iter(run.validation.values()))
-    kept = [
-        (batch, tokens)
-        for batch, tokens in zip(first.batches, first.tokens, strict=True)
-        if all(batch in curve for curve in curves)
-    ]
-    weights = [run.validation_tokens[domain] for domain in run.validation]
-    values = [np.average([c[batch] for c in curves], weights=weights) for batch, _ in kept]
-    return Curve([batch for batch, _ in kept], [tokens for _, tokens in kept], values)
 
 
 def runs_of(answer: Answer) -> list[Run]:

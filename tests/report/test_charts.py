@@ -15,17 +15,6 @@ def test_a_difference_is_that_of_equal_batches_and_interpolated_between_others()
     assert list(charts.difference(one, Curve([2], [20], [2.0])).tokens) == [20]
 
 
-def test_the_total_is_weighted_by_tokens_where_all_domains_were_evaluated():
-    run = replace(
-        example_run("one"),
-        validation={"a": Curve([1, 2], [5, 10], [3.0, 2.0]), "b": Curve([2], [10], [1.0])},
-        validation_tokens={"a": 30, "b": 10},
-    )
-    total = charts.total_curve(run)
-    assert (total.batches, total.tokens, total.values) == ([2], [10], [1.75])
-    assert charts.total_curve(replace(run, validation_tokens={"a": 30})) is None
-
-
 def test_runs_are_compared_with_the_baseline_of_their_seed():
     groups = {
         name: [example_run(name, seed=seed) for seed in seeds]

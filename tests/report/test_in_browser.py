@@ -29,7 +29,8 @@ PROBE = """<script>addEventListener("load", () => {
       || box(text).bottom > edge.bottom + 1) outside.push(text.textContent);
     texts.forEach((one, n) => texts.slice(n + 1).forEach(other => {
       const a = box(one), b = box(other);
-      if (a.left + 1 < b.right && b.left + 1 < a.right && a.top + 2 < b.bottom && b.top + 2 < a.bottom)
+      if (a.left + 1 < b.right && b.left + 1 < a.right
+        && a.top + 2 < b.bottom && b.top + 2 < a.bottom)
         over.push([one.textContent, other.textContent]);
     }));
   }
@@ -44,9 +45,14 @@ PROBE = """<script>addEventListener("load", () => {
     page: style.backgroundColor, ink: style.color, colours,
     requests: performance.getEntriesByType("resource").map(one => one.name).filter(
     one => !one.startsWith("data:"))};
-  const out = document.createElement("pre"); out.id = "found"; out.textContent = JSON.stringify(found);
-  document.body.append(out);
+  parent.postMessage(JSON.stringify(found), "*");
 });</script>"""
+# Chromium's windows are never narrower than 500 pixels; a frame is.
+FRAME = """<!doctype html><meta name="color-scheme" content="light dark"><body style="margin: 0">
+<script>addEventListener("message", event => {
+  const out = document.createElement("pre"); out.id = "found"; out.textContent = event.data;
+  document.body.append(out);
+});</script><iframe src="PAGE" style="border: 0; width: WIDTHpx; height: 900px"></iframe>"""
 
 
 def chromium(page: Path, width: int, dark: bool, *options: str) -> subprocess.CompletedProcess:
@@ -102,7 +108,9 @@ def test_the_policy_against_requests_and_scripts_is_not_broken(pages, name):
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("name", ["small", "long_names", "largest"])
 def test_what_is_seen(pages, name, width, dark):
-    shown = chromium(pages / f"{name}_probed.html", width, dark, "--dump-dom")
+    frame = pages / f"{name}_{width}.html"
+    frame.write_text(FRAME.replace("PAGE", f"{name}_probed.html").replace("WIDTH", str(width)))
+    shown = chromium(frame, width, dark, "--dump-dom")
     assert "CONSOLE" not in shown.stderr, shown.stderr
     text = re.search(r'<pre id="found">(.*?)</pre>', shown.stdout, re.S)[1]
     found = json.loads(html.unescape(text))

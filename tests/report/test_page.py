@@ -138,7 +138,7 @@ def test_numbers_for_people():
         "0.3021",
         "1,234",
         "–",
-        "0.0000",
+        "0",
     ]
     assert show_interval(estimate(-0.5)) == "−0.500"
     assert show_interval(estimate(0.5, 0.5), signed=True) == "+0.500 (+0.490 to +0.510)"
