@@ -164,12 +164,13 @@ def _describe(
     mean = statistics.fmean(c.tokens for c in crossings)
     share = estimate([c.tokens / c.baseline_tokens for c in crossings])
     text = (
-        f"{group} reaches {goal} after {show_tokens(mean)} tokens, {share.mean:.0%} of "
+        f"{group} reaches {goal} after {show_tokens(mean)} tokens, {100 * share.mean:.0f} % of "
         f"{baseline}'s {show_tokens(crossings[0].baseline_tokens)}, interpolated between its "
         f"evaluations at {bracket}"
     )
     if share.low is not None:
-        return f"{text}; 95 % interval over {count} seeds {share.low:.0%} to {share.high:.0%}."
+        low, high = 100 * share.low, 100 * share.high
+        return f"{text}; 95 % interval over {count} seeds {low:.0f} to {high:.0f} %."
     return f"{text}; one seed, so without an interval."
 
 

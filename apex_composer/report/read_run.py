@@ -1,11 +1,14 @@
 """From folders to runs: what `local_metrics` wrote, or what older jobs have left."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from apex_composer.callbacks.metrics_file import NAME
 from apex_composer.data_prep.atomic_files import read_json
+from apex_composer.data_prep.paths import MANIFEST
 from apex_composer.report.read_metrics import read_metrics
 from apex_composer.report.read_old_jobs import (
     METRICS,
@@ -86,8 +89,27 @@ def read_run(folder: Path) -> Run:
         run = read_demo_run(folder)
     else:
         run = read_compare_run(folder)
+    if not run.data:
+        data = read_manifest(run)
+        lacks = [] if data else [f"data: no {MANIFEST} beside the training data on this machine"]
+        run = replace(run, data=data, missing=[*run.missing, *lacks])
     observations = {path.name: read_json(path) for path in sorted(folder.glob(OBSERVATIONS))}
     return replace(run, observations=observations)
+
+
+def read_manifest(run: Run) -> dict[str, Any]:
+    """Where the manifest of the training data is, its sha256 and its splits; empty without one."""
+    kept = run.settings.items()
+    loader = [(key, value) for key, value in kept if key.startswith("train_loader.")]
+    places = [Path(str(v)) for k, v in loader if k.rsplit(".", 1)[-1] in ("local", "hf_name")]
+    for place in places:
+        for folder in (place, *place.parents[:2]):  # <data>/<split>/<domain>
+            path = folder / MANIFEST
+            if path.is_file():
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                splits = read_json(path).get("splits", {})
+                return {"manifest": str(path), "sha256": digest, "splits": splits}
+    return {}
 
 
 def _with_config(run: Run, folder: Path) -> Run:

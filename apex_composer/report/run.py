@@ -12,7 +12,7 @@ class Curve:
 
     Attributes:
         batches: batches trained before each value, rising.
-        tokens: tokens trained before each value.
+        tokens: tokens trained before each value; empty where a run has not kept them.
         values: one for each.
     """
 

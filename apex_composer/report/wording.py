@@ -43,7 +43,7 @@ def say_answer(
     text = (
         f"{group.name} ends at a validation perplexity{where} of {final.perplexity.mean:.3f}, "
         f"{baseline.name} at {other.perplexity.mean:.3f}: a difference of {change:+.3f} "
-        f"({change / other.perplexity.mean:+.2%}). {_judge(final)}"
+        f"({100 * change / other.perplexity.mean:+.2f} %). {_judge(final)}"
     )
     found = [r for r in reaches if (r.group, r.baseline) == (group.name, baseline.name)]
     return " ".join([text, *(r.text for r in found if r.domain == domain)])

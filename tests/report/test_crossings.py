@@ -80,7 +80,7 @@ def test_each_seed_is_compared_with_its_own_baseline():
     assert [crossing.target for crossing in found.crossings] == [3.0, 2.0]
     assert found.tokens.values == (5_000.0, 15_000.0) and found.share.mean == 0.5
     assert "interval over 2 seeds" in found.text
-    assert "fast reaches slow's final perplexity after 10 k tokens, 50%" in found.text
+    assert "fast reaches slow's final perplexity after 10 k tokens, 50 %" in found.text
     shared = reach([(1, [4.0, 2.0, 1.0])], [(8, [4.0, 3.0]), (9, [4.0, 2.0])], paired=False)
     assert shared.crossings[0].target == 2.5
 

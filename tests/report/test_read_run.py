@@ -190,3 +190,16 @@ def test_settings_become_flat():
         "eval_loader.cc.label": "cc",
         "eval_loader.cc.d": 2,
     }
+
+
+def test_the_manifest_of_the_training_data_is_found_beside_it(tmp_path):
+    logged(tmp_path / "run", "apex", settings=False)
+    (run,) = read_runs([tmp_path / "run"])
+    assert run.data == {} and any(line.startswith("data: no manifest") for line in run.missing)
+    write(tmp_path / "data" / "manifest.json", {"splits": {"train": {"cc": {"tokens": 9}}}})
+    local = str(tmp_path / "data" / "train" / "cc")
+    streams = {"cc": {"local": local}}
+    config = {"model": {"name": "m"}, "train_loader": {"dataset": {"streams": streams}}}
+    write(tmp_path / "run" / "config.yaml", yaml.safe_dump(config))
+    (run,) = read_runs([tmp_path / "run"])
+    assert run.data["splits"] == {"train": {"cc": {"tokens": 9}}} and len(run.data["sha256"]) == 64
