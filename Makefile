@@ -1,7 +1,7 @@
 # Everything a user or a contributor types. Each target makes the environment first if it is not there yet.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install train compare test test-core test-long lint format docs bench clean
+.PHONY: help install train compare test test-core test-long test-report lint format docs bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,7 +44,7 @@ fi
 endef
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## build .venv from pyproject.toml and constraints.txt (PYTHON=... picks the interpreter)
 
@@ -76,7 +76,7 @@ compare: $(STAMP)  ## every method from the base model of make train, in one tab
 	$(BIN)/apex-composer compare --out "$(OUT)" --seeds "$(SEEDS)" $(if $(DATA),--data "$(DATA)")
 
 test: $(STAMP)  ## all tests, the numeric ones as on lesser CPUs too; no GPU, no network
-	$(BIN)/python -m pytest -m "not long" $(if $(TESTS),$(TESTS),$(PARALLEL))
+	$(BIN)/python -m pytest -m "not long and not browser" $(if $(TESTS),$(TESTS),$(PARALLEL))
 	$(if $(TESTS),,$(BIN)/python tests/lower_capabilities.py $(PARALLEL))
 
 test-core: $(CORE_STAMP)  ## the tests of the core alone, newest torch and transformers, no Composer (PYTHON_CORE=...)
@@ -85,6 +85,9 @@ test-core: $(CORE_STAMP)  ## the tests of the core alone, newest torch and trans
 
 test-long: $(STAMP)  ## the tests that take minutes, or a quiet machine
 	$(BIN)/python -m pytest -m long $(TESTS)
+
+test-report: $(STAMP)  ## reports in headless Chromium: errors, requests, overflow, light and dark
+	$(BIN)/python -m pytest -m browser $(or $(TESTS),tests/report)
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from apex_composer.data_prep.__main__ import app as data_prep
 from apex_composer.demo.__main__ import app as demo
 from apex_composer.evaluate.command import app as evaluate
 from apex_composer.observe.command import app as observe
+from apex_composer.report.command import app as report
 from apex_composer.tools.commands import app as tools
 from apex_composer.tools.merge_command import app as merge
 
@@ -20,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for commands in (demo, compare, data_prep, tools, merge, evaluate, observe):
+for commands in (demo, compare, data_prep, tools, merge, evaluate, observe, report):
     app.add_typer(commands)
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ EXTRAS = {
         "omegaconf",
         "accelerate",
         "matplotlib",
+        "jinja2",
         "peft",
         "safetensors",
     ),

@@ -10,7 +10,7 @@ from apex_composer.cli import app
 
 COMMANDS = (
     *("demo", "compare", "prep", "prep-merge", "prep-verify"),
-    *("plan", "doctor", "show", "branch", "merge", "eval", "observe"),
+    *("plan", "doctor", "show", "branch", "merge", "eval", "observe", "report"),
 )
 
 
@@ -47,6 +47,8 @@ def test_help_does_not_wait_for_torch():
         ),
         (["prep", "none", "--out", "out", "--tokenizer", "none"], 2, "error: "),
         (["prep-verify", "none"], 2, "error: "),
+        (["report"], 2, "Missing argument"),
+        (["report", "none"], 1, "error: "),
         (["demo", "--yaml", "none.yaml"], 1, "error: "),
         (["compare", "--only", "ful"], 1, "Did you mean 'full'?"),
     ],

@@ -52,7 +52,7 @@ def test_every_package_of_the_source_tree_is_shipped():
         expected |= folders_with_modules(package, ROOT / folder)
     assert set(setuptools["packages"]) == expected | set(setuptools["package-data"])
     for package, patterns in setuptools["package-data"].items():
-        folder = ROOT / setuptools["package-dir"][package]
+        folder = ROOT / setuptools["package-dir"].get(package, package.replace(".", "/"))
         assert all(list(folder.glob(pattern)) for pattern in patterns)
 
 

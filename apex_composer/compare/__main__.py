@@ -10,15 +10,16 @@ from apex_composer.compare.base import prepare_inputs
 from apex_composer.compare.configuration import (
     DEFAULT_YAML,
     FOLDER,
+    Run,
     best_of,
     build_runs,
     choose_methods,
 )
 from apex_composer.compare.plot import plot_rows
 from apex_composer.compare.runs import finished_result, processes, run_all
-from apex_composer.compare.table import as_csv, as_markdown, make_rows
+from apex_composer.compare.table import REFERENCE, as_csv, as_markdown, make_rows
 from apex_composer.data_prep.atomic_files import write_json, write_text
-from apex_composer.demo.__main__ import choose_precision
+from apex_composer.demo.__main__ import REPORT, choose_precision
 from apex_composer.demo.configuration import load_template
 from apex_composer.extras import MissingExtraError, require
 
@@ -91,6 +92,8 @@ def run_job(
     for run in build_runs(template, choose_methods(template), *given):
         results[run.method].append(finished_result(run))
     write_results(out / FOLDER, template, results, inputs)
+    every = build_runs(template, choose_methods(template), *given)
+    report_runs(out / FOLDER, [run for run in every if finished_result(run)])
     return errors
 
 
@@ -124,6 +127,17 @@ def write_results(
         plot_rows(folder / "perplexity.png", rows)
     for name in ("table.md", "table.csv", "perplexity.png"):
         console.print(f"{folder / name}")
+
+
+def report_runs(folder: Path, runs: list[Run]) -> None:
+    """Write the page of all runs that have a result, and say where it is."""
+    from apex_composer.report.page import write_report
+
+    if runs:
+        methods = {run.method for run in runs}
+        baselines = [REFERENCE] if REFERENCE in methods and len(methods) > 1 else []
+        write_report([run.folder for run in runs], folder / REPORT, baselines=baselines)
+        console.print(f"{folder / REPORT}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from apex_composer.extras import MissingExtraError, require
 
 # More threads slow so small a model down.
 MOST_THREADS = 8
-RESULTS = ("summary.json", "loss.png", "hf")
+REPORT = "report.html"
+RESULTS = ("summary.json", "loss.png", REPORT, "hf")
 
 app = typer.Typer(add_completion=False)
 console = Console()
@@ -54,6 +55,7 @@ def demo(
     console.print(f"{out}/summary.json  all numbers, selections, versions", soft_wrap=True)
     console.print(f"{out}/hf/           the APEX model, ready for from_pretrained", soft_wrap=True)
     console.print(f"{out}/loss.png      both loss curves", soft_wrap=True)
+    console.print(f"{out}/{REPORT}   all of it as a page: open it in a browser", soft_wrap=True)
     console.print(f"{out}/<run>/        configuration and metrics of each run", soft_wrap=True)
 
 
@@ -71,6 +73,8 @@ def run_job(data: Path | None, out: Path, yaml: Path, overrides: list[str]) -> d
         OSError, ValueError: a setting or the data is unusable.
         RuntimeError: a run failed.
     """
+    from apex_composer.report.page import write_report
+
     template = load_template(yaml, out, overrides)
     minutes = expected_minutes(template)
     console.print(describe_steps(minutes), soft_wrap=True, highlight=False)
@@ -98,6 +102,7 @@ def run_job(data: Path | None, out: Path, yaml: Path, overrides: list[str]) -> d
     losses = {name: metrics[name]["loss"] for name in ("vanilla", "apex")}
     plot_losses(out / "loss.png", losses, summary)
     write_json(out / "summary.json", summary)
+    write_report([out / "vanilla", out / "apex"], out / REPORT, baselines=["vanilla"])
     return summary
 
 

@@ -82,6 +82,7 @@ def test_two_methods_end_with_a_table_and_are_not_run_again(given, tmp_path, mon
     result = compare("full,apex_all")
     assert result.exit_code == 0, result.output
     folder = tmp_path / "out" / "compare"
+    assert "apex_all against full</title>" in (folder / "report.html").read_text()
     csv = (folder / "table.csv").read_text()
     assert [line.split(",")[0] for line in csv.splitlines()[1:]] == ["full", "apex_all"]
     results = {

@@ -82,3 +82,4 @@ def test_few_long_documents_end_with_results(tmp_path, monkeypatch, documents, l
     for line in (*lines, "total"):
         assert re.search(line, " ".join(result.output.split()))
     assert read_json(tmp_path / "out" / "summary.json")["apex_ppl"]["total"] > 1
+    assert "apex against vanilla</title>" in (tmp_path / "out" / "report.html").read_text()
