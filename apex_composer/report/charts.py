@@ -42,6 +42,7 @@ class Axis:
     Attributes:
         styles: number of the line style of each run: its group's.
         baselines: the run that each run is compared with: of the same seed, if there is one.
+        by_tokens: whether it counts tokens; batches where the tokens of some run are unknown.
         size: tokens of one unit of the axis.
         label: text below.
         boundaries: where a stage of some run begins.
@@ -49,6 +50,7 @@ class Axis:
 
     styles: Mapping[Path, int]
     baselines: Mapping[Path, Path]
+    by_tokens: bool
     size: float
     label: str
     boundaries: Sequence[float]
@@ -57,18 +59,28 @@ class Axis:
 def make_axis(answer: Answer) -> Axis:
     """An axis for the curves of all runs; the groups' order gives their styles."""
     runs = [run for group in answer.groups for run in group.runs]
-    size, unit = in_units(
-        max((run.loss.tokens[-1] for run in runs if len(run.loss.tokens)), default=0)
-    )
+    kept = [run for run in runs if len(run.loss.values)]
+    curves = [curve for run in runs for curve in _curves(run)]
+    by_tokens = all(len(curve.tokens) == len(curve.values) for curve in curves)
+    most = max((run.loss.tokens[-1] for run in kept), default=0) if by_tokens else 0
+    size, unit = in_units(most)
     begun = {
-        round(float(np.interp(stage.batch, run.loss.batches, run.loss.tokens)) / size, 6)
-        for run in runs
+        float(np.interp(stage.batch, run.loss.batches, _places(run.loss, by_tokens))) / size
+        for run in kept
         for stage in run.stages[1:]
-        if len(run.loss.tokens)
     }
-    label = f"tokens trained ({unit})" if unit else "tokens trained"
+    label = f"{'tokens' if by_tokens else 'batches'} trained{f' ({unit})' if unit else ''}"
     styles = {run.folder: n for n, group in enumerate(answer.groups) for run in group.runs}
-    return Axis(styles, _compared_with(answer), size, label, sorted(begun))
+    return Axis(styles, _compared_with(answer), by_tokens, size, label, sorted(begun))
+
+
+def _curves(run: Run) -> list[Curve]:
+    return [run.loss, *run.validation.values(), *run.metrics.values()]
+
+
+def _places(curve: Curve, by_tokens: bool) -> Sequence[int]:
+    """Where a curve's values stand on the axis."""
+    return curve.tokens if by_tokens else curve.batches
 
 
 def _compared_with(answer: Answer) -> dict[Path, Path]:
@@ -106,7 +118,11 @@ def compare_curves(
     Returns:
         None where no run has a curve.
     """
-    drawn = {run: curve for run, curve in curves.items() if len(curve.values) > 1}
+    drawn = {
+        run: replace(curve, tokens=_places(curve, axis.by_tokens))
+        for run, curve in curves.items()
+        if len(curve.values) > 1
+    }
     if not drawn:
         return None
     bands = bands and len(drawn) <= MOST_BANDS
@@ -124,7 +140,7 @@ def compare_curves(
         y_labels.append("difference")
         notes.append("Below: minus the baseline.")
     given = {"x_label": axis.label, "boundaries": axis.boundaries, "y_labels": y_labels} | more
-    svg = draw(title, panels, label=f"{title}, over the tokens trained", **given)
+    svg = draw(title, panels, label=f"{title}, over the {axis.label}", **given)
     return Chart(title, svg, " ".join(notes))
 
 
@@ -168,7 +184,7 @@ def _reached(axis: Axis, answer: Answer, domain: str) -> dict[str, Any]:
     found = [r for r in answer.reaches if r.domain == domain and r.baseline in answer.baselines[:1]]
     styles = {group.name: number for number, group in enumerate(answer.groups)}
     crossings = [(styles[reach.group], crossing) for reach in found for crossing in reach.crossings]
-    if not crossings:
+    if not crossings or not axis.by_tokens:
         return {}
     points = [(c.tokens / axis.size, c.target, s) for s, c in crossings if c.tokens is not None]
     return {"level": crossings[0][1].target, "points": points}
@@ -204,7 +220,7 @@ def step_chart(axis: Axis, runs: Sequence[Run]) -> Chart | None:
     """Durations of the batches."""
     curves = {}
     for run in runs:
-        count = min(len(run.step_seconds), len(run.loss.tokens))
+        count = min(len(run.step_seconds), len(run.loss.values))
         given = run.loss.batches[:count], run.loss.tokens[:count], run.step_seconds[:count]
         curves[run.folder] = Curve(*given)
     return compare_curves(axis, "Step time", curves, y_label="seconds")

@@ -64,3 +64,14 @@ def test_what_was_logged_once_or_never_is_no_curve():
         list(charts.operator_charts(axis, [run])) == [] and charts.step_chart(axis, [run]) is None
     )
     assert list(charts.training_charts(axis, [run]))[1] is None
+
+
+def test_batches_stand_below_where_the_tokens_of_a_run_are_unknown():
+    groups = two_runs()
+    (run,) = groups["vanilla"]
+    groups["vanilla"] = [replace(run, loss=replace(run.loss, tokens=[]))]
+    compared = example_answer(groups)
+    axis = charts.make_axis(compared)
+    assert axis.label == "batches trained" and list(axis.boundaries) == [66, 133]
+    loss = next(charts.training_charts(axis, charts.runs_of(compared)))
+    assert "batches trained" in loss.svg and "minus the baseline" in loss.note
