@@ -30,9 +30,9 @@ _BANDS = 60
 def plot_units(activations: Mapping[str, Any], unit: str, title: str) -> "Figure":
     """Maps of layer by unit: mean norm over the layer's mean, and score per sample.
 
-    Heads stand where they are. A layer has thousands of channels, so each of its rows is sorted,
-    the strongest at the left on a logarithmic axis: the sharper a layer, the sooner its row fades.
-    A band of channels shows their mean.
+    Heads stand where they are. A layer has thousands of channels, so each row is sorted, norms on a
+    logarithmic axis: the sharper a layer, the sooner its row fades. Channels share bands, which
+    show their mean.
 
     Args:
         activations: that part of the results.
@@ -41,6 +41,7 @@ def plot_units(activations: Mapping[str, Any], unit: str, title: str) -> "Figure
     """
     groups = [one for one in activations["groups"].values() if one["unit"] == unit]
     figure = new_figure(11, 1.8 + 0.16 * max(len(groups), 6))
+    figure.get_layout_engine().set(wspace=0.06)
     left, right = figure.subplots(1, 2, sharey=True)
     norms = [np.asarray(one["mean_norm"], float) for one in groups]
     relative = [own / own.mean() if own.any() else own for own in norms]
@@ -63,10 +64,13 @@ def _draw_map(
 ) -> None:
     from matplotlib.colors import LogNorm, Normalize
 
+    norms = colours == "viridis"
     if unit == "channel":
-        rows, edges = _bands([np.sort(row)[::-1] for row in rows])
-        axes.set_xscale("log")
-        axes.set_xlabel("channel's place in its layer, strongest first")
+        rows, edges = _bands([np.sort(row)[::-1] for row in rows], widening=norms)
+        axes.set_xscale("log" if norms else "linear")
+        axes.set_xlabel(
+            f"channel's place in its layer, highest {'norm' if norms else 'score'} first"
+        )
     else:
         edges = np.arange(max(map(len, rows)) + 1) - 0.5
         axes.set_xlabel("head")
@@ -74,9 +78,8 @@ def _draw_map(
     image = np.full((len(rows), len(edges) - 1), np.nan)
     for place, row in enumerate(rows):
         image[place, : len(row)] = row
-    if colours == "PuOr":
-        scale: Normalize = Normalize(-1, 1)
-    else:
+    scale = Normalize(-1, 1)
+    if norms:
         positive = image[image > 0]
         ends = (positive.min(), positive.max()) if positive.size else (1.0, 1.0)
         scale = LogNorm(max(ends[0], ends[1] / 1e4), ends[1] * (1 + 1e-9))
@@ -86,10 +89,10 @@ def _draw_map(
     axes.figure.colorbar(mesh, ax=axes, label=label)
 
 
-def _bands(rows: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Means over bands of places that widen towards the right, and their edges, from 1."""
-    length = max(map(len, rows))
-    edges = np.unique(np.geomspace(1, length + 1, _BANDS + 1).round().astype(int))
+def _bands(rows: Sequence[np.ndarray], *, widening: bool) -> tuple[list[np.ndarray], np.ndarray]:
+    """Means over bands of places, equal ones or those that widen, and their edges, from 1."""
+    length, spaced = max(map(len, rows)), np.geomspace if widening else np.linspace
+    edges = np.unique(spaced(1, length + 1, _BANDS + 1).round().astype(int))
     starts = [edges[:-1][edges[:-1] <= len(row)] - 1 for row in rows]
     counts = [np.diff(np.append(own, len(row))) for own, row in zip(starts, rows, strict=True)]
     sums = [np.add.reduceat(row, own) for own, row in zip(starts, rows, strict=True)]

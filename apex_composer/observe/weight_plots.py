@@ -52,8 +52,8 @@ def plot_row_spaces(ranks: Mapping[str, Any], title: str) -> "Figure":
     """
     weights = {n: e for n, e in ranks["weights"].items() if e["row_space_overlap"] is not None}
     lines = {
-        "entropy rank of W[P] / rows": lambda e: _share(e, "advantageous"),
-        "entropy rank of W[N] / rows": lambda e: _share(e, "disadvantageous"),
+        "entropy rank of W[P] / full": lambda e: _share(e, "advantageous"),
+        "entropy rank of W[N] / full": lambda e: _share(e, "disadvantageous"),
         "overlap of row spaces": lambda e: e["row_space_overlap"],
         "overlap by chance": lambda e: e["overlap_by_chance"],
     }
@@ -71,8 +71,8 @@ def plot_row_spaces(ranks: Mapping[str, Any], title: str) -> "Figure":
     return figure
 
 
-def _share(entry: Mapping[str, Any], side: str) -> float | None:
-    return entry[f"{side}_entropy_rank"] / entry["selected_rows"]
+def _share(entry: Mapping[str, Any], side: str) -> float:
+    return entry[f"{side}_entropy_rank"] / min(entry["selected_rows"], entry["shape"][1])
 
 
 def plot_changes(delta: Mapping[str, Any], title: str) -> "Figure":
