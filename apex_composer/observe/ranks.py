@@ -40,8 +40,8 @@ def measure_ranks(
         sites: those of `find_sites(model)`; parts of a fused projection are weights of their own.
         selections: units by group; groups that are missing (KV heads, say) have no W[P], W[N].
             Default: none.
-        tolerance: epsilon, relative to the weight's largest singular value. Default None: that of
-            `numerical_rank`.
+        tolerance: epsilon, relative to the weight's largest singular value. Default None: see
+            `default_tolerance`.
         device: where singular values are computed. Default: the GPU where there is one.
         done: names of weights to leave out, since an interrupted run has them.
 
@@ -49,8 +49,8 @@ def measure_ranks(
         Name of the weight and its entry: `layer`, `projection`, `shape` [rows, d], `tolerance`
         (absolute), `numerical_rank`, `entropy_rank`; `advantageous_rank`, `disadvantageous_rank`
         (numerical), `advantageous_entropy_rank`, `disadvantageous_entropy_rank`,
-        `row_space_overlap`, `overlap_by_chance` (that of random spaces, max(r_P, r_N) / d), which
-        are None without a selection.
+        `selected_rows` (of each side), `row_space_overlap`, `overlap_by_chance` (that of random
+        spaces, max(r_P, r_N) / d), which are None without a selection.
 
     Raises:
         ValueError: a weight has numbers that are not finite, or the tolerance is out of [0, 1).
@@ -245,7 +245,8 @@ def _compare_sides(
     site: Site, weight: Tensor, units: Selection | None, tolerance: float
 ) -> dict[str, Any]:
     """Ranks of W[P] and W[N], and how far their row spaces overlap."""
-    found: dict[str, Any] = {"row_space_overlap": None, "overlap_by_chance": None}
+    names = ("selected_rows", "row_space_overlap", "overlap_by_chance")
+    found: dict[str, Any] = dict.fromkeys(names)
     spaces = []
     for side in Selection._fields:
         rank = entropy = None
@@ -254,6 +255,7 @@ def _compare_sides(
             _, values, directions = torch.linalg.svd(rows, full_matrices=False)
             rank, entropy = numerical_rank(values, tolerance), entropy_rank(values)
             spaces.append(directions[:rank])
+            found["selected_rows"] = len(rows)
         found |= {f"{side}_rank": rank, f"{side}_entropy_rank": entropy}
     if spaces:
         found["row_space_overlap"] = row_space_overlap(*spaces)
