@@ -9,7 +9,6 @@ import torch
 
 from apex_composer.assessment.scores import GroupTotals
 from apex_composer.evaluate.models import OpenedModel, open_model
-from apex_composer.evaluate.samples import Sample
 from apex_composer.evaluate.texts import Texts
 from apex_composer.model.find_sites import find_sites
 from apex_composer.model.sites import Site
@@ -26,7 +25,7 @@ from apex_composer.observe.masking import (
     describe_masking,
     measure_masked,
 )
-from apex_composer.observe.predictions import predict
+from apex_composer.observe.predictions import Domains, predict
 from apex_composer.observe.ranks import measure_ranks, select_by_scores
 from apex_composer.observe.results import (
     hash_model,
@@ -62,8 +61,7 @@ def observe_model(
         save_results(folder, results)
         with _told_what_fits(settings.batch_size):
             if texts is not None:
-                samples = [sample for own in texts.domains.values() for sample in own]
-                _observe_samples(opened, sites, samples, folder, results, settings)
+                _observe_samples(opened, sites, texts.domains, folder, results, settings)
             _observe_weights(opened, sites, folder, results, settings)
     write_tables(folder, results)
     return results
@@ -106,7 +104,7 @@ def _told_what_fits(batch_size: int) -> Iterator[None]:
 def _observe_samples(
     opened: OpenedModel,
     sites: list[Site],
-    samples: list[Sample],
+    domains: Domains,
     folder: Path,
     results: dict[str, Any],
     settings: Settings,
@@ -114,17 +112,18 @@ def _observe_samples(
     """The parts that need forward passes: activations, and a row for each mask."""
     groups = assessed_groups(sites, settings.threshold)
     if "activations" not in results:
+        samples = [sample for own in domains.values() for sample in own]
         totals = collect_totals(opened.model, groups, samples, batch_size=settings.batch_size)
         results["activations"] = describe_activations(groups, totals, settings.protocol)
         save_results(folder, results)
     if settings.mask:
-        _observe_masks(opened, groups, samples, folder, results, settings)
+        _observe_masks(opened, groups, domains, folder, results, settings)
 
 
 def _observe_masks(
     opened: OpenedModel,
     groups: list,
-    samples: list[Sample],
+    domains: Domains,
     folder: Path,
     results: dict[str, Any],
     settings: Settings,
@@ -145,14 +144,14 @@ def _observe_masks(
     choices = {"mask_by": settings.mask_by, "seed": settings.seed}
     hidden = {(w, s): choose_all_masked(units, totals, w, s, **choices) for w, s in left}
     options = {"batch_size": settings.batch_size}
-    whole = predict(opened.model, samples, title="without a mask", **options)
+    whole = predict(opened.model, domains, title="without a mask", **options)
     if not rows:
         nothing = {group.name: torch.zeros(group.units, dtype=torch.bool) for group in units}
         rows.append(_row("none", 0.0, count_masked(units, nothing), describe_masking(whole, whole)))
         save_results(folder, results)
     for (which, share), chosen in hidden.items():
         found = measure_masked(
-            opened.model, samples, units, chosen, title=f"{which} {share:g}", **options
+            opened.model, domains, units, chosen, title=f"{which} {share:g}", **options
         )
         numbers = describe_masking(found, whole)
         rows.append(_row(which, share, count_masked(units, chosen), numbers))
