@@ -107,16 +107,12 @@ def measure_changes(
     device = computing_device(device)
     stored = match_names(model, base)
     parameters = {clean_name(name): one for name, one in model.named_parameters()}
-    parts: dict[str, list[Site]] = {}
-    for site in find_sites(model):
-        parts.setdefault(site.name.partition("[")[0], []).append(site)
-    jobs = [(site.name, name, site) for name, own in parts.items() for site in own]
-    jobs += [(name, name, None) for name in parameters if name not in parts]
-    left = [job for job in jobs if job[0] not in done]
+    jobs = _list_jobs(find_sites(model), parameters)
+    left = [job for job in jobs if job not in done]
     start = len(jobs) - len(left)
-    for job, name, site in progress_bar(
-        left, desc="changes", total=len(jobs), initial=start, unit="weight"
-    ):
+    for job in progress_bar(left, desc="changes", total=len(jobs), initial=start, unit="weight"):
+        name, site = jobs[job]
+        units = (selections or {}).get(site.group.name) if site else None
         pair = parameters[name].detach(), base.read(stored[name])
         wide = torch.promote_types(*(full_precision(one) for one in pair))
         weight, before = (one.to(device, wide) for one in pair)
@@ -124,12 +120,18 @@ def measure_changes(
         check_finite(f"{job} of {base.source}", before)
         dtypes = [str(one.dtype).removeprefix("torch.") for one in pair]
         entry = {**describe_weight(job), "dtypes": dtypes}
-        if site is None:
-            entry |= {"shape": list(weight.shape), **_relative(weight - before, before)}
-        else:
-            units = (selections or {}).get(site.group.name)
-            entry |= _measure_site(site, weight - before, before, units, tolerance)
-        yield job, entry
+        yield job, entry | _compare(site, weight - before, before, units, tolerance)
+
+
+def _list_jobs(
+    sites: Sequence[Site], parameters: Collection[str]
+) -> dict[str, tuple[str, Site | None]]:
+    """What is compared, by its name: parts of expanded weights, and all other parameters whole."""
+    jobs: dict[str, tuple[str, Site | None]] = {
+        site.name: (site.name.partition("[")[0], site) for site in sites
+    }
+    expanded = {name for name, _ in jobs.values()}
+    return jobs | {name: (name, None) for name in parameters if name not in expanded}
 
 
 def match_names(model: nn.Module, base: StoredWeights) -> dict[str, str]:
@@ -169,9 +171,16 @@ def match_names(model: nn.Module, base: StoredWeights) -> dict[str, str]:
     return found
 
 
-def _measure_site(
-    site: Site, change: Tensor, before: Tensor, units: Selection | None, tolerance: float | None
+def _compare(
+    site: Site | None,
+    change: Tensor,
+    before: Tensor,
+    units: Selection | None,
+    tolerance: float | None,
 ) -> dict[str, Any]:
+    """The numbers of an entry; those of a whole weight where there is no site."""
+    if site is None:
+        return {"shape": list(change.shape), **_relative(change, before)}
     rows, old = unit_rows(site, change), unit_rows(site, before)
     values = torch.linalg.svdvals(rows)
     relative = default_tolerance(rows.shape, rows.dtype) if tolerance is None else tolerance
