@@ -26,7 +26,7 @@ from apex_composer.observe.masking import (
     measure_masked,
 )
 from apex_composer.observe.predictions import Domains, predict
-from apex_composer.observe.ranks import measure_ranks, select_by_scores
+from apex_composer.observe.ranks import measure_ranks
 from apex_composer.observe.results import (
     hash_model,
     keep_pieces,
@@ -35,11 +35,14 @@ from apex_composer.observe.results import (
     used_versions,
     write_tables,
 )
+from apex_composer.observe.selections import find_selections
 from apex_composer.observe.settings import Settings, read_before_loading, read_samples
+
+_WEIGHTS = (".safetensors", ".distcp")
 
 
 def observe_model(
-    source: str, folder: Path, settings: Settings, *, overwrite: bool = False
+    source: str, folder: Path, settings: Settings, *, place: int = 1, overwrite: bool = False
 ) -> dict[str, Any]:
     """Observe a model, or go on with what an earlier run has begun; the model is left as it was.
 
@@ -47,6 +50,7 @@ def observe_model(
         source: what `open_model` takes.
         folder: of the results.
         settings: checked ones.
+        place: of the model among those that are observed together, from 1. Default: 1.
         overwrite: whether results of something else are replaced.
 
     Returns:
@@ -58,6 +62,7 @@ def observe_model(
             texts = read_samples(settings, opened.tokenizer)
         sites = find_sites(opened.model, settings.wanted_targets)
         results = open_results(folder, _identity(opened, texts, settings), overwrite=overwrite)
+        results["place"] = place
         save_results(folder, results)
         with _told_what_fits(settings.batch_size):
             if texts is not None:
@@ -183,27 +188,20 @@ def _observe_weights(
     settings: Settings,
 ) -> None:
     """The parts that look at weights alone, with the selection that the scores lead to."""
-    selections = None
-    if "activations" in results:
-        groups = results["activations"]["groups"]
-        scores = {name: one["score"] for name, one in groups.items()}
-        selections = select_by_scores(sites, scores, threshold=settings.threshold)
+    selected = find_selections(opened.name, sites, results.get("activations"), settings.threshold)
     options = {"device": settings.device}
     if settings.ranks:
         # Measured without a selection they lack what the paper's assumptions are about.
-        key = {"selected": selections is not None}
-        into = _begin(results, "ranks", key)
-        pieces = measure_ranks(sites, selections, done=into.keys(), **options)
+        into = _begin(results, "ranks", {"selected": selected.told})
+        pieces = measure_ranks(sites, selected.units, done=into.keys(), **options)
         keep_pieces(folder, results, into, pieces)
     if settings.delta is not None:
-        key = {
-            "base": str(settings.delta),
-            "base_files": _files(settings.delta),
-            "selected": selections is not None,
-        }
-        into = _begin(results, "delta", key)
+        key = {"base": str(settings.delta), "base_files": _files(settings.delta)}
+        into = _begin(results, "delta", {**key, "selected": selected.told})
         base = open_weights(settings.delta)
-        pieces = measure_changes(opened.model, base, selections, done=into.keys(), **options)
+        pieces = measure_changes(
+            opened.model, sites, base, selected.units, done=into.keys(), **options
+        )
         keep_pieces(folder, results, into, pieces)
 
 
@@ -216,6 +214,8 @@ def _begin(results: dict[str, Any], part: str, key: dict[str, Any]) -> dict[str,
 
 
 def _files(source: Path) -> list[list[Any]]:
-    """Name, size and time of a base's files: whether it is the one of the earlier run."""
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    """Name, size and time of a base's weights: whether it is the one of the earlier run."""
+    files = [source]
+    if source.is_dir():  # results may be written into it
+        files = sorted(path for path in source.iterdir() if path.suffix in _WEIGHTS)
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]

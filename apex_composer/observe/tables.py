@@ -1,0 +1,83 @@
+"""The tables that `observe` prints: deviations, masking, ranks."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from rich.table import Table
+
+from apex_composer.observe.ranks import rank_changes
+
+
+def make_tables(found: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """Deviations and ranks of all models side by side, and each model's masking table."""
+    tables = []
+    if any("activations" in one for one in found.values()):
+        tables.append(_deviations(found))
+    tables += [_masking(name, one["masking"]) for name, one in found.items() if "masking" in one]
+    if any("ranks" in one for one in found.values()):
+        tables.append(_ranks({name: one["ranks"]["weights"] for name, one in found.items()}))
+    return tables
+
+
+def _ranks(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Mean over the layers, and what it has grown by since the first model."""
+    table = Table(title="entropy-based effective rank, mean of the layers", title_justify="left")
+    table.add_column("projection")
+    base = next(iter(found.values()))
+    for name in found:
+        table.add_column("rank" if len(found) == 1 else name, justify="right")
+    for projection in dict.fromkeys(entry["projection"] for entry in base.values()):
+        cells = []
+        for place, own in enumerate(found.values()):
+            names = [name for name, one in own.items() if one["projection"] == projection]
+            cell = f"{fmean(own[name]['entropy_rank'] for name in names):.2f}" if names else ""
+            grown = rank_changes(own, base)
+            if place and names and all(name in grown for name in names):
+                cell += f" ({fmean(grown[name]['entropy_rank'] for name in names):+.2f})"
+            cells.append(cell)
+        table.add_row(projection, *cells)
+    return table
+
+
+def _deviations(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table(title="deviation of the units' mean norms", title_justify="left")
+    table.add_column("layer", justify="right")
+    values = {
+        (group["unit"], name, group["layer"]): group["std"]
+        for name, one in found.items()
+        for group in one["activations"]["groups"].values()
+    }
+    columns = [
+        (unit, name)
+        for unit in ("head", "channel")
+        for name in found
+        if any((unit, name) == key[:2] for key in values)
+    ]
+    for unit, name in columns:
+        table.add_column(f"{unit}s" if len(found) == 1 else f"{unit}s {name}", justify="right")
+    for layer in sorted({layer for *_, layer in values}):
+        cells = [values.get((*column, layer)) for column in columns]
+        table.add_row(str(layer), *("" if cell is None else f"{cell:.4g}" for cell in cells))
+    return table
+
+
+def _masking(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title=f"masking {name}", title_justify="left")
+    answered = rows[0]["exact_match"] is not None
+    heads = ["masked", "units", "loss", "change", "perplexity"]
+    for head in heads + ["exact match"] * answered:
+        justify = "left" if head == "masked" else "right"
+        table.add_column(head, justify=justify, no_wrap=head in ("masked", "change"))
+    for row in rows:
+        whole, error = row["which"] == "none", row["loss_change_error"]
+        change = f"{row['loss_change']:+.4f}" + (f" ± {error:.4f}" if error is not None else "")
+        cells = [
+            "nothing" if whole else f"{row['which']} {row['share']:g}",
+            str(sum(row.get(unit, 0) for unit in ("heads", "channels"))),
+            f"{row['loss']:.4f}",
+            "" if whole else change,
+            f"{row['perplexity']:.4g}",
+        ]
+        table.add_row(*cells, *([f"{row['exact_match']:.1%}"] if answered else []))
+    return table
