@@ -1,5 +1,6 @@
 """The command `observe` of `apex-composer`, with light imports."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +21,12 @@ def observe(
             "shards). Several are shown side by side."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for observe.json, tables and plots.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for observe.json, tables and plots. In a run's folder `report` finds it."
+        ),
+    ],
     data: Annotated[
         Path | None,
         typer.Option(
@@ -129,7 +135,7 @@ def result_folders(models: Sequence[str], out: Path) -> dict[str, tuple[str, Pat
     """
     if len(set(models)) < len(models):
         raise ValueError(f"MODELS: {' '.join(models)} names one of them twice")
-    names = [Path(model).name for model in models]
+    names = [os.path.basename(os.path.abspath(model)).removesuffix(".pt") for model in models]
     if len(set(names)) < len(names):  # checkpoints of several runs have the same names
         names = [f"{number}-{name}" for number, name in enumerate(names, start=1)]
     alone = len(models) == 1

@@ -26,7 +26,8 @@ def _ranks(found: Mapping[str, Mapping[str, Any]]) -> Table:
     table.add_column("projection")
     base = next(iter(found.values()))
     for name in found:
-        table.add_column("rank" if len(found) == 1 else name, justify="right")
+        head = "rank" if len(found) == 1 else name
+        table.add_column(head, justify="right", overflow="fold")
     for projection in dict.fromkeys(entry["projection"] for entry in base.values()):
         cells = []
         for place, own in enumerate(found.values()):
@@ -55,7 +56,8 @@ def _deviations(found: Mapping[str, Mapping[str, Any]]) -> Table:
         if any((unit, name) == key[:2] for key in values)
     ]
     for unit, name in columns:
-        table.add_column(f"{unit}s" if len(found) == 1 else f"{unit}s {name}", justify="right")
+        head = f"{unit}s" if len(found) == 1 else f"{unit}s {name}"
+        table.add_column(head, justify="right", overflow="fold")
     for layer in sorted({layer for *_, layer in values}):
         cells = [values.get((*column, layer)) for column in columns]
         table.add_row(str(layer), *("" if cell is None else f"{cell:.4g}" for cell in cells))
