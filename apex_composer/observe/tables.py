@@ -1,9 +1,10 @@
-"""The tables that `observe` prints: deviations, masking, ranks."""
+"""The tables that `observe` prints: deviations, masking, ranks, changes."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from apex_composer.observe.ranks import rank_changes
@@ -17,7 +18,27 @@ def make_tables(found: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     tables += [_masking(name, one["masking"]) for name, one in found.items() if "masking" in one]
     if any("ranks" in one for one in found.values()):
         tables.append(_ranks({name: one["ranks"]["weights"] for name, one in found.items()}))
+    tables += [_changes(name, one["delta"]) for name, one in found.items() if "delta" in one]
     return tables
+
+
+def _changes(name: str, delta: Mapping[str, Any]) -> Table:
+    """Relative changes of the expanded weights and of their units' rows, means over the layers."""
+    title = f"what training changed: {name} against {delta['base']}, % of the base"
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("projection")
+    kinds = ["relative", "advantageous", "disadvantageous", "unselected"]
+    kinds = kinds if delta["selected"] else kinds[:1]
+    for kind in kinds:
+        table.add_column("whole" if kind == "relative" else kind, justify="right")
+    parts: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in delta["weights"].values():
+        if "energy" in entry:
+            parts.setdefault(entry["projection"], []).append(entry)
+    for projection, entries in parts.items():
+        known = [[e[f"{k}_change"] for e in entries if e[f"{k}_change"] is not None] for k in kinds]
+        table.add_row(escape(projection), *(f"{100 * fmean(k):.3g}" if k else "" for k in known))
+    return table
 
 
 def _ranks(found: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -26,7 +47,7 @@ def _ranks(found: Mapping[str, Mapping[str, Any]]) -> Table:
     table.add_column("projection")
     base = next(iter(found.values()))
     for name in found:
-        head = "rank" if len(found) == 1 else name
+        head = "rank" if len(found) == 1 else escape(name)
         table.add_column(head, justify="right", overflow="fold")
     for projection in dict.fromkeys(entry["projection"] for entry in base.values()):
         cells = []
@@ -37,7 +58,7 @@ def _ranks(found: Mapping[str, Mapping[str, Any]]) -> Table:
             if place and names and all(name in grown for name in names):
                 cell += f" ({fmean(grown[name]['entropy_rank'] for name in names):+.2f})"
             cells.append(cell)
-        table.add_row(projection, *cells)
+        table.add_row(escape(projection), *cells)  # Wqkv[keys] is no markup
     return table
 
 
@@ -56,7 +77,7 @@ def _deviations(found: Mapping[str, Mapping[str, Any]]) -> Table:
         if any((unit, name) == key[:2] for key in values)
     ]
     for unit, name in columns:
-        head = f"{unit}s" if len(found) == 1 else f"{unit}s {name}"
+        head = f"{unit}s" if len(found) == 1 else escape(f"{unit}s {name}")
         table.add_column(head, justify="right", overflow="fold")
     for layer in sorted({layer for *_, layer in values}):
         cells = [values.get((*column, layer)) for column in columns]
@@ -65,7 +86,7 @@ def _deviations(found: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _masking(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title=f"masking {name}", title_justify="left")
+    table = Table(title=escape(f"masking {name}"), title_justify="left")
     answered = rows[0]["exact_match"] is not None
     heads = ["masked", "units", "loss", "change", "perplexity"]
     for head in heads + ["exact match"] * answered:
