@@ -62,12 +62,14 @@ def observe_model(
             texts = read_samples(settings, opened.tokenizer)
         sites = find_sites(opened.model, settings.wanted_targets)
         results = open_results(folder, _identity(opened, texts, settings), overwrite=overwrite)
-        results["place"] = place
+        results |= {"place": place, "unfinished": True}
         save_results(folder, results)
         with _told_what_fits(settings.batch_size):
             if texts is not None:
                 _observe_samples(opened, sites, texts.domains, folder, results, settings)
             _observe_weights(opened, sites, folder, results, settings)
+    del results["unfinished"]
+    save_results(folder, results)
     write_tables(folder, results)
     return results
 

@@ -94,7 +94,14 @@ def read_run(folder: Path) -> Run:
         data = read_manifest(run)
         lacks = [] if data else [f"data: no {MANIFEST} beside the training data on this machine"]
         run = replace(run, data=data, missing=[*run.missing, *lacks])
-    return replace(run, observations=read_observations(folder))
+    observations = read_observations(folder)
+    lacks = [
+        f"{name}: the observation was interrupted. Give its command again: it goes on"
+        for name, one in observations.items()
+        if one.get("unfinished")
+    ]
+    finished = {name: one for name, one in observations.items() if not one.get("unfinished")}
+    return replace(run, observations=finished, missing=[*run.missing, *lacks])
 
 
 def read_observations(folder: Path) -> dict[str, Any]:

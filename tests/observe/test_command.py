@@ -101,6 +101,7 @@ def test_an_interrupted_run_goes_on(base, data, tmp_path, monkeypatch):
         patch.setattr(observation, "measure_masked", interrupted)
         run(*arguments, "--out", out, status=130)
         assert [row["which"] for row in results(out)["masking"]] == ["none", "lowest"]
+        assert results(out)["unfinished"]
         patch.setattr(observation, "collect_totals", None)  # it is not called again
         run(*arguments, "--out", out)
         assert calls == ["lowest 0.25", "top 0.25", "top 0.25", "random 0.25"]
@@ -211,6 +212,7 @@ def test_the_stages_of_a_run_against_its_base_and_in_a_report(base, tmp_path):
     assert "effective rank" in told
     (read,) = read_runs([tmp_path / "run"])
     assert list(read.observations) == [f"observe/{name}" for name in names]  # as they were given
+    assert not any("observation" in line for line in read.missing)
     page = tmp_path / "report.html"
     result = CliRunner().invoke(app, ["report", str(tmp_path / "run"), "--out", str(page)])
     assert result.exit_code == 0, result.output
