@@ -75,13 +75,15 @@ def collect_totals(
     """
     assessment = Assessment(groups)
     total = sum(len(sample.tokens) for sample in samples)
+    body = getattr(model, "base_model", model)  # the logits are not looked at
     try:
         with progress_bar(desc="activations", total=total, unit="tok") as bar:
             device = next(model.parameters()).device
-            for _, ids, mask in padded_batches(samples, batch_size, device):
-                with assessment.assessing(mask):
-                    model(input_ids=ids, attention_mask=mask, use_cache=False)
-                bar.update(int(mask.sum()))
+            for _, batch in padded_batches(samples, batch_size, device):
+                del batch["labels"]
+                with assessment.assessing(batch["attention_mask"]):
+                    body(**batch, use_cache=False)
+                bar.update(int(batch["attention_mask"].sum()))
     finally:
         assessment.remove()
     return assessment.totals()

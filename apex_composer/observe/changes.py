@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from apex_composer.assessment.selection import Selection
 from apex_composer.data_prep.progress import progress_bar
-from apex_composer.model.find_sites import find_sites
 from apex_composer.model.sites import Site, clean_name
 from apex_composer.observe.ranks import (
     check_finite,
@@ -70,6 +69,7 @@ def open_weights(source: str | Path) -> StoredWeights:
 
 def measure_changes(
     model: nn.Module,
+    sites: Sequence[Site],
     base: StoredWeights,
     selections: Mapping[str, Selection] | None = None,
     *,
@@ -83,9 +83,10 @@ def measure_changes(
     bfloat16 and W_0 in float32 differ by 0.0017 |W_0| untrained.
 
     Args:
-        model: the trained one, of an architecture that `find_sites` knows.
+        model: the trained one.
+        sites: those of `find_sites(model)`; all other weights are compared as a whole.
         base: what its training began with, see `open_weights`.
-        selections: units by group, see `recorded_selections`. Default: none.
+        selections: units by group, see `find_selections`. Default: none.
         tolerance: of the change's numerical rank, relative to its largest singular value. Default
             None: see `default_tolerance`.
         device: where singular values are computed. Default: the GPU where there is one.
@@ -107,7 +108,7 @@ def measure_changes(
     device = computing_device(device)
     stored = match_names(model, base)
     parameters = {clean_name(name): one for name, one in model.named_parameters()}
-    jobs = _list_jobs(find_sites(model), parameters)
+    jobs = _list_jobs(sites, parameters)
     left = [job for job in jobs if job not in done]
     start = len(jobs) - len(left)
     for job in progress_bar(left, desc="changes", total=len(jobs), initial=start, unit="weight"):

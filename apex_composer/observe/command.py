@@ -1,11 +1,11 @@
 """The command `observe` of `apex-composer`, with light imports."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
 
 from apex_composer.tools.commands import console, status_of_errors
 
@@ -21,7 +21,12 @@ def observe(
             "shards). Several are shown side by side."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for observe.json, tables and plots.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for observe.json, tables and plots. In a run's folder `report` finds it."
+        ),
+    ],
     data: Annotated[
         Path | None,
         typer.Option(
@@ -59,6 +64,10 @@ def observe(
     targets: Annotated[
         Literal["both", "head", "channel"], typer.Option(help="Units: heads, channels, or both.")
     ] = "both",
+    plots: Annotated[
+        Literal["svg", "png"] | None,
+        typer.Option(help="Draw pictures of everything that was measured, in this format."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Chooses the samples, and random masks.")] = 17,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples of a forward pass.")] = 8,
     device: Annotated[
@@ -101,17 +110,21 @@ def observe(
         settings.check()
         folders = result_folders(models, out)
     found = {}
-    for name, (source, folder) in folders.items():
+    for place, (name, (source, folder)) in enumerate(folders.items(), start=1):
         with status_of_errors("observe", None):  # its parts have bars of their own
-            found[name] = observe_model(source, folder, settings, overwrite=overwrite)
-    with status_of_errors("observe", None):
-        from apex_composer.observe.results import write_deviations
+            found[name] = observe_model(source, folder, settings, place=place, overwrite=overwrite)
+    with status_of_errors("observe", "writing tables and plots"):
+        from apex_composer.observe.plots import write_plots
+        from apex_composer.observe.results import write_side_by_side
+        from apex_composer.observe.tables import make_tables
 
-        if len(found) > 1:
-            write_deviations(out / "side_by_side.csv", found)
+        write_side_by_side(out, found)
+        pictures = write_plots(out, found, f".{plots}") if plots else []
     console.print(*make_tables(found))
     for _, folder in folders.values():
         console.print(f"{folder / 'observe.json'}, and its tables as .csv beside it")
+    for picture in pictures:
+        console.print(f"{picture}", markup=False, soft_wrap=True)
 
 
 def result_folders(models: Sequence[str], out: Path) -> dict[str, tuple[str, Path]]:
@@ -122,7 +135,7 @@ def result_folders(models: Sequence[str], out: Path) -> dict[str, tuple[str, Pat
     """
     if len(set(models)) < len(models):
         raise ValueError(f"MODELS: {' '.join(models)} names one of them twice")
-    names = [Path(model).name for model in models]
+    names = [os.path.basename(os.path.abspath(model)).removesuffix(".pt") for model in models]
     if len(set(names)) < len(names):  # checkpoints of several runs have the same names
         names = [f"{number}-{name}" for number, name in enumerate(names, start=1)]
     alone = len(models) == 1
@@ -130,55 +143,3 @@ def result_folders(models: Sequence[str], out: Path) -> dict[str, tuple[str, Pat
         name: (model, out if alone else out / name)
         for name, model in zip(names, models, strict=True)
     }
-
-
-def make_tables(found: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """Deviations by layer, all models side by side, and each model's masking table."""
-    tables = []
-    if any("activations" in one for one in found.values()):
-        tables.append(_deviations(found))
-    tables += [_masking(name, one["masking"]) for name, one in found.items() if "masking" in one]
-    return tables
-
-
-def _deviations(found: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table(title="deviation of the units' mean norms", title_justify="left")
-    table.add_column("layer", justify="right")
-    values = {
-        (group["unit"], name, group["layer"]): group["std"]
-        for name, one in found.items()
-        for group in one["activations"]["groups"].values()
-    }
-    columns = [
-        (unit, name)
-        for unit in ("head", "channel")
-        for name in found
-        if any((unit, name) == key[:2] for key in values)
-    ]
-    for unit, name in columns:
-        table.add_column(f"{unit}s" if len(found) == 1 else f"{unit}s {name}", justify="right")
-    for layer in sorted({layer for *_, layer in values}):
-        cells = [values.get((*column, layer)) for column in columns]
-        table.add_row(str(layer), *("" if cell is None else f"{cell:.4g}" for cell in cells))
-    return table
-
-
-def _masking(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title=f"masking {name}", title_justify="left")
-    answered = rows[0]["exact_match"] is not None
-    heads = ["masked", "units", "loss", "change", "perplexity"]
-    for head in heads + ["exact match"] * answered:
-        justify = "left" if head == "masked" else "right"
-        table.add_column(head, justify=justify, no_wrap=head in ("masked", "change"))
-    for row in rows:
-        whole, error = row["which"] == "none", row["loss_change_error"]
-        change = f"{row['loss_change']:+.4f}" + (f" ± {error:.4f}" if error is not None else "")
-        cells = [
-            "nothing" if whole else f"{row['which']} {row['share']:g}",
-            str(sum(row.get(unit, 0) for unit in ("heads", "channels"))),
-            f"{row['loss']:.4f}",
-            "" if whole else change,
-            f"{row['perplexity']:.4g}",
-        ]
-        table.add_row(*cells, *([f"{row['exact_match']:.1%}"] if answered else []))
-    return table

@@ -26,9 +26,8 @@ from torch import Tensor, nn
 
 from apex_composer.assessment.scores import GroupTotals, indicator_of_largest
 from apex_composer.assessment.selection import seeded_generator
-from apex_composer.evaluate.samples import Sample
 from apex_composer.model.sites import Group
-from apex_composer.observe.predictions import Predictions, mean_per_token, predict
+from apex_composer.observe.predictions import Domains, Predictions, predict
 
 Which = Literal["top", "lowest", "random"]
 WHICH: tuple[Which, ...] = ("lowest", "top", "random")
@@ -70,7 +69,7 @@ def choose_all_masked(
 
 def measure_masked(
     model: nn.Module,
-    samples: Sequence[Sample],
+    domains: Domains,
     groups: Sequence[Group],
     hidden: Mapping[str, Tensor],
     *,
@@ -79,7 +78,7 @@ def measure_masked(
 ) -> Predictions:
     """Predictions of the model without some of its units."""
     with masked(groups, hidden):
-        return predict(model, samples, batch_size=batch_size, title=title)
+        return predict(model, domains, batch_size=batch_size, title=title)
 
 
 def describe_masking(found: Predictions, whole: Predictions) -> dict[str, Any]:
@@ -91,20 +90,14 @@ def describe_masking(found: Predictions, whole: Predictions) -> dict[str, Any]:
         change against the whole model and its standard error, of pairs: the samples are the same,
         so that most of what makes one harder than another drops out.
     """
-    loss, error = found.mean_loss()
-    change, change_error = mean_per_token(found.losses - whole.losses, found.tokens)
-    if not math.isfinite(loss):
-        raise ValueError(
-            f"the loss is {loss}: the model has diverged, or its dtype is too small. Give --dtype "
-            "float32"
-        )
+    own, change = found.mean_loss(), found.mean_change(whole)
     return {
-        "loss": loss,
-        "standard_error": error,
-        "perplexity": math.exp(loss),
+        "loss": own.loss,
+        "standard_error": own.error,
+        "perplexity": own.perplexity,
         "exact_match": None if found.exact is None else float(found.exact.double().mean()),
-        "loss_change": change,
-        "loss_change_error": change_error,
+        "loss_change": change.loss,
+        "loss_change_error": change.error,
     }
 
 

@@ -9,7 +9,6 @@ import torch
 
 from apex_composer.assessment.scores import GroupTotals
 from apex_composer.evaluate.models import OpenedModel, open_model
-from apex_composer.evaluate.samples import Sample
 from apex_composer.evaluate.texts import Texts
 from apex_composer.model.find_sites import find_sites
 from apex_composer.model.sites import Site
@@ -26,8 +25,8 @@ from apex_composer.observe.masking import (
     describe_masking,
     measure_masked,
 )
-from apex_composer.observe.predictions import predict
-from apex_composer.observe.ranks import measure_ranks, select_by_scores
+from apex_composer.observe.predictions import Domains, predict
+from apex_composer.observe.ranks import measure_ranks
 from apex_composer.observe.results import (
     hash_model,
     keep_pieces,
@@ -36,11 +35,14 @@ from apex_composer.observe.results import (
     used_versions,
     write_tables,
 )
+from apex_composer.observe.selections import find_selections
 from apex_composer.observe.settings import Settings, read_before_loading, read_samples
+
+_WEIGHTS = (".safetensors", ".distcp")
 
 
 def observe_model(
-    source: str, folder: Path, settings: Settings, *, overwrite: bool = False
+    source: str, folder: Path, settings: Settings, *, place: int = 1, overwrite: bool = False
 ) -> dict[str, Any]:
     """Observe a model, or go on with what an earlier run has begun; the model is left as it was.
 
@@ -48,6 +50,7 @@ def observe_model(
         source: what `open_model` takes.
         folder: of the results.
         settings: checked ones.
+        place: of the model among those that are observed together, from 1. Default: 1.
         overwrite: whether results of something else are replaced.
 
     Returns:
@@ -59,12 +62,14 @@ def observe_model(
             texts = read_samples(settings, opened.tokenizer)
         sites = find_sites(opened.model, settings.wanted_targets)
         results = open_results(folder, _identity(opened, texts, settings), overwrite=overwrite)
+        results |= {"place": place, "unfinished": True}
         save_results(folder, results)
         with _told_what_fits(settings.batch_size):
             if texts is not None:
-                samples = [sample for own in texts.domains.values() for sample in own]
-                _observe_samples(opened, sites, samples, folder, results, settings)
+                _observe_samples(opened, sites, texts.domains, folder, results, settings)
             _observe_weights(opened, sites, folder, results, settings)
+    del results["unfinished"]
+    save_results(folder, results)
     write_tables(folder, results)
     return results
 
@@ -106,7 +111,7 @@ def _told_what_fits(batch_size: int) -> Iterator[None]:
 def _observe_samples(
     opened: OpenedModel,
     sites: list[Site],
-    samples: list[Sample],
+    domains: Domains,
     folder: Path,
     results: dict[str, Any],
     settings: Settings,
@@ -114,17 +119,18 @@ def _observe_samples(
     """The parts that need forward passes: activations, and a row for each mask."""
     groups = assessed_groups(sites, settings.threshold)
     if "activations" not in results:
+        samples = [sample for own in domains.values() for sample in own]
         totals = collect_totals(opened.model, groups, samples, batch_size=settings.batch_size)
         results["activations"] = describe_activations(groups, totals, settings.protocol)
         save_results(folder, results)
     if settings.mask:
-        _observe_masks(opened, groups, samples, folder, results, settings)
+        _observe_masks(opened, groups, domains, folder, results, settings)
 
 
 def _observe_masks(
     opened: OpenedModel,
     groups: list,
-    samples: list[Sample],
+    domains: Domains,
     folder: Path,
     results: dict[str, Any],
     settings: Settings,
@@ -145,14 +151,14 @@ def _observe_masks(
     choices = {"mask_by": settings.mask_by, "seed": settings.seed}
     hidden = {(w, s): choose_all_masked(units, totals, w, s, **choices) for w, s in left}
     options = {"batch_size": settings.batch_size}
-    whole = predict(opened.model, samples, title="without a mask", **options)
+    whole = predict(opened.model, domains, title="without a mask", **options)
     if not rows:
         nothing = {group.name: torch.zeros(group.units, dtype=torch.bool) for group in units}
         rows.append(_row("none", 0.0, count_masked(units, nothing), describe_masking(whole, whole)))
         save_results(folder, results)
     for (which, share), chosen in hidden.items():
         found = measure_masked(
-            opened.model, samples, units, chosen, title=f"{which} {share:g}", **options
+            opened.model, domains, units, chosen, title=f"{which} {share:g}", **options
         )
         numbers = describe_masking(found, whole)
         rows.append(_row(which, share, count_masked(units, chosen), numbers))
@@ -184,27 +190,20 @@ def _observe_weights(
     settings: Settings,
 ) -> None:
     """The parts that look at weights alone, with the selection that the scores lead to."""
-    selections = None
-    if "activations" in results:
-        groups = results["activations"]["groups"]
-        scores = {name: one["score"] for name, one in groups.items()}
-        selections = select_by_scores(sites, scores, threshold=settings.threshold)
+    selected = find_selections(opened.name, sites, results.get("activations"), settings.threshold)
     options = {"device": settings.device}
     if settings.ranks:
         # Measured without a selection they lack what the paper's assumptions are about.
-        key = {"selected": selections is not None}
-        into = _begin(results, "ranks", key)
-        pieces = measure_ranks(sites, selections, done=into.keys(), **options)
+        into = _begin(results, "ranks", {"selected": selected.told})
+        pieces = measure_ranks(sites, selected.units, done=into.keys(), **options)
         keep_pieces(folder, results, into, pieces)
     if settings.delta is not None:
-        key = {
-            "base": str(settings.delta),
-            "base_files": _files(settings.delta),
-            "selected": selections is not None,
-        }
-        into = _begin(results, "delta", key)
+        key = {"base": str(settings.delta), "base_files": _files(settings.delta)}
+        into = _begin(results, "delta", {**key, "selected": selected.told})
         base = open_weights(settings.delta)
-        pieces = measure_changes(opened.model, base, selections, done=into.keys(), **options)
+        pieces = measure_changes(
+            opened.model, sites, base, selected.units, done=into.keys(), **options
+        )
         keep_pieces(folder, results, into, pieces)
 
 
@@ -217,6 +216,8 @@ def _begin(results: dict[str, Any], part: str, key: dict[str, Any]) -> dict[str,
 
 
 def _files(source: Path) -> list[list[Any]]:
-    """Name, size and time of a base's files: whether it is the one of the earlier run."""
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    """Name, size and time of a base's weights: whether it is the one of the earlier run."""
+    files = [source]
+    if source.is_dir():  # results may be written into it
+        files = sorted(path for path in source.iterdir() if path.suffix in _WEIGHTS)
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]

@@ -58,7 +58,8 @@ def _of_one(name: str, one: Results) -> dict[str, "Figure"]:
         figures["row_spaces"] = plot_row_spaces(one["ranks"], name)
     if one.get("delta"):
         figures["changes"] = plot_changes(one["delta"], name)
-        figures["singular_values"] = plot_singular_values(one["delta"], name)
+        if any(entry.get("energy") for entry in one["delta"]["weights"].values()):
+            figures["singular_values"] = plot_singular_values(one["delta"], name)
     return figures
 
 

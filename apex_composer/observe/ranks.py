@@ -7,16 +7,14 @@ Shape legend
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from apex_composer.assessment.selection import Selection, count_by_group, select_groups
+from apex_composer.assessment.selection import Selection
 from apex_composer.data_prep.progress import progress_bar
 from apex_composer.model.sites import Site
-from apex_composer.tools.checkpoint_file import read_checkpoint
 
 
 def measure_ranks(
@@ -133,45 +131,6 @@ def row_space_overlap(first: Tensor, second: Tensor) -> float | None:
     """
     smaller = min(len(first), len(second))
     return float((first.double() @ second.double().T).square().sum()) / smaller if smaller else None
-
-
-def recorded_selections(path: Path, stage: int | None = None) -> dict[str, Selection]:
-    """The units that a run had selected, from the state of APEX in its checkpoint.
-
-    Args:
-        path: checkpoint of Composer, one file.
-        stage: number of the stage. Default None: the last one that began before the checkpoint.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such checkpoint, or no such stage in it.
-    """
-    records = {record["stage"]: record for record in read_checkpoint(path).apex["history"]}
-    stage = max(records, default=None) if stage is None else stage
-    if stage not in records:
-        raise ValueError(f"stage: got {stage}, allowed: {list(records)}, those {path} has begun")
-    sides = [records[stage][side] for side in Selection._fields]
-    return {name: Selection(*(torch.tensor(side[name]) for side in sides)) for name in sides[0]}
-
-
-def select_by_scores(
-    sites: Sequence[Site],
-    scores: Mapping[str, Sequence[float]],
-    *,
-    threshold: float = 0.125,
-    kv_heads: str = "auto",
-) -> dict[str, Selection]:
-    """The units that APEX would select by scores, as the Expander does it.
-
-    Args:
-        sites: those of `find_sites(model)`.
-        scores: of every unit by group, heads and channels.
-        threshold: share of the units on each side. Default: the Expander's.
-        kv_heads: `auto`, `expand` or `skip`. Default: the Expander's.
-    """
-    counts = count_by_group(sites, threshold, kv_heads)
-    groups = {site.group.name: site.group for site in sites if site.group.name in counts}
-    values = {name: torch.as_tensor(own) for name, own in scores.items()}
-    return select_groups(list(groups.values()), counts, values, seed=0, stage=0)
 
 
 def unit_rows(site: Site, weight: Tensor, units: Tensor | None = None) -> Tensor:

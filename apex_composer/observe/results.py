@@ -130,6 +130,23 @@ def write_tables(folder: Path, results: dict[str, Any]) -> None:
         _write_records(folder / f"{part}.csv", rows)
 
 
+def write_side_by_side(folder: Path, found: Mapping[str, dict[str, Any]]) -> None:
+    """Write `side_by_side.csv` (deviations) and `ranks_side_by_side.csv` of several models."""
+    if len(found) < 2:
+        return
+    write_deviations(folder / "side_by_side.csv", found)
+    parts = {name: one.get("ranks", {}).get("weights", {}) for name, one in found.items()}
+    known = {name: entry for weights in parts.values() for name, entry in weights.items()}
+    kinds = ("entropy_rank", "numerical_rank")
+    rows = [
+        [name, entry["layer"], entry["projection"]]
+        + [weights.get(name, {}).get(kind) for kind in kinds for weights in parts.values()]
+        for name, entry in known.items()
+    ]
+    columns = [f"{kind} {name}" for kind in kinds for name in parts]
+    _write_csv(folder / "ranks_side_by_side.csv", ("weight", "layer", "projection", *columns), rows)
+
+
 def write_deviations(path: Path, found: Mapping[str, dict[str, Any]]) -> None:
     """Standard deviations of the mean norms by group, a column for each model.
 

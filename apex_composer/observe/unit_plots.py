@@ -46,7 +46,7 @@ def plot_units(activations: Mapping[str, Any], unit: str, title: str) -> "Figure
     norms = [np.asarray(one["mean_norm"], float) for one in groups]
     relative = [own / own.mean() if own.any() else own for own in norms]
     scores = [np.asarray(one["score"], float) / activations["samples"] for one in groups]
-    _draw_map(left, groups, relative, unit, "viridis", "mean norm / the layer's mean")
+    _draw_map(left, groups, relative, unit, "viridis", "norm / layer's mean")
     _draw_map(right, groups, scores, unit, "PuOr", "score per sample (eq. 3)")
     left.set_ylabel("layer")
     left.invert_yaxis()

@@ -21,7 +21,8 @@ from apex_composer.report.run import Run
 
 # Where `local_metrics` writes below a run's folder.
 PLACES = (Path("metrics") / NAME, Path("checkpoints") / "metrics" / NAME, Path(NAME))
-OBSERVATIONS = "observe*.json"
+# What `apex-composer observe` writes: of one model, and of several in a folder for each.
+OBSERVATIONS = ("observe*.json", "*/observe.json", "observe*/*/observe.json")
 # Folders of a job that hold other things than its runs; `make compare` is a job of its own.
 NOT_RUNS = ("compare", "data", "corpus", "model", "hf", "huggingface", "cache", "checkpoints")
 DEPTH = 3  # runs/demo/compare -> runs -> <method> -> seed<k>
@@ -93,8 +94,22 @@ def read_run(folder: Path) -> Run:
         data = read_manifest(run)
         lacks = [] if data else [f"data: no {MANIFEST} beside the training data on this machine"]
         run = replace(run, data=data, missing=[*run.missing, *lacks])
-    observations = {path.name: read_json(path) for path in sorted(folder.glob(OBSERVATIONS))}
-    return replace(run, observations=observations)
+    observations = read_observations(folder)
+    lacks = [
+        f"{name}: the observation was interrupted. Give its command again: it goes on"
+        for name, one in observations.items()
+        if one.get("unfinished")
+    ]
+    finished = {name: one for name, one in observations.items() if not one.get("unfinished")}
+    return replace(run, observations=finished, missing=[*run.missing, *lacks])
+
+
+def read_observations(folder: Path) -> dict[str, Any]:
+    """Observations in a run's folder by their places in it, in the order that observe was given."""
+    paths = sorted({path for pattern in OBSERVATIONS for path in folder.glob(pattern)})
+    found = {path.relative_to(folder): read_json(path) for path in paths}
+    order = sorted(found, key=lambda path: found[path].get("place", 0))
+    return {str(path.parent if len(path.parts) > 1 else path): found[path] for path in order}
 
 
 def read_manifest(run: Run) -> dict[str, Any]:

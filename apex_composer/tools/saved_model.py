@@ -61,6 +61,22 @@ def open_saved_model(path: Path) -> SavedModel:
     )
 
 
+def read_history(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    """The batch of a checkpoint, one file or a folder of shards, and APEX's records of its stages.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_saved_model`.
+    """
+    if path.is_dir():
+        _read_index(path)
+        state = _load_parts(path, "state.algorithms", "state.timestamp").get("state", {})
+    else:
+        state = load_state(path)
+    apex = dict(state.get("algorithms", ())).get("APEX", {}).get("apex", {})
+    clock = state.get("timestamp", {}).get("Timestamp", {})
+    return clock.get("batch", 0), apex.get("history", [])
+
+
 def _open_file(path: Path) -> tuple[dict[str, Any], Callable[[str], "Tensor"]]:
     state = load_state(path)
     return state, state.get("model", {}).__getitem__

@@ -26,7 +26,7 @@ def test_a_change_of_known_rank_in_known_rows(tmp_path):
     with torch.no_grad():
         dict(model.named_parameters())[UP] += change
     units = {"model.layers.1.mlp.channels": selection([2, 3], [5, 6])}
-    found = dict(measure_changes(model, base, units, device="cpu"))
+    found = dict(measure_changes(model, find_sites(model), base, units, device="cpu"))
     entry = found.pop(UP)
     assert entry["shape"] == [24, 32] and entry["dtypes"] == ["float64", "float64"]
     assert entry["change"] == pytest.approx(5)
@@ -53,7 +53,7 @@ def test_every_parameter_of_every_architecture_is_compared_once(model_type, tmp_
     base = saved(model, tmp_path)
     before = {name: one.detach().clone() for name, one in model.named_parameters()}
     noisy(model, 1)
-    found = dict(measure_changes(model, base, device="cpu"))
+    found = dict(measure_changes(model, find_sites(model), base, device="cpu"))
     parts = {site.name.partition("[")[0] for site in find_sites(model)}
     expanded = {name.partition("[")[0] for name, one in found.items() if "energy" in one}
     assert expanded == parts
@@ -77,7 +77,7 @@ def test_a_base_may_lie_in_any_form(kind, tmp_path):
         )
     with torch.no_grad():
         model.lm_head.weight += 1
-    found = dict(measure_changes(model, base, device="cpu"))
+    found = dict(measure_changes(model, find_sites(model), base, device="cpu"))
     assert {name for name, one in found.items() if one["change"]} == {"lm_head.weight"}
     assert found["lm_head.weight"]["change"] == pytest.approx((64 * 32) ** 0.5)
 
@@ -92,7 +92,9 @@ def test_names_without_prefix_and_of_tied_weights_are_found(tmp_path):
 def test_rounding_to_bfloat16_is_told_by_the_dtypes(tmp_path):
     model = tiny_model("llama")
     base = saved(model, tmp_path)
-    entry = dict(measure_changes(model.bfloat16(), base, device="cpu"))["lm_head.weight"]
+    entry = dict(measure_changes(model.bfloat16(), find_sites(model), base, device="cpu"))[
+        "lm_head.weight"
+    ]
     assert entry["dtypes"] == ["bfloat16", "float32"]
     assert entry["relative_change"] == pytest.approx(0.0017, rel=0.1)
 
@@ -100,23 +102,24 @@ def test_rounding_to_bfloat16_is_told_by_the_dtypes(tmp_path):
 def test_an_interrupted_run_goes_on_with_what_is_missing(tmp_path):
     model = tiny_model("llama")
     base = saved(model, tmp_path)
-    whole = measure_changes(noisy(model, 1), base, device="cpu")
+    whole = measure_changes(noisy(model, 1), find_sites(model), base, device="cpu")
     first = dict([next(whole)])
-    rest = dict(measure_changes(model, base, device="cpu", done=first))
+    rest = dict(measure_changes(model, find_sites(model), base, device="cpu", done=first))
     assert rest == dict(whole) and not first.keys() & rest.keys()
 
 
 def test_other_models_are_refused_by_the_names_that_differ(tmp_path):
     base = saved(tiny_model("llama"), tmp_path / "llama")
     with pytest.raises(ValueError, match=r"is not the base of this model: transformer.*nothing"):
-        next(measure_changes(tiny_model("gpt2"), base))
+        other = tiny_model("gpt2")
+        next(measure_changes(other, find_sites(other), base))
     deeper = load(tmp_path / "llama", num_hidden_layers=1)
     with pytest.raises(ValueError, match=r"model\.layers\.1\.\S+ is in the base only"):
-        next(measure_changes(deeper, base))
+        next(measure_changes(deeper, find_sites(deeper), base))
     wider = load(tmp_path / "llama")
     wider.resize_token_embeddings(65)
     with pytest.raises(ValueError, match=r"embed_tokens.weight is \[65, 32\], in the base \[64, "):
-        next(measure_changes(wider, base))
+        next(measure_changes(wider, find_sites(wider), base))
 
 
 def test_folders_without_safetensors_are_told_what_is_needed(tmp_path):
@@ -130,4 +133,4 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.weight[0, 0] = float("inf")
     with pytest.raises(ValueError, match=r"q_proj\.weight has 1 numbers that are not finite"):
-        dict(measure_changes(model, base))
+        dict(measure_changes(model, find_sites(model), base))

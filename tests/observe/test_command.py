@@ -3,14 +3,22 @@
 import csv
 import json
 from pathlib import Path
+from statistics import fmean
 
 import pytest
+import torch
+from composer import Trainer
 from corpus import sentences, write_jsonl
+from helpers import TokenDataset
 from saved_runs import base_folder, load, noisy, save, tokenizer_of, wrapped
+from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
+from apex_composer import APEX
+from apex_composer.callbacks.local_metrics import LocalMetrics
 from apex_composer.cli import app
 from apex_composer.observe import observation
+from apex_composer.report.read_run import read_runs
 
 TEXTS = [sentences(seed, 12) for seed in range(6)]
 LENGTH = ("--sequence-length", "32", "--threshold", "0.25")
@@ -51,7 +59,8 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_all_of_a_model(base, pairs, tmp_path):
     out = tmp_path / "out"
-    told = run(base, "--data", pairs, "--out", out, "--mask", 0.25, "--mask", 0.5, *LENGTH).output
+    options = ("--mask", 0.25, "--mask", 0.5, "--plots", "png", *LENGTH)
+    told = run(base, "--data", pairs, "--out", out, *options).output
     found = results(out)
     assert found["model"] == str(base) and found["data"]["samples"] == {"some": len(TEXTS)}
     assert found["activations"]["samples"] == len(TEXTS)
@@ -71,6 +80,9 @@ def test_all_of_a_model(base, pairs, tmp_path):
     assert all(0 <= row["exact_match"] <= 1 for row in table)
     assert [row["which"] for row in rows(out / "masking.csv")] == [row["which"] for row in table]
     assert "exact" in told and "top 0.25" in told and "…" not in told
+    for name in ("deviations", "heads", "channels", "masking"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"{name}.png" in told.replace("\n", "")
 
 
 def test_an_interrupted_run_goes_on(base, data, tmp_path, monkeypatch):
@@ -89,6 +101,7 @@ def test_an_interrupted_run_goes_on(base, data, tmp_path, monkeypatch):
         patch.setattr(observation, "measure_masked", interrupted)
         run(*arguments, "--out", out, status=130)
         assert [row["which"] for row in results(out)["masking"]] == ["none", "lowest"]
+        assert results(out)["unfinished"]
         patch.setattr(observation, "collect_totals", None)  # it is not called again
         run(*arguments, "--out", out)
         assert calls == ["lowest 0.25", "top 0.25", "top 0.25", "random 0.25"]
@@ -121,13 +134,13 @@ def test_models_side_by_side(base, data, tmp_path):
     trained = save(wrapped(noisy(load(base), 1), tokenizer_of(base)), tmp_path / "trained.pt")
     told = run(base, trained, "--data", data, "--out", tmp_path / "out", *LENGTH).output
     table = rows(tmp_path / "out" / "side_by_side.csv")
-    for name, place in (("model", base), ("trained.pt", trained)):
+    for name, place in (("model", base), ("trained", trained)):
         found = results(tmp_path / "out" / name)
         assert found["model"] == str(place)
         deviations = [group["std"] for group in found["activations"]["groups"].values()]
         assert [float(row[name]) for row in table] == deviations
         assert name in told
-    assert [row["model"] for row in table] != [row["trained.pt"] for row in table]
+    assert [row["model"] for row in table] != [row["trained"] for row in table]
 
 
 def test_ranks_and_changes_of_weights(base, data, tmp_path, monkeypatch):
@@ -147,6 +160,69 @@ def test_ranks_and_changes_of_weights(base, data, tmp_path, monkeypatch):
     monkeypatch.setattr(observation, "collect_totals", None)
     run(*arguments)  # nothing is left to do
     assert results(out) == found
+
+
+def trained_with_apex(base: Path, folder: Path) -> list[Path]:
+    """Checkpoints at the ends of the two stages of a run, whose metrics lie beside them."""
+    model = wrapped(load(base), tokenizer_of(base))
+    trainer = Trainer(
+        model=model,
+        train_dataloader=DataLoader(TokenDataset(16), batch_size=4),
+        optimizers=torch.optim.AdamW(model.parameters(), lr=1e-2),
+        max_duration="4ba",
+        algorithms=[APEX(threshold=0.25, stages=2)],
+        loggers=[LocalMetrics(folder=str(folder / "metrics"))],
+        run_name="run",
+        save_folder=str(folder / "checkpoints"),
+        save_interval="2ba",
+        device="cpu",
+        seed=17,
+        progress_bar=False,
+    )
+    trainer.fit()
+    trainer.close()
+    return [folder / "checkpoints" / f"ep0-ba{batch}-rank0.pt" for batch in (2, 4)]
+
+
+def test_the_stages_of_a_run_against_its_base_and_in_a_report(base, tmp_path):
+    stages = trained_with_apex(base, tmp_path / "run")
+    out = tmp_path / "run" / "observe"
+    given = (base, *stages, "--ranks", "--delta", base, "--threshold", 0.25, "--out", out)
+    told = run(*given).output
+    names = ["model", "ep0-ba2-rank0", "ep0-ba4-rank0"]
+    found = [results(out / name) for name in names]
+    assert [one["place"] for one in found] == [1, 2, 3]
+    # At its end a stage has the next one's selection too, by which nothing was trained yet.
+    assert [one["ranks"]["selected"] for one in found] == [
+        {},
+        {"by": "checkpoint", "stage": 0},
+        {"by": "checkpoint", "stage": 1},
+    ]
+    for place, one in enumerate(found):
+        for name, entry in one["ranks"]["weights"].items():
+            assert (entry["row_space_overlap"] is None) == (place == 0), name
+            change = one["delta"]["weights"][name]
+            sides = [change[f"{side}_change"] for side in ("advantageous", "unselected")]
+            assert all(value > 0 for value in sides) if place else sides == [None, None]
+    table = rows(out / "ranks_side_by_side.csv")
+    by_weight = found[2]["ranks"]["weights"]
+    assert {row["weight"]: float(row[f"entropy_rank {names[2]}"]) for row in table} == {
+        name: entry["entropy_rank"] for name, entry in by_weight.items()
+    }
+    assert "effective rank" in told
+    (read,) = read_runs([tmp_path / "run"])
+    assert list(read.observations) == [f"observe/{name}" for name in names]  # as they were given
+    assert not any("observation" in line for line in read.missing)
+    page = tmp_path / "report.html"
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "run"), "--out", str(page)])
+    assert result.exit_code == 0, result.output
+    shown = page.read_text()
+    weights = [list(one["ranks"]["weights"].values()) for one in found]
+    means = [
+        fmean(e["entropy_rank"] for e in own if e["projection"] == "q_proj") for own in weights
+    ]
+    cells = "".join(f'<td class="n">{mean:.2f}</td>' for mean in means)
+    assert f'<th scope="row">q_proj</th>{cells}' in shown
 
 
 def test_weights_alone_need_no_texts(base, tmp_path):

@@ -123,13 +123,13 @@ def test_a_row_of_the_table():
     model, samples = wide_model("llama"), make_samples(answers=True)
     groups = groups_of(model)
     hidden = {group.name: torch.ones(group.units, dtype=torch.bool) for group in groups}
-    whole = predict(model, samples)
-    found = measure_masked(model, samples, groups, hidden, batch_size=2)
+    whole = predict(model, {"all": samples})
+    found = measure_masked(model, {"all": samples}, groups, hidden, batch_size=2)
     row = describe_masking(found, whole)
     # Without any unit only the embeddings are left.
-    expected = predict(without_columns(model, hidden), samples)
-    assert row["loss"] == pytest.approx(expected.mean_loss()[0], rel=1e-11)
-    assert row["loss_change"] == pytest.approx(row["loss"] - whole.mean_loss()[0], rel=1e-9)
+    expected = predict(without_columns(model, hidden), {"all": samples})
+    assert row["loss"] == pytest.approx(expected.mean_loss().loss, rel=1e-11)
+    assert row["loss_change"] == pytest.approx(row["loss"] - whole.mean_loss().loss, rel=1e-9)
     assert row["exact_match"] == expected.exact.double().mean()
     same = describe_masking(whole, whole)
     assert same["loss_change"] == same["loss_change_error"] == 0.0

@@ -57,7 +57,12 @@ def ranks(overlap: float | None = 0.3) -> dict:
 def delta(selected: float | None = 0.02) -> dict:
     sides = ("advantageous_change", "disadvantageous_change", "unselected_change")
     values = [2.0**-power for power in range(64)]
-    found = weights(relative_change=0.01, singular_values=values, **dict.fromkeys(sides, selected))
+    found = weights(
+        relative_change=0.01,
+        singular_values=values,
+        energy={"1": 0.75},
+        **dict.fromkeys(sides, selected),
+    )
     return {"base": "base", "weights": {**found, "lm_head.weight": {"relative_change": 0.1}}}
 
 
@@ -81,11 +86,10 @@ def test_everything_that_was_measured_is_drawn_small_and_labelled(tmp_path):
         "ranks": ranks(),
         "delta": delta(),
     }
-    found = write_plots(tmp_path, {"base": {"ranks": ranks()}, "trained": one})
+    found = write_plots(tmp_path, {"base": {"ranks": ranks(None)}, "trained": one})
     assert [path.name for path in found] == [
         "deviations.svg",
         "ranks.svg",
-        "row_spaces-base.svg",
         "heads-trained.svg",
         "channels-trained.svg",
         "masking-trained.svg",
@@ -105,6 +109,14 @@ def test_equal_results_are_equal_files_and_png_is_drawn_too(tmp_path):
     (image,) = write_plots(tmp_path, one, ".png")
     assert image.read_bytes().startswith(b"\x89PNG")
     assert write_plots(tmp_path, {"run": {}}) == []
+
+
+def test_nothing_is_drawn_of_singular_values_where_nothing_has_changed(tmp_path):
+    unchanged = delta(None)
+    for entry in unchanged["weights"].values():
+        entry["energy"] = None
+    found = write_plots(tmp_path, {"run": {"delta": unchanged}})
+    assert [path.name for path in found] == ["changes.svg"]
 
 
 def test_a_map_of_heads_has_them_where_they_are():

@@ -1,14 +1,15 @@
 """Losses against cross entropy sample by sample, exact matches against greedy decoding."""
 
 import math
-import statistics
 
 import pytest
 import torch
 from observed import FAMILIES, in_full_precision, make_samples, wide_model  # noqa: F401
 
+from apex_composer.evaluate.perplexity import mean_loss
 from apex_composer.evaluate.samples import Sample
-from apex_composer.observe.predictions import mean_per_token, padded_batches, predict
+from apex_composer.evaluate.texts import Texts
+from apex_composer.observe.predictions import Predictions, padded_batches, predict
 
 pytestmark = pytest.mark.numeric
 
@@ -17,8 +18,9 @@ pytestmark = pytest.mark.numeric
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_are_those_of_each_sample_alone(family, answers):
     model, samples = wide_model(family), make_samples(answers)
-    found = predict(model, samples, batch_size=3)
-    for sample, loss, count in zip(samples, found.losses, found.tokens, strict=True):
+    found = predict(model, {"first": samples[:4], "second": samples[4:]}, batch_size=3)
+    assert [len(own) for own in found.losses.values()] == [4, 3]
+    for sample, (loss, count) in zip(samples, torch.cat([*found.losses.values()]), strict=True):
         with torch.no_grad():
             logits = model(input_ids=sample.tokens.unsqueeze(0)).logits[0].tolist()
         first = sample.answer.start if answers else 1
@@ -30,6 +32,16 @@ def test_losses_are_those_of_each_sample_alone(family, answers):
         assert int(count) == len(expected)
         assert float(loss) == pytest.approx(sum(expected), rel=1e-11)
     assert (found.exact is not None) == answers
+
+
+def test_means_and_errors_are_those_of_eval():
+    model, samples = wide_model("llama"), make_samples()
+    texts = Texts({"first": samples[:4], "second": samples[4:]}, {})
+    found = predict(model, texts.domains, batch_size=3).mean_loss()
+    expected = mean_loss(model, texts).total
+    assert found.loss == pytest.approx(expected.loss, rel=1e-12)
+    assert found.error == pytest.approx(expected.error, rel=1e-9)
+    assert (found.tokens, found.sequences) == (expected.tokens, expected.sequences)
 
 
 def decode(model, prompt: torch.Tensor, length: int) -> list[int]:
@@ -53,41 +65,24 @@ def test_exact_matches_are_those_of_greedy_decoding():
             samples.append(Sample(tokens, slice(len(prompt), len(tokens))))
     decoded = [decode(model, s.tokens[: s.answer.start], 3) for s in samples]
     expected = [own == s.tokens[s.answer].tolist() for own, s in zip(decoded, samples, strict=True)]
-    assert predict(model, samples, batch_size=4).exact.tolist() == expected
+    assert predict(model, {"all": samples}, batch_size=4).exact.tolist() == expected
     assert expected == [True, False, False] * (len(samples) // 3)
 
 
-def test_a_mean_over_tokens_and_its_error():
-    # Of equal lengths it is the mean of means, and the error that of a mean.
-    means = [1.0, 2.0, 4.0, 5.0]
-    sums, tokens = torch.tensor(means).double() * 7, torch.full((4,), 7)
-    mean, error = mean_per_token(sums, tokens)
-    assert mean == 3.0
-    assert error == pytest.approx(statistics.stdev(means) / 2)
-    # The spread of many draws of samples of several lengths is what the error says.
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(1, 20, (4000, 50), generator=generator)
-    losses = lengths * (2 + torch.randn(4000, 50, generator=generator, dtype=torch.float64))
-    found = [mean_per_token(s, n) for s, n in zip(losses, lengths, strict=True)]
-    spread = statistics.stdev(mean for mean, _ in found)
-    assert statistics.fmean(error for _, error in found) == pytest.approx(spread, rel=0.05)
-    assert mean_per_token(torch.tensor([6.0]), torch.tensor([3])) == (2.0, None)
-
-
-def test_a_sample_of_one_token_has_nothing_to_predict():
-    model, samples = wide_model("llama"), make_samples()
-    alone = Sample(samples[0].tokens[:1])
-    found = predict(model, [*samples, alone])
-    assert found.tokens[-1] == 0 and found.losses[-1] == 0
-    assert found.mean_loss()[0] == pytest.approx(predict(model, samples).mean_loss()[0])
+def test_a_change_has_the_error_of_pairs():
+    whole = torch.tensor([[2.0, 2], [9.0, 3], [5.0, 2]], dtype=torch.float64)
+    other = whole + torch.tensor([[2.0, 0], [3.0, 0], [2.0, 0]], dtype=torch.float64)
+    found = Predictions({"a": other}, None).mean_change(Predictions({"a": whole}, None))
+    assert (found.loss, found.error) == (1.0, 0.0)  # one nat of every token, whatever it was
 
 
 def test_batches_hold_every_sample_once_the_longest_first():
     samples = make_samples()
     batches = list(padded_batches(samples, 3, torch.device("cpu")))
-    assert sorted(place for places, _, _ in batches for place in places) == list(range(7))
-    lengths = [int(row.sum()) for _, _, mask in batches for row in mask]
+    assert sorted(place for places, _ in batches for place in places) == list(range(7))
+    lengths = [int(row.sum()) for _, batch in batches for row in batch["attention_mask"]]
     assert lengths == sorted(lengths, reverse=True)
-    for places, ids, mask in batches:
-        for place, row, own in zip(places, ids, mask, strict=True):
+    for places, batch in batches:
+        rows = zip(places, batch["input_ids"], batch["attention_mask"], strict=True)
+        for place, row, own in rows:
             assert row[own == 1].tolist() == samples[place].tokens.tolist()

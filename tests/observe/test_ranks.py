@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-from helpers import linear_site, selection, tiny_llama, tokens
+from helpers import linear_site, selection, tiny_llama
 from tiny_models import CONFIGURATIONS, tiny_model
 
-from apex_composer.expander import Expander
 from apex_composer.model.find_sites import find_sites
 from apex_composer.observe.ranks import (
     default_tolerance,
@@ -15,9 +14,7 @@ from apex_composer.observe.ranks import (
     entropy_rank,
     measure_ranks,
     rank_changes,
-    recorded_selections,
     row_space_overlap,
-    select_by_scores,
 )
 
 
@@ -143,33 +140,6 @@ def test_growth_of_ranks_since_a_base():
     before = {"a": {"numerical_rank": 3, "entropy_rank": 2.5}}
     after = {"a": {"numerical_rank": 5, "entropy_rank": 4.0}, "b": before["a"]}
     assert rank_changes(after, before) == {"a": {"numerical_rank": 2, "entropy_rank": 1.5}}
-
-
-def test_selections_by_scores_and_recorded_ones_are_those_of_training(tmp_path):
-    model = tiny_llama()
-    expander = Expander(find_sites(model), threshold=0.25)
-    stages = []
-    for seed in range(2):
-        with torch.no_grad(), expander.assessing():
-            model(tokens(4, seed=seed))
-        scores = {name: t.scores.tolist() for name, t in expander.assessment.totals().items()}
-        chosen = select_by_scores(expander.sites, scores, threshold=0.25)
-        expander.begin_stage()
-        stages.append(expander.selections)
-        assert chosen.keys() == expander.selections.keys()
-        for name, sides in chosen.items():
-            assert all(map(torch.equal, sides, expander.selections[name]))
-    clock = {"epoch": 0, "batch": 3, "batch_in_epoch": 3, "sample": 6, "token": 9}
-    algorithms = [("APEX", {"apex": expander.state_dict()})]
-    state = {"algorithms": algorithms, "timestamp": {"Timestamp": clock}}
-    torch.save({"state": state}, tmp_path / "ba3.pt")
-    for stage, expected in ((None, stages[1]), (0, stages[0])):
-        found = recorded_selections(tmp_path / "ba3.pt", stage)
-        assert {name: [t.tolist() for t in sides] for name, sides in found.items()} == {
-            name: [t.tolist() for t in sides] for name, sides in expected.items()
-        }
-    with pytest.raises(ValueError, match=r"stage: got 2, allowed: \[0, 1\]"):
-        recorded_selections(tmp_path / "ba3.pt", 2)
 
 
 def test_weights_that_are_not_finite_and_tolerances_out_of_range_are_refused():

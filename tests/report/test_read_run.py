@@ -137,6 +137,16 @@ def test_observations_are_those_in_the_folder(tmp_path):
     assert run.observations["observe-base.json"] == {"model": "base"} and len(run.observations) == 2
 
 
+def test_observations_of_several_models_keep_their_order_and_interrupted_ones_are_told(tmp_path):
+    logged(tmp_path / "metrics", "apex")
+    for place, name in ((1, "base"), (2, "ba20"), (3, "ba9")):
+        write(tmp_path / "observe" / name / "observe.json", {"place": place})
+    write(tmp_path / "torn" / "observe.json", {"unfinished": True})
+    (run,) = read_runs([tmp_path])
+    assert list(run.observations) == ["observe/base", "observe/ba20", "observe/ba9"]
+    assert any(line.startswith("torn: the observation was interrupted") for line in run.missing)
+
+
 def demo(folder: Path) -> None:
     """What `make train` has left before it logged locally."""
     config = {"seed": 17, "max_seq_len": 16, "global_train_batch_size": 4}
