@@ -17,6 +17,7 @@ from apex_composer.callbacks.metrics_file import (
     START,
     Line,
     read_lines,
+    read_number,
 )
 from apex_composer.report.run import Curve, Run, Stage
 
@@ -150,8 +151,9 @@ def _curves(lines: Sequence[Line]) -> dict[str, Curve]:
 
 def _add(found: dict, metrics: Mapping[str, Any], batch: int, tokens: int) -> None:
     for name, value in metrics.items():
-        if isinstance(value, int | float):
-            found.setdefault(name, {})[batch] = (tokens, float(value))
+        own = read_number(value)
+        if own is not None:
+            found.setdefault(name, {})[batch] = (tokens, own)
 
 
 def read_stages(lines: Sequence[Line], folder: Path) -> tuple[list[Stage], list[str]]:
