@@ -118,7 +118,8 @@ class MetricsFile:
                 file.write(b"".join(map(encode, thin(lines, self.limit // 2))))
             thinned = os.open(self.path, os.O_RDWR | os.O_APPEND)
         except OSError as error:
-            log.warning("local_metrics: %s cannot be made smaller: %s", self.path, error)
+            reason = os.strerror(error.errno or 0)
+            log.warning("local_metrics: %s cannot be made smaller (%s)", self.path, reason)
         else:
             os.close(self._file)
             self._file, self._size = thinned, os.fstat(thinned).st_size
