@@ -37,7 +37,7 @@ def write_stage(
 
 def _record_in(path: Path) -> str | None:
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             return str(content["record"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None  # not there, or not whole: it is written anew

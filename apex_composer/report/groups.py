@@ -11,7 +11,7 @@ HIDDEN_NAMES = ("run_name", "save_folder", "save_overwrite", "save_filename", "a
 SHOWN = ("progress_bar", "log_to_console", "console_log_interval", "log_config", "python_log_level")
 HIDDEN_SECTIONS = ("variables", "loggers", "metadata")  # variables: where they are used they count
 # What a run begins with.
-START = ("load_path", "model.pretrained", "model.pretrained_model_name_or_path")
+ORIGIN = ("load_path", "model.pretrained", "model.pretrained_model_name_or_path")
 # Of this project: runs without one of them are conventional.
 METHODS = ("apex", "act_regu", "ema", "gmt", "hft", "relora", "rmt", "s2ft")
 NOT_SET = "not set"
@@ -104,7 +104,7 @@ def find_baselines(groups: Sequence[Group], given: Sequence[str]) -> tuple[list[
     rule = "runs without APEX or another method"
     if compared is None:
         return [group.name for group in plain[:1]], f"{rule}: the first one"
-    fitting = [g for g in plain if _same(g, compared, ("max_duration", *START))]
+    fitting = [g for g in plain if _same(g, compared, ("max_duration", *ORIGIN))]
     nearest = sorted(fitting, key=lambda group: len(differing([group, compared])))
     rule += f", as long as {compared.name} and from the same weights, the most similar first"
     return [group.name for group in nearest], rule
@@ -132,7 +132,7 @@ def _same(one: Group, other: Group, keys: Iterable[str]) -> bool:
 
 def same_start(one: Group, other: Group) -> bool:
     """Whether by their settings two groups begin with the same weights."""
-    return _same(one, other, START)
+    return _same(one, other, ORIGIN)
 
 
 def differing(groups: Sequence[Group], hidden: bool = False) -> dict[str, tuple[str, ...]]:
