@@ -139,7 +139,8 @@ def is_below(key: str, section: str) -> bool:
 
 def has_apex(group: Group) -> bool:
     """By its settings, or by its stages where these are not known."""
-    return APEX in methods_of(group) or bool(group.runs[0].stages)
+    methods = methods_of(group)  # s2ft has stages as well
+    return APEX in methods or bool(group.runs[0].stages and not methods)
 
 
 def _same(one: Group, other: Group, keys: Iterable[str]) -> bool:

@@ -14,6 +14,7 @@ from apex_composer.callbacks import stage_file
 from apex_composer.callbacks.local_metrics import LocalMetrics
 from apex_composer.callbacks.metrics_file import NAME, read_lines
 from apex_composer.data_prep.atomic_files import write_bytes
+from apex_composer.methods.s2ft import S2FT
 from apex_composer.report.read_run import read_runs
 
 
@@ -128,6 +129,17 @@ def test_a_run_that_was_killed_goes_on_in_its_file_and_each_batch_is_there_once(
     (run,) = read_runs([tmp_path])
     assert run.folder == tmp_path and len(run.loss.values) == 6
     assert [stage.batch for stage in run.stages] == [0, 3] and all(s.scores for s in run.stages)
+
+
+@pytest.mark.parametrize("kind", ["plain", "s2ft"])
+def test_stages_without_operators_are_kept_too(tmp_path, kind):
+    plain = APEX(stages=1, threshold=0.25, expansion=False, assessment={"tokens": 64})
+    apex = plain if kind == "plain" else S2FT(trainable_share=0.35)
+    train(tmp_path, apex=apex, max_duration="2ba")
+    (run,) = read_runs([tmp_path])
+    (stage,) = run.stages
+    assert not stage.expansion and stage.advantageous == apex.history[0]["advantageous"]
+    assert bool(stage.scores) == (kind == "plain")
 
 
 @pytest.mark.parametrize("method", ["rank", "random"])

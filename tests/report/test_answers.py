@@ -5,6 +5,7 @@ import pytest
 from made_runs import APEX, curve, make_run
 
 from apex_composer.report.answers import answer
+from apex_composer.report.run import Stage
 
 PLAIN, BETTER = [4.0, 3.0, 2.5], [4.0, 2.6, 2.4]
 
@@ -224,6 +225,19 @@ def test_runs_that_were_evaluated_last_elsewhere_are_told():
     ]
     found = answer([*dead, late]).cautions
     assert "apex was evaluated last at 10 k to 20 k tokens, vanilla at 30 k tokens." in found
+
+
+def test_a_method_that_has_stages_is_not_taken_for_apex():
+    """S2FT is APEX without operators, and logs its units as a stage."""
+    stage = Stage(0, 0, False, {}, {}, {}, {}, {})
+    s2ft = {"algorithms.s2ft.trainable_share": 0.024, "optimizer.lr": 1}
+    other = make_run("s2ft", {"cc": PLAIN}, settings=s2ft, stages=[stage])
+    found = answer([other, *pair()])
+    assert found.sentence.startswith("apex ends")
+    found = answer([other, pair()[0]])
+    assert "differ in more than s2ft: optimizer.lr" in " ".join(found.cautions)
+    unknown = replace(other, name="u", settings={})
+    assert answer([pair()[0], unknown], ["vanilla"]).sentence.startswith("u ends")
 
 
 def test_the_baseline_is_sought_for_the_run_with_apex():
