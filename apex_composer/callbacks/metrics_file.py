@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from apex_composer.data_prep.atomic_files import new_file
+from apex_composer.data_prep.atomic_files import PARTIAL, new_file
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ class MetricsFile:
     def __init__(self, path: Path, limit: int):
         self.path, self.limit = path, limit
         path.parent.mkdir(parents=True, exist_ok=True)
+        for torn in path.parent.glob(f"{path.name}{PARTIAL}*"):  # a kill while it was thinned
+            torn.unlink(missing_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._size = _cut_torn(self._file)
         self._thin_at = limit

@@ -83,7 +83,8 @@ def read_metrics(path: Path, folder: Path) -> Run:
         loss=curves.pop(LOSS, Curve((), (), ())),
         validation=validation,
         validation_tokens=predicted,
-        step_seconds=[line["took"] for line in batches],
+        # A clock that was set back in the meantime has measured nothing.
+        step_seconds=[line["took"] for line in batches if line["took"] > 0],
         metrics=curves,
         stages=stages,
         missing=missing,
@@ -162,7 +163,8 @@ def _settings(lines: Sequence[Line]) -> tuple[dict[str, Any], list[str]]:
 
 def _own(flat: Mapping[str, Any]) -> dict[str, Any]:
     facts = (*FACTS, "num_gpus_per_node", "num_cpus_per_node")
-    return {k: v for k, v in flat.items() if k not in facts and "enabled_algorithms/" not in k}
+    # What algorithms add, `enabled_algorithms/APEX` or `apex/trained`, follows from the settings.
+    return {k: v for k, v in flat.items() if k not in facts and "/" not in k.split(".", 1)[0]}
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -211,6 +211,20 @@ def test_tensors_come_from_their_device_all_at_once_with_the_value_that_was_logg
     assert run.metrics["number/7"].values == [7, 8, 9] and "no" not in run.metrics
 
 
+def test_an_autoresumed_run_of_another_length_is_one_run(tmp_path):
+    saving = {"save_folder": str(tmp_path / "checkpoints"), "save_interval": "2ba"}
+    saving |= {"run_name": "r", "autoresume": True}
+    apex = {"threshold": 0.25, "stages": ["4ba", "2ba"], "assessment": {"tokens": 64}}
+    trainer = start(tmp_path / "metrics", apex=APEX(**apex), callbacks=[StopAt(5)], **saving)
+    trainer.fit()
+    trainer.close()
+    apex["stages"] = ["4ba", "2ba", "2ba"]
+    train(tmp_path / "metrics", apex=APEX(**apex), max_duration="8ba", **saving)
+    (run,) = read_runs([tmp_path])
+    assert run.loss.batches == [*range(8)]
+    assert [stage.batch for stage in run.stages] == [0, 4, 6] and all(s.scores for s in run.stages)
+
+
 def test_evaluations_before_the_fit_and_without_one_and_a_second_fit(tmp_path):
     options = {"eval_dataloader": evaluators(), "eval_metrics": [LanguageCrossEntropy()]}
     trainer = start(tmp_path, max_duration="2ba", **options)

@@ -56,6 +56,15 @@ def test_a_kill_at_any_byte_costs_the_line_that_was_being_written(tmp_path_facto
     assert path.read_bytes() == whole[: whole[:cut].rfind(b"\n") + 1] + encode(start(9))
 
 
+def test_a_kill_while_the_file_was_thinned_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [start(0)])
+    (tmp_path / "metrics.jsonl.partial-0a1b").write_bytes(b"half")
+    write(path, [start(1)])
+    assert [own.name for own in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert read_lines(path)[0] == [start(0), start(1)]
+
+
 def test_what_came_after_a_resumed_checkpoint_is_superseded(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [start(0), of_batch(1), of_batch(2), evaluation(2), of_batch(3), evaluation(3)]

@@ -211,7 +211,7 @@ def lines_from(batch: int, count: int = 2, **config: object) -> list[dict]:
     """A process that goes on at a batch."""
     clock = {"tokens": 64 * batch, "samples": 0, "seconds": 0.0}
     own = {"run_name": "r", "versions": {}, "device": config.pop("device", "cpu")}
-    lines = [{"kind": "start", "batch": batch, **clock, **own}]
+    lines: list[dict] = [{"kind": "start", "batch": batch, **clock, **own}]
     if config:
         settings = {"model": {"name": "m"}} | config
         lines.append({"kind": "settings", "batch": batch, **clock, "settings": settings})
@@ -237,6 +237,16 @@ def test_settings_are_those_of_the_last_process_and_changes_are_named(tmp_path):
         "settings until batch 2: lr was 1",
         "settings until batch 2: max_duration was 2ba",
     ]
+
+
+def test_what_is_no_setting_and_no_duration_is_left_out(tmp_path):
+    """Hyper-parameters that algorithms log; and the clock was set back during a batch."""
+    lines = lines_from(0, 3, lr=1)
+    lines[1]["settings"] |= {"apex/trained": "2.4 %", "enabled_algorithms/APEX": True}
+    lines[3]["took"] = -3599.5
+    put(tmp_path, *lines)
+    (run,) = read_runs([tmp_path])
+    assert run.settings == {"model.name": "m", "lr": 1} and run.step_seconds == [0.5, 0.5]
 
 
 def test_a_run_from_another_ones_checkpoint_says_what_it_lacks(tmp_path):
