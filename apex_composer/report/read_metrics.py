@@ -1,14 +1,9 @@
 """A run from the files of the logger `local_metrics`."""
 
-import json
-import zlib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
-
-import numpy as np
 
 from apex_composer.callbacks.metrics_file import (
     BATCH,
@@ -16,19 +11,17 @@ from apex_composer.callbacks.metrics_file import (
     LOSS,
     LOST,
     SETTINGS,
-    STAGE,
     START,
     Line,
     read_lines,
     read_number,
 )
 from apex_composer.report.groups import NOT_SET, ORIGIN, is_hidden
-from apex_composer.report.run import Curve, Run, Stage
+from apex_composer.report.read_stages import read_stages
+from apex_composer.report.run import Curve, Run
 
 LOGGED, OF_TRAINING = "metrics/", "metrics/train/"
 CROSS_ENTROPY = "/LanguageCrossEntropy"
-# What numpy answers a file with that is none of its own, or not whole.
-DAMAGED = (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error, NotImplementedError)
 # Facts among the hyperparameters that no YAML has.
 FACTS = ("composer_version", "composer_commit_hash", "num_nodes", "node_name", "rank_zero_seed")
 
@@ -48,14 +41,7 @@ def read_metrics(path: Path, folder: Path) -> Run:
     if not starts:
         raise ValueError(f"{path} is no file of the logger local_metrics: no line says `start`")
     _check_order(lines, path)
-    first, last = starts[0], starts[-1]
-    missing = [f"{damaged} lines of {path.name} are damaged and left out"] if damaged else []
-    missing += [_describe_lost(line) for line in lines if line["kind"] == LOST]
-    if first["batch"]:
-        missing.append(
-            f"batches before {first['batch']}: the run went on from a checkpoint, and what it "
-            f"logged until then is not in {path.name}"
-        )
+    last = starts[-1]
     settings, changes = _settings(lines)
     stages, of_stages = read_stages(lines, path.parent)
     batches = [line for line in lines if line["kind"] == BATCH]
@@ -72,7 +58,9 @@ def read_metrics(path: Path, folder: Path) -> Run:
         if line["kind"] == EVALUATION
         for label, count in line.get("predicted", {}).items()
     }
-    missing += changes + of_stages + _missing(settings, validation, predicted, batches)
+    damage = [f"{damaged} lines of {path.name} are damaged and left out"] if damaged else []
+    missing = [*damage, *_gaps(lines), *changes, *of_stages]
+    missing += _missing(settings, validation, predicted, batches)
     return Run(
         name=last["run_name"],
         folder=folder,
@@ -116,11 +104,17 @@ def _missing(
     return found
 
 
-def _describe_lost(line: Line) -> str:
-    return (
+def _gaps(lines: Sequence[Line]) -> list[str]:
+    begin = lines[0]["batch"]
+    before = (
+        f"batches before {begin}: the run went on from a checkpoint, their numbers are elsewhere"
+    )
+    return [before] * (begin > 0) + [
         f"{line['lines']} batches from {line['first']} to {line['batch']}: the disk was full or "
         "could not be written to"
-    )
+        for line in lines
+        if line["kind"] == LOST
+    ]
 
 
 def _check_order(lines: Sequence[Line], path: Path) -> None:
@@ -204,50 +198,3 @@ def _add(found: dict, metrics: Mapping[str, Any], batch: int, tokens: int) -> No
         own = read_number(value)
         if own is not None:
             found.setdefault(name, {})[batch] = (tokens, own)
-
-
-def read_stages(lines: Sequence[Line], folder: Path) -> tuple[list[Stage], list[str]]:
-    """The stages in order, and what of them is missing."""
-    files = {line["stage"]: line["file"] for line in lines if line["kind"] == STAGE}
-    stages, missing = [], []
-    for number, name in sorted(files.items()):
-        try:
-            # Numpy leaves a file open that it has found to be damaged.
-            with (
-                (folder / name).open("rb") as file,
-                np.load(file, allow_pickle=False) as content,
-            ):
-                record = json.loads(str(content["record"]))
-                scores = {
-                    key.removeprefix("scores/"): content[key].tolist()
-                    for key in content.files
-                    if key.startswith("scores/")
-                }
-        except DAMAGED as error:
-            missing.append(f"stage {number}: {folder / name} cannot be read ({error})")
-            continue
-        stages.append(make_stage(record, scores or None))
-        if not scores and record["method"] != "random":
-            missing.append(f"scores of stage {number}: it began before they were kept")
-    return stages, missing
-
-
-def make_stage(record: Mapping[str, Any], scores: Mapping[str, Any] | None) -> Stage:
-    """A stage from its record, see `assessment.stage_record`."""
-    groups = record["advantageous"]
-    return Stage(
-        number=record["stage"],
-        batch=record.get("start_batch", 0),
-        expansion=record["expansion"],
-        units={name: record.get("units", {}).get(name) or _unit(name) for name in groups},
-        advantageous=groups,
-        disadvantageous=record["disadvantageous"],
-        overlap=record["overlap"],
-        norm_std=record["norm_std"],
-        scores=scores,
-    )
-
-
-def _unit(group: str) -> str:
-    """Old records have no units, but `model.layers.0.self_attn.kv_heads` ends with them."""
-    return group.rsplit(".", 1)[-1].removesuffix("s")

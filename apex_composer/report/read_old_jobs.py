@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from apex_composer.data_prep.atomic_files import read_json
-from apex_composer.report.read_metrics import flatten, make_stage
+from apex_composer.report.read_metrics import flatten
+from apex_composer.report.read_stages import make_stage
 from apex_composer.report.run import Curve, Run
 from apex_composer.trainer.config_transform import normalise_algorithms
 
