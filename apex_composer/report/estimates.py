@@ -19,8 +19,8 @@ class Estimate:
 
     Attributes:
         mean: over the seeds; with one seed its value.
-        low: lower end of the 95 % interval (Student's t); None with one seed, and without bound
-            where a value is none: a diverged run says nothing of the others.
+        low: lower end of the 95 % interval (Student's t); None with one seed, and where a
+            value is no number: a diverged run says nothing of the others.
         high: upper end.
         values: of each seed, or of each pair of equal seeds, in the order of the seeds.
     """
@@ -43,10 +43,8 @@ def estimate(values: Sequence[float]) -> Estimate:
         values: one at least.
     """
     mean = _mean(values)
-    if len(values) == 1:
+    if len(values) == 1 or not math.isfinite(mean):
         return Estimate(mean, None, None, tuple(values))
-    if not math.isfinite(mean):
-        return Estimate(mean, -math.inf, math.inf, tuple(values))
     error = statistics.stdev(values) / math.sqrt(len(values))
     half = t_quantile(len(values) - 1) * error
     return Estimate(mean, mean - half, mean + half, tuple(values))
@@ -59,10 +57,8 @@ def _mean(values: Sequence[float]) -> float:
 def difference(own: Sequence[float], others: Sequence[float]) -> Estimate:
     """Mean of `own` minus that of `others`, which are not pairs: Welch's interval."""
     mean = _mean(own) - _mean(others)
-    if min(len(own), len(others)) == 1:
+    if min(len(own), len(others)) == 1 or not math.isfinite(mean):
         return Estimate(mean, None, None, (mean,))
-    if not math.isfinite(mean):
-        return Estimate(mean, -math.inf, math.inf, (mean,))
     parts = [(statistics.variance(values) / len(values), len(values)) for values in (own, others)]
     squared = sum(part for part, _ in parts)
     spread = sum(part**2 / (count - 1) for part, count in parts)
