@@ -106,7 +106,8 @@ class Expander:
         self.threshold = float(threshold if self.share is None else self.share.threshold)
         self.training = None if self.share is None else RowTraining(trainable, found)
         self.groups = list({site.group.name: site.group for site in self.sites}.values())
-        self.stage, self.selections = -1, dict[str, Selection]()
+        self.stage = -1
+        self.selections: dict[str, Selection] = {}
         self.history: list[dict[str, Any]] = []
         self.ranked: dict[str, Tensor] = {}  # what this stage's units were selected by, if known
         self.stopwatch = Stopwatch()
@@ -157,8 +158,9 @@ class Expander:
             )
         self.fuse()
         self.stage = self.stage + 1 if stage is None else stage
-        before, used = self.selections, {} if self.method == "random" else totals
-        self.ranked = {name: total.ranked_by(self.method) for name, total in used.items()}
+        before, self.ranked = self.selections, {}
+        if self.method != "random":
+            self.ranked = {name: total.ranked_by(self.method) for name, total in totals.items()}
         values = self.ranked or None
         self.selections = select_groups(self.groups, self.counts, values, self.seed, self.stage)
         record = stage_record(self.stage, expansion, before, self.selections, totals)
@@ -275,11 +277,6 @@ class Expander:
         self.assessment.remove()
         if self.training is not None and self.attachment is not None:
             self.attachment.remove()
-
-    @property
-    def folded(self) -> bool:
-        """Whether the parameters hold the effective weights, as they do outside of steps."""
-        return self.running.folded
 
     @property
     def operators(self) -> list[ExpansionOperator]:

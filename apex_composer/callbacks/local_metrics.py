@@ -1,12 +1,14 @@
 """The logger `local_metrics`: what a run logs, in files beside its checkpoints."""
 
-import json
+import logging
+import os
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from apex_composer.callbacks.metrics_file import (
     BATCH,
@@ -19,7 +21,7 @@ from apex_composer.callbacks.metrics_file import (
     MetricsFile,
 )
 from apex_composer.callbacks.run_facts import device_name, versions
-from apex_composer.data_prep.atomic_files import new_file
+from apex_composer.callbacks.stage_file import write_stage
 from apex_composer.distributed import global_rank, sum_over_ranks
 from apex_composer.extras import needing
 from apex_composer.settings import check_keys, check_positive
@@ -31,6 +33,8 @@ with needing("LocalMetrics"):
     from composer.utils.file_helpers import format_name_with_dist
 
     from apex_composer.trainer.algorithm import APEX
+
+log = logging.getLogger(__name__)
 
 # The clock, which every line has anyway.
 CLOCK = {
@@ -53,12 +57,13 @@ class LocalMetrics(LoggerDestination):
     """Writes what is logged to `metrics.jsonl`, and APEX's stages to `stage<n>-ba<batch>.npz`.
 
     llm-foundry's logger `local_metrics`, which `apex-composer report` reads. Rank 0 writes: every
-    number with the batches, tokens, samples and seconds of training before it; the configuration
-    (`log_config: true`, llm-foundry's default), versions and device; the predicted tokens of every
-    evaluation; of every stage the record and the scores that it was selected by. A line is with the
-    operating system as soon as it is written, so that a killed process loses the running batch. A
-    run that goes on from a checkpoint goes on in its file. `metrics_file` says what becomes of the
-    file when it has grown to its limit, and of lines that a full disk does not take.
+    number with the batches, tokens, samples and seconds of training before it (tensors stay on
+    their device until the batch's end and come in one transfer); the configuration (`log_config:
+    true`, llm-foundry's default), versions and device; the predicted tokens of every evaluation; of
+    every stage the record and the scores that it was selected by. A line is with the operating
+    system as soon as it is written, so that a killed process loses the running batch. A run that
+    goes on from a checkpoint goes on in its file. `metrics_file` says what becomes of the file when
+    it has grown to its limit, and of lines that a full disk does not take.
 
     Args:
         folder: where; `{run_name}` is replaced. Default None: `metrics` beside the checkpoints'
@@ -82,6 +87,7 @@ class LocalMetrics(LoggerDestination):
         self._during: dict[str, Any] = {}  # logged while a batch was trained
         self._metrics: dict[str, Any] = {}  # logged since the clock has moved on
         self._record: dict[str, Any] | None = None  # of the last stage that is written
+        self._warned = False  # that this stage could not be written
         self._batch = 0  # of the last line
         self._running: int | None = None  # batches before the one that is being trained
 
@@ -93,10 +99,12 @@ class LocalMetrics(LoggerDestination):
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Keep numbers until the event's end; those with a step of the running batch apart."""
+        # On every rank: what is spread over the ranks is put together by all of them.
+        metrics = {name: _whole(value) for name, value in metrics.items() if name not in CLOCK}
         if self._state is None or global_rank() != 0:
             return
         step = self._state.timestamp.batch.value if step is None else step
-        kept = {name: value for name, value in metrics.items() if name not in CLOCK}
+        kept = {name: value for name, value in metrics.items() if value is not None}
         (self._during if step == self._running else self._metrics).update(kept)
 
     def init(self, state: State, logger: Logger) -> None:
@@ -200,31 +208,22 @@ class LocalMetrics(LoggerDestination):
         history = apex.history if apex is not None else []
         if not history or history[-1] is self._record:
             return
-        for record in history if self._record is None else history[-1:]:
-            name = f"stage{record['stage']}-ba{record['start_batch']}.npz"
-            path, is_last = self.folder / name, record is history[-1]
-            if apex.expander.ranked and is_last or not path.is_file():
-                write_stage(path, record, apex.expander, with_scores=is_last)
+        known = (place for place, record in enumerate(history) if record is self._record)
+        begun = history[next(known, -1) + 1 :]
+        names = [f"stage{record['stage']}-ba{record['start_batch']}.npz" for record in begun]
+        try:
+            for record, name in zip(begun, names, strict=True):
+                ranked = apex.expander.ranked if record is history[-1] else {}
+                write_stage(self.folder / name, record, apex.expander, ranked)
+        except OSError as error:
+            if not self._warned:
+                reason = os.strerror(error.errno or 0)
+                log.warning("local_metrics: a stage cannot be written yet (%s)", reason)
+            self._warned = True
+            return  # and the next batch tries again
+        for record, name in zip(begun, names, strict=True):
             self._write(STAGE, stage=record["stage"], file=name)
-        self._record = history[-1]
-
-
-def write_stage(path: Path, record: dict[str, Any], expander: Any, *, with_scores: bool) -> None:
-    """One stage's record as JSON, with the groups' units in order, and its scores by group.
-
-    Args:
-        record: see `assessment.stage_record`.
-        expander: its run's.
-        with_scores: whether the expander's scores are those that this stage was selected by.
-    """
-    units = {group.name: group.unit for group in expander.groups}
-    content = json.dumps({**record, "units": units, "method": expander.method})
-    scores = {
-        f"scores/{name}": values.cpu().numpy()
-        for name, values in (expander.ranked.items() if with_scores else ())
-    }
-    with new_file(path) as file:
-        np.savez_compressed(file, record=np.array(content), **scores)
+        self._record, self._warned = history[-1], False
 
 
 def find_folder(given: str | None, state: State) -> Path:
@@ -238,14 +237,27 @@ def find_folder(given: str | None, state: State) -> Path:
     return (folder.parent if folder.parent.name == state.run_name else folder) / FOLDER
 
 
+def _whole(value: Any) -> Any:
+    """A number or text; a tensor of one element as a copy on its device; None for the rest."""
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.item() if value.size == 1 else None
+    if isinstance(value, torch.Tensor):
+        # A copy, since its owner may write the next value into it.
+        single = value.numel() == 1 and not value.is_complex()
+        return value.detach().reshape(()).to(torch.float64, copy=True) if single else None
+    return value if isinstance(value, bool | int | float | str) else None
+
+
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Numbers and texts; a tensor of one element is a number, what has more is no metric."""
-    plain = {}
+    """Numbers and texts; the tensors of a device come over all at once: one wait, not many."""
+    plain = dict(metrics)
+    by_device: dict[torch.device, list[str]] = {}
     for name, value in metrics.items():
-        if isinstance(value, torch.Tensor | np.ndarray | np.generic):
-            if len(value.reshape(-1)) != 1:
-                continue
-            value = value.item()
-        if isinstance(value, bool | int | float | str):
-            plain[name] = value
+        if isinstance(value, torch.Tensor):
+            by_device.setdefault(value.device, []).append(name)
+    for names in by_device.values():
+        numbers = torch.stack([metrics[name] for name in names]).tolist()
+        plain.update(zip(names, numbers, strict=True))
     return plain

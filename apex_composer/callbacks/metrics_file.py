@@ -2,17 +2,20 @@
 
 A line has `kind` and `batch`, the batches trained when it was written: `start` (of a process),
 `settings`, `batch`, `evaluation`, `stage`, `lost` (lines that a full disk took). A start at a batch
-supersedes what was written later than it; a start at 0 all.
+supersedes what was written later than it; a start at 0 all. Numbers that JSON does not have are
+texts: `NaN`, `Infinity`, `-Infinity`.
 """
 
 import json
 import logging
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from apex_composer.data_prep.atomic_files import new_file
+from apex_composer.data_prep.atomic_files import PARTIAL, new_file
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,8 @@ class MetricsFile:
     def __init__(self, path: Path, limit: int):
         self.path, self.limit = path, limit
         path.parent.mkdir(parents=True, exist_ok=True)
+        for torn in path.parent.glob(f"{path.name}{PARTIAL}*"):  # a kill while it was thinned
+            torn.unlink(missing_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._size = _cut_torn(self._file)
         self._thin_at = limit
@@ -56,18 +61,25 @@ class MetricsFile:
         self._lost: Line | None = None
 
     def append(self, line: Line) -> None:
-        """Write one line, or keep or count it where that fails."""
+        """Write one line with what is waiting, or keep or count it where that fails."""
         text = encode(line)
-        if not self._retry() or not self._write(text):
+        if not self._write(self._pending() + text):
             self._keep(line, text)
         elif self._size > self._thin_at:
             self._thin()
 
     def close(self) -> None:
         """Try once more to write what is waiting, and say what is lost."""
-        if not self._retry():
+        pending = self._pending()
+        if pending and not self._write(pending):
             log.warning("local_metrics: %s lacks lines, there was no room for them", self.path)
         os.close(self._file)
+
+    def _pending(self) -> bytes:
+        # Never a part of it by itself: on a disk that is almost full, each batch would find room
+        # for the short line `lost` and none for its own.
+        lost = [] if self._lost is None else [encode(self._lost)]
+        return b"".join([*lost, *self._waiting])
 
     def _keep(self, line: Line, text: bytes) -> None:
         if line["kind"] != BATCH:
@@ -77,15 +89,6 @@ class MetricsFile:
             self._lost = {"kind": LOST, "batch": line["batch"], "first": line["batch"], "lines": 0}
         self._lost |= {"batch": line["batch"], "lines": self._lost["lines"] + 1}
 
-    def _retry(self) -> bool:
-        """Write what is waiting; whether nothing is left."""
-        if self._lost is not None and not self._write(encode(self._lost)):
-            return False
-        self._lost = None
-        while self._waiting and self._write(self._waiting[0]):
-            del self._waiting[0]
-        return not self._waiting
-
     def _write(self, text: bytes) -> bool:
         try:
             written = os.write(self._file, text)
@@ -93,10 +96,12 @@ class MetricsFile:
             self._warn(error)
             return False
         if written < len(text):  # the disk filled up within the line
-            os.ftruncate(self._file, self._size)
+            with suppress(OSError):  # then the next line is damaged, too, and counted as such
+                os.ftruncate(self._file, self._size)
             self._warn("no space left")
             return False
         self._size += written
+        self._lost, self._waiting = None, []
         return True
 
     def _warn(self, error: Any) -> None:
@@ -109,23 +114,46 @@ class MetricsFile:
             )
 
     def _thin(self) -> None:
-        lines, _ = read_lines(self.path)
         try:
+            lines, _ = read_lines(self.path)
             with new_file(self.path) as file:
                 file.write(b"".join(map(encode, thin(lines, self.limit // 2))))
+            thinned = os.open(self.path, os.O_RDWR | os.O_APPEND)
         except OSError as error:
-            log.warning("local_metrics: %s cannot be made smaller: %s", self.path, error)
+            reason = os.strerror(error.errno or 0)
+            log.warning("local_metrics: %s cannot be made smaller (%s)", self.path, reason)
         else:
             os.close(self._file)
-            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND)
-            self._size = os.fstat(self._file).st_size
+            self._file, self._size = thinned, os.fstat(thinned).st_size
         # What is never thinned may have outgrown the limit: not at every line then.
         self._thin_at = max(self.limit, 2 * self._size)
 
 
 def encode(line: Line) -> bytes:
     """One line of the file; what JSON does not know becomes text."""
-    return json.dumps(line, separators=(",", ":"), default=str).encode() + b"\n"
+    options: Any = {"separators": (",", ":"), "default": str, "allow_nan": False}
+    try:
+        text = json.dumps(line, **options)
+    except ValueError:
+        text = json.dumps(_without_nan(line), **options)
+    return text.encode() + b"\n"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nan(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(_without_nan, value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def read_number(value: Any) -> float | None:
+    """The number of a metric as `encode` wrote it; None where it is a text."""
+    if isinstance(value, int | float) or value in ("NaN", "Infinity", "-Infinity"):
+        return float(value)
+    return None
 
 
 def _cut_torn(file: int) -> int:

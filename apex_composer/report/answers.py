@@ -85,7 +85,7 @@ def answer(runs: Sequence[Run], baselines: Sequence[str] = ()) -> Answer:
     versions, same_versions = differing_versions(groups)
     return Answer(
         say_answer(groups, first, domains, finals, reaches),
-        tuple(find_cautions(groups, first, domains, speeds, versions)),
+        tuple(find_cautions(groups, first, domains, finals, speeds, versions)),
         tuple(groups),
         tuple(names),
         rule,

@@ -24,7 +24,7 @@ class Crossing:
         seed: of the run.
         target: nats per token, the baseline's last evaluation.
         tokens: where the line between `after` and `by` meets the target; None where the curve
-            never comes down for good, or is below the target from its first evaluation on.
+            never comes down for good, or had come down before its first evaluation.
         after: tokens of the last evaluation above the target; 0 where there is none.
         by: tokens of the first evaluation from which on it holds; None: not reached.
         baseline_tokens: what the baseline had trained at its last evaluation.
@@ -133,18 +133,23 @@ def find_reach(group: Group, baseline: Group, domain: str, paired: bool) -> Reac
         tuple(crossings),
         estimate(found) if whole else None,
         estimate(shares) if whole else None,
-        _describe(group.name, baseline.name, crossings, curves),
+        _describe(group.name, baseline.name, crossings, curves, paired),
     )
 
 
 def _last(curve: Curve | None) -> tuple[int, float] | None:
     if curve is None or not curve.values or len(curve.tokens) != len(curve.values):
         return None
-    return (curve.tokens[-1], curve.values[-1]) if curve.tokens[-1] > 0 else None
+    whole = curve.tokens[-1] > 0 and math.isfinite(curve.values[-1])
+    return (curve.tokens[-1], curve.values[-1]) if whole else None
 
 
 def _describe(
-    group: str, baseline: str, crossings: Sequence[Crossing], curves: Sequence[Curve]
+    group: str,
+    baseline: str,
+    crossings: Sequence[Crossing],
+    curves: Sequence[Curve],
+    paired: bool,
 ) -> str:
     goal = f"{baseline}'s final perplexity"
     count = len(crossings)
@@ -161,6 +166,11 @@ def _describe(
             f"{group} reaches {goal} somewhere between {bracket} tokens: it was evaluated too "
             "seldom to say where (lower eval_interval, set eval_first)."
         )
+    if not any(c.tokens for c in crossings):
+        return (
+            f"{group} is at {goal} or below before any training: {baseline} has ended no better "
+            "than that, and tokens compare nothing."
+        )
     mean = statistics.fmean(c.tokens for c in crossings)
     share = estimate([c.tokens / c.baseline_tokens for c in crossings])
     text = (
@@ -169,8 +179,9 @@ def _describe(
         f"evaluations at {bracket}"
     )
     if share.low is not None:
-        low, high = 100 * share.low, 100 * share.high
-        return f"{text}; 95 % interval over {count} seeds {low:.0f} to {high:.0f} %."
+        low, high = 100 * max(0.0, share.low), 100 * share.high
+        text += f"; 95 % interval over {count} seeds {low:.0f} to {high:.0f} %"
+        return f"{text}." if paired else f"{text}, without what {baseline} varies by itself."
     return f"{text}; one seed, so without an interval."
 
 

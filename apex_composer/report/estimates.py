@@ -19,7 +19,8 @@ class Estimate:
 
     Attributes:
         mean: over the seeds; with one seed its value.
-        low: lower end of the 95 % interval (Student's t); None with one seed.
+        low: lower end of the 95 % interval (Student's t); None with one seed, and where a
+            value is no number: a diverged run says nothing of the others.
         high: upper end.
         values: of each seed, or of each pair of equal seeds, in the order of the seeds.
     """
@@ -41,18 +42,22 @@ def estimate(values: Sequence[float]) -> Estimate:
     Args:
         values: one at least.
     """
-    mean = statistics.fmean(values)
-    if len(values) == 1:
+    mean = _mean(values)
+    if len(values) == 1 or not math.isfinite(mean):
         return Estimate(mean, None, None, tuple(values))
     error = statistics.stdev(values) / math.sqrt(len(values))
     half = t_quantile(len(values) - 1) * error
     return Estimate(mean, mean - half, mean + half, tuple(values))
 
 
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if all(map(math.isfinite, values)) else sum(values)
+
+
 def difference(own: Sequence[float], others: Sequence[float]) -> Estimate:
     """Mean of `own` minus that of `others`, which are not pairs: Welch's interval."""
-    mean = statistics.fmean(own) - statistics.fmean(others)
-    if min(len(own), len(others)) == 1:
+    mean = _mean(own) - _mean(others)
+    if min(len(own), len(others)) == 1 or not math.isfinite(mean):
         return Estimate(mean, None, None, (mean,))
     parts = [(statistics.variance(values) / len(values), len(values)) for values in (own, others)]
     squared = sum(part for part, _ in parts)

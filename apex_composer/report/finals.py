@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from apex_composer.report.crossings import TOTAL, validation_curve
 from apex_composer.report.estimates import Estimate, difference, estimate
-from apex_composer.report.groups import Group
+from apex_composer.report.groups import Group, differing_seeds
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,10 @@ class Final:
 
 
 def are_paired(group: Group, baseline: Group) -> bool:
-    """Whether both have the same seeds."""
-    return group.seeds == baseline.seeds and None not in group.seeds
+    """Whether both have the same seeds: of the training, and of the data order and all others."""
+    if group.seeds != baseline.seeds or None in group.seeds:
+        return False
+    return not differing_seeds(group, baseline)
 
 
 def last_losses(group: Group, domain: str) -> list[float] | None:
@@ -82,4 +84,4 @@ def _subtract(own: Sequence[float], others: Sequence[float], paired: bool) -> Es
 
 
 def _exp(loss: float) -> float:
-    return math.exp(min(loss, 700.0))  # a diverged run's perplexity is huge, not an error
+    return math.inf if loss > 700 else math.exp(loss)  # a diverged run is no error

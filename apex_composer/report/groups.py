@@ -11,9 +11,11 @@ HIDDEN_NAMES = ("run_name", "save_folder", "save_overwrite", "save_filename", "a
 SHOWN = ("progress_bar", "log_to_console", "console_log_interval", "log_config", "python_log_level")
 HIDDEN_SECTIONS = ("variables", "loggers", "metadata")  # variables: where they are used they count
 # What a run begins with.
-START = ("load_path", "model.pretrained", "model.pretrained_model_name_or_path")
-# Of this project: runs without one of them are conventional.
-METHODS = ("apex", "act_regu", "ema", "gmt", "hft", "relora", "rmt", "s2ft")
+ORIGIN = ("load_path", "model.pretrained", "model.pretrained_model_name_or_path")
+# Runs without one of them are conventional; all but the last are of this project.
+APEX = "algorithms.apex"
+NAMES = ("act_regu", "ema", "gmt", "hft", "relora", "rmt", "s2ft")
+METHODS = (APEX, *(f"algorithms.{name}" for name in NAMES), "model.peft_config")
 NOT_SET = "not set"
 
 
@@ -100,11 +102,12 @@ def find_baselines(groups: Sequence[Group], given: Sequence[str]) -> tuple[list[
     if given:
         return [_find(groups, name) for name in given], "as given"
     plain = [group for group in groups if _is_conventional(group)]
-    compared = next((group for group in groups if not _is_conventional(group)), None)
+    others = [group for group in groups if not _is_conventional(group)]
+    compared = next(filter(has_apex, others), others[0] if others else None)
     rule = "runs without APEX or another method"
     if compared is None:
         return [group.name for group in plain[:1]], f"{rule}: the first one"
-    fitting = [g for g in plain if _same(g, compared, ("max_duration", *START))]
+    fitting = [g for g in plain if _same(g, compared, ("max_duration", *ORIGIN))]
     nearest = sorted(fitting, key=lambda group: len(differing([group, compared])))
     rule += f", as long as {compared.name} and from the same weights, the most similar first"
     return [group.name for group in nearest], rule
@@ -119,10 +122,25 @@ def _find(groups: Sequence[Group], name: str) -> str:
 
 
 def _is_conventional(group: Group) -> bool:
-    settings = group.runs[0].settings
-    methods = tuple(f"algorithms.{name}" for name in METHODS)
-    used = [k for k in settings if k.startswith(methods) or k.startswith("model.peft_config")]
-    return not used and not group.runs[0].stages
+    return not methods_of(group) and not group.runs[0].stages
+
+
+def methods_of(group: Group) -> list[str]:
+    """Those of `METHODS` that its settings name."""
+    return [
+        method for method in METHODS if any(is_below(k, method) for k in group.runs[0].settings)
+    ]
+
+
+def is_below(key: str, section: str) -> bool:
+    """Whether a flat key is a section or lies in it."""
+    return key == section or key.startswith(f"{section}.")
+
+
+def has_apex(group: Group) -> bool:
+    """By its settings, or by its stages where these are not known."""
+    methods = methods_of(group)  # s2ft has stages as well
+    return APEX in methods or bool(group.runs[0].stages and not methods)
 
 
 def _same(one: Group, other: Group, keys: Iterable[str]) -> bool:
@@ -132,7 +150,7 @@ def _same(one: Group, other: Group, keys: Iterable[str]) -> bool:
 
 def same_start(one: Group, other: Group) -> bool:
     """Whether by their settings two groups begin with the same weights."""
-    return _same(one, other, START)
+    return _same(one, other, ORIGIN)
 
 
 def differing(groups: Sequence[Group], hidden: bool = False) -> dict[str, tuple[str, ...]]:
@@ -145,6 +163,12 @@ def differing(groups: Sequence[Group], hidden: bool = False) -> dict[str, tuple[
     keys = sorted({key for settings in all_settings for key in settings})
     kept = [key for key in keys if is_hidden(key) == hidden and not is_seed(key)]
     return _unequal({key: [s.get(key, NOT_SET) for s in all_settings] for key in kept})
+
+
+def differing_seeds(one: Group, other: Group) -> list[str]:
+    """Seeds that both have set and that differ between a run and its counterpart, by their keys."""
+    pairs = [(a.settings, b.settings) for a, b in zip(one.runs, other.runs, strict=False)]
+    return sorted({k for a, b in pairs for k in a if is_seed(k) and k in b and a[k] != b[k]})
 
 
 def differing_versions(

@@ -1,11 +1,9 @@
 """A run from the files of the logger `local_metrics`."""
 
-import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from apex_composer.callbacks.metrics_file import (
     BATCH,
@@ -13,14 +11,16 @@ from apex_composer.callbacks.metrics_file import (
     LOSS,
     LOST,
     SETTINGS,
-    STAGE,
     START,
     Line,
     read_lines,
+    read_number,
 )
-from apex_composer.report.run import Curve, Run, Stage
+from apex_composer.report.groups import NOT_SET, ORIGIN, is_hidden
+from apex_composer.report.read_stages import read_stages
+from apex_composer.report.run import Curve, Run
 
-EVALUATED = "metrics/eval"
+LOGGED, OF_TRAINING = "metrics/", "metrics/train/"
 CROSS_ENTROPY = "/LanguageCrossEntropy"
 # Facts among the hyperparameters that no YAML has.
 FACTS = ("composer_version", "composer_commit_hash", "num_nodes", "node_name", "rank_zero_seed")
@@ -33,22 +33,24 @@ def read_metrics(path: Path, folder: Path) -> Run:
         folder: the run's, for its name and its observations.
 
     Raises:
-        ValueError: the file has no start of a run, so it is not of this logger.
+        ValueError: the file has no start of a run, so it is not of this logger; or two runs have
+            written to it at the same time.
     """
     lines, damaged = read_lines(path)
-    start = next((line for line in reversed(lines) if line["kind"] == START), None)
-    if start is None:
+    starts = [line for line in lines if line["kind"] == START]
+    if not starts:
         raise ValueError(f"{path} is no file of the logger local_metrics: no line says `start`")
-    missing = [f"{damaged} lines of {path.name} are damaged and left out"] if damaged else []
-    missing += [_describe_lost(line) for line in lines if line["kind"] == LOST]
-    settings = _settings(lines)
+    _check_order(lines, path)
+    last = starts[-1]
+    settings, changes = _settings(lines)
     stages, of_stages = read_stages(lines, path.parent)
     batches = [line for line in lines if line["kind"] == BATCH]
     curves = _curves(lines)
-    names = [name for name in curves if name.startswith(EVALUATED) and name.endswith(CROSS_ENTROPY)]
+    names = [n for n in curves if n.startswith(LOGGED) and n.endswith(CROSS_ENTROPY)]
     validation = {
-        _domain(name.removeprefix("metrics/").removesuffix(CROSS_ENTROPY)): curves.pop(name)
+        _domain(name.removeprefix(LOGGED).removesuffix(CROSS_ENTROPY)): curves.pop(name)
         for name in names
+        if not name.startswith(OF_TRAINING)
     }
     predicted = {
         _domain(label): count
@@ -56,18 +58,21 @@ def read_metrics(path: Path, folder: Path) -> Run:
         if line["kind"] == EVALUATION
         for label, count in line.get("predicted", {}).items()
     }
-    missing += of_stages + _missing(settings, validation, predicted, batches)
+    damage = [f"{damaged} lines of {path.name} are damaged and left out"] if damaged else []
+    missing = [*damage, *_gaps(lines), *changes, *of_stages]
+    missing += _missing(settings, validation, predicted, batches)
     return Run(
-        name=start["run_name"],
+        name=last["run_name"],
         folder=folder,
         settings=settings,
-        versions=start["versions"],
-        device=start["device"],
+        versions=last["versions"],
+        device=", then ".join(dict.fromkeys(start["device"] for start in starts)),
         data={},
         loss=curves.pop(LOSS, Curve((), (), ())),
         validation=validation,
         validation_tokens=predicted,
-        step_seconds=[line["took"] for line in batches],
+        # A clock that was set back in the meantime has measured nothing.
+        step_seconds=[line["took"] for line in batches if line["took"] > 0],
         metrics=curves,
         stages=stages,
         missing=missing,
@@ -99,21 +104,61 @@ def _missing(
     return found
 
 
-def _describe_lost(line: Line) -> str:
-    return (
+def _gaps(lines: Sequence[Line]) -> list[str]:
+    begin = lines[0]["batch"]
+    before = (
+        f"batches before {begin}: the run went on from a checkpoint, their numbers are elsewhere"
+    )
+    return [before] * (begin > 0) + [
         f"{line['lines']} batches from {line['first']} to {line['batch']}: the disk was full or "
         "could not be written to"
-    )
+        for line in lines
+        if line["kind"] == LOST
+    ]
 
 
-def _settings(lines: Sequence[Line]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _check_order(lines: Sequence[Line], path: Path) -> None:
+    before = 0
     for line in lines:
-        if line["kind"] == SETTINGS:
-            flat |= flatten(line["settings"])
+        if line["kind"] == BATCH and line["batch"] <= before:
+            raise ValueError(
+                f"{path}: batch {line['batch']} follows batch {before}, so two runs have "
+                "written to it at the same time, and which number is whose cannot be told. Give "
+                "every run a run_name or a `folder` of its own, and leave this one out."
+            )
+        if line["kind"] in (BATCH, START):
+            before = line["batch"]
+
+
+def _settings(lines: Sequence[Line]) -> tuple[dict[str, Any], list[str]]:
+    """Those of the last process that has logged them, and what an earlier one had instead.
+
+    Where a run began is what its first process says: the others went on from its checkpoints.
+    """
+    found: list[tuple[int, dict[str, Any]]] = []
+    for line in lines:
+        if line["kind"] == START:
+            found.append((line["batch"], {}))
+        elif line["kind"] == SETTINGS:
+            found[-1][1].update(_own(flatten(line["settings"])))
+    whole = [(batch, s) for batch, s in found if any(key.startswith("model.") for key in s)]
+    if not whole:
+        return {}, []
+    changes = [
+        f"settings until batch {batch}: {key} was {before.get(key, NOT_SET)}"
+        for (_, before), (batch, after) in pairwise(whole)
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key not in ORIGIN and not is_hidden(key)
+    ]
+    first, last = whole[0][1], whole[-1][1]
+    origin = {key: first[key] for key in ORIGIN if key in first}
+    return {key: value for key, value in last.items() if key not in ORIGIN} | origin, changes
+
+
+def _own(flat: Mapping[str, Any]) -> dict[str, Any]:
     facts = (*FACTS, "num_gpus_per_node", "num_cpus_per_node")
-    own = {k: v for k, v in flat.items() if k not in facts and "enabled_algorithms/" not in k}
-    return own if any(key.startswith("model.") for key in own) else {}
+    # What algorithms add, `enabled_algorithms/APEX` or `apex/trained`, follows from the settings.
+    return {k: v for k, v in flat.items() if k not in facts and "/" not in k.split(".", 1)[0]}
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -150,48 +195,6 @@ def _curves(lines: Sequence[Line]) -> dict[str, Curve]:
 
 def _add(found: dict, metrics: Mapping[str, Any], batch: int, tokens: int) -> None:
     for name, value in metrics.items():
-        if isinstance(value, int | float):
-            found.setdefault(name, {})[batch] = (tokens, float(value))
-
-
-def read_stages(lines: Sequence[Line], folder: Path) -> tuple[list[Stage], list[str]]:
-    """The stages in order, and what of them is missing."""
-    files = {line["stage"]: line["file"] for line in lines if line["kind"] == STAGE}
-    stages, missing = [], []
-    for number, name in sorted(files.items()):
-        try:
-            with np.load(folder / name, allow_pickle=False) as content:
-                record = json.loads(str(content["record"]))
-                scores = {
-                    key.removeprefix("scores/"): content[key].tolist()
-                    for key in content.files
-                    if key.startswith("scores/")
-                }
-        except (OSError, ValueError, KeyError) as error:
-            missing.append(f"stage {number}: {folder / name} cannot be read ({error})")
-            continue
-        stages.append(make_stage(record, scores or None))
-        if not scores and record["method"] != "random":
-            missing.append(f"scores of stage {number}: it began before they were kept")
-    return stages, missing
-
-
-def make_stage(record: Mapping[str, Any], scores: Mapping[str, Any] | None) -> Stage:
-    """A stage from its record, see `assessment.stage_record`."""
-    groups = record["advantageous"]
-    return Stage(
-        number=record["stage"],
-        batch=record.get("start_batch", 0),
-        expansion=record["expansion"],
-        units={name: record.get("units", {}).get(name) or _unit(name) for name in groups},
-        advantageous=groups,
-        disadvantageous=record["disadvantageous"],
-        overlap=record["overlap"],
-        norm_std=record["norm_std"],
-        scores=scores,
-    )
-
-
-def _unit(group: str) -> str:
-    """Old records have no units, but `model.layers.0.self_attn.kv_heads` ends with them."""
-    return group.rsplit(".", 1)[-1].removesuffix("s")
+        own = read_number(value)
+        if own is not None:
+            found.setdefault(name, {})[batch] = (tokens, own)

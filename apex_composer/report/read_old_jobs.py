@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from apex_composer.data_prep.atomic_files import read_json
-from apex_composer.report.read_metrics import flatten, make_stage
+from apex_composer.report.read_metrics import flatten
+from apex_composer.report.read_stages import make_stage
 from apex_composer.report.run import Curve, Run
+from apex_composer.trainer.config_transform import normalise_algorithms
 
 METRICS, RESULT, CONFIG = "metrics.json", "result.json", "config.yaml"
 SUMMARY, INPUTS = "summary.json", "inputs.json"
@@ -31,7 +33,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error}). Remove it or put it back.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no configuration of a run: it holds no keys")
-    return flatten(content)
+    return flatten(normalise_algorithms(content))
 
 
 def read_demo_run(folder: Path) -> Run:

@@ -40,7 +40,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             for.
         ValueError: a file is damaged or of something else; the message names it.
     """
-    folders: dict[Path, None] = {}
+    folders: dict[Path, Path] = {}
     for path in map(Path, paths):
         own = list(find_runs(_run_folder(path)))
         if not own:
@@ -49,8 +49,9 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
                 f"YAML) nor {METRICS} or {RESULT} of make train or make compare. Give the folder "
                 "of a run."
             )
-        folders |= dict.fromkeys(own)
-    return name_apart([read_run(folder) for folder in folders])
+        for folder in own:  # which may be given twice, by other paths
+            folders.setdefault(folder.resolve(), folder)
+    return name_apart([read_run(folder) for folder in folders.values()])
 
 
 def find_runs(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
@@ -81,15 +82,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: a file is damaged or of something else; the message names it.
     """
-    place = next((place for place in PLACES if (folder / place).is_file()), None)
-    if place is not None:
-        run = read_metrics(folder / place, folder)
-        if not run.settings:
-            run = _with_config(run, folder)
-    elif (folder / METRICS).is_file():
-        run = read_demo_run(folder)
-    else:
-        run = read_compare_run(folder)
+    run = _read(folder)
     if not run.data:
         data = read_manifest(run)
         lacks = [] if data else [f"data: no {MANIFEST} beside the training data on this machine"]
@@ -110,6 +103,20 @@ def read_observations(folder: Path) -> dict[str, Any]:
     found = {path.relative_to(folder): read_json(path) for path in paths}
     order = sorted(found, key=lambda path: found[path].get("place", 0))
     return {str(path.parent if len(path.parts) > 1 else path): found[path] for path in order}
+
+
+def _read(folder: Path) -> Run:
+    place = next((p for p in (*PLACES, METRICS, RESULT) if (folder / p).is_file()), Path(RESULT))
+    try:
+        if place in PLACES:
+            run = read_metrics(folder / place, folder)
+            return run if run.settings else _with_config(run, folder)
+        return read_demo_run(folder) if place == METRICS else read_compare_run(folder)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{folder / place} is damaged, or of something else: {error!r}. Remove it, or leave "
+            "this folder out."
+        ) from error
 
 
 def read_manifest(run: Run) -> dict[str, Any]:

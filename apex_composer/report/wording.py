@@ -1,19 +1,30 @@
 """The answer in words: never more than the numbers hold."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from apex_composer.report.crossings import TOTAL, Reach, show_tokens, validation_curve
+from apex_composer.report.crossings import TOTAL, Reach, show_tokens
 from apex_composer.report.finals import Final, same_validation
-from apex_composer.report.groups import Group, differing, same_start
+from apex_composer.report.groups import (
+    APEX,
+    Group,
+    differing,
+    differing_seeds,
+    has_apex,
+    is_below,
+    methods_of,
+    same_start,
+)
 from apex_composer.report.speeds import Speed
 
+MOST = 8  # names of settings in a sentence
 Finals = Mapping[str, Mapping[str, Final]]
 
 
 def main_group(groups: Sequence[Group], baseline: Group | None) -> Group | None:
     """The one that the answer is about: with APEX if there is one, else the first that is none."""
     others = [group for group in groups if not group.baseline]
-    with_apex = [group for group in others if _has_apex(group)]
+    with_apex = [group for group in others if has_apex(group)]
     others = with_apex or others or [group for group in groups if group is not baseline]
     return others[0] if others else None
 
@@ -41,10 +52,12 @@ def say_answer(
     final, other = own[domain], others[domain]
     change = final.perplexity_difference.mean
     text = (
-        f"{group.name} ends at a validation perplexity{where} of {final.perplexity.mean:.3f}, "
-        f"{baseline.name} at {other.perplexity.mean:.3f}: a difference of {change:+.3f} "
-        f"({100 * change / other.perplexity.mean:+.2f} %). {_judge(final)}"
+        f"{group.name} ends at a validation perplexity{where} of {_show(final.perplexity.mean)}, "
+        f"{baseline.name} at {_show(other.perplexity.mean)}"
     )
+    if not math.isfinite(change):
+        return f"{text}: a run has diverged, so there is no difference to give."
+    text += f": a difference of {_change(change, other.perplexity.mean)}. {_judge(final)}"
     found = [r for r in reaches if (r.group, r.baseline) == (group.name, baseline.name)]
     return " ".join([text, *(r.text for r in found if r.domain == domain)])
 
@@ -54,7 +67,8 @@ def _judge(final: Final) -> str:
     if interval.low is None:
         return "Without several seeds of each, how much of that is chance cannot be said."
     kind = f"{len(interval.values)} pairs of seeds" if final.paired else "the seeds of both"
-    text = f"The 95 % interval over {kind} is {interval.low:+.3f} to {interval.high:+.3f}"
+    text = f"The 95 % interval over {kind} is {_signed(interval.low)} to "
+    text += _signed(interval.high)
     if interval.low <= 0 <= interval.high:
         return f"{text}; it includes 0, so these runs show no difference."
     return f"{text}; it does not include 0."
@@ -63,7 +77,7 @@ def _judge(final: Final) -> str:
 def _without_comparison(groups: Sequence[Group], domains: Sequence[str], finals: Finals) -> str:
     domain = domains[-1] if domains else None
     ends = [
-        f"{group.name} at {finals[group.name][domain].perplexity.mean:.3f}"
+        f"{group.name} at {_show(finals[group.name][domain].perplexity.mean)}"
         for group in groups
         if domain in finals[group.name]
     ]
@@ -80,6 +94,7 @@ def find_cautions(
     groups: Sequence[Group],
     baseline: Group | None,
     domains: Sequence[str],
+    finals: Finals,
     speeds: Mapping[str, Speed],
     versions: Mapping[str, Sequence[str]],
 ) -> Iterator[str]:
@@ -94,8 +109,13 @@ def find_cautions(
                     f"{other.name} begins with other weights than {baseline.name}, by its "
                     "settings: their tokens are not compared."
                 )
+            if other is not baseline:
+                yield from _about_ends(other, baseline)
             if not same_validation(other, baseline):
                 yield f"{other.name} and {baseline.name} evaluate different text: no total."
+    for group in groups:
+        if _diverged(group, finals):
+            yield f"{group.name} has diverged: its last loss on held-out text is no number."
     if len(groups) > 2 and any(len(group.runs) > 1 for group in groups):
         yield "Each interval is for one comparison: of twenty, one misses by chance."
     if len(domains) > 1 and TOTAL not in domains:
@@ -110,27 +130,81 @@ def _about_pair(group: Group, baseline: Group) -> Iterator[str]:
     for one in (group, baseline):
         if len(one.runs) == 1:
             yield f"{one.name} has one seed: another may give another result."
-    different = [k for k in differing([group, baseline]) if not k.startswith("algorithms.apex")]
-    if different and _has_apex(group):
+        elif _one_order(one):
+            yield (
+                f"All seeds of {one.name} read the data in one order (shuffle_seed): its interval "
+                "is without what another order changes."
+            )
+    if seeds := differing_seeds(group, baseline):
         yield (
-            f"{group.name} and {baseline.name} differ in more than APEX: {', '.join(different)}."
+            f"{group.name} and {baseline.name} have other seeds ({', '.join(seeds)}), so they are "
+            "no pairs: the difference is also one of data order and of what is drawn."
         )
     if not (group.runs[0].settings and baseline.runs[0].settings):
         yield "Not all settings are known: the runs may differ in more than is shown."
-    ends = [_end(one) for one in (group, baseline)]
-    if None not in ends and ends[0] != ends[1]:
-        yield (
-            f"{group.name} was evaluated last at {show_tokens(ends[0])} tokens, {baseline.name} "
-            f"at {show_tokens(ends[1])}."
-        )
+        return
+    own = methods_of(group)
+    different = [k for k in differing([group, baseline]) if not any(is_below(k, m) for m in own)]
+    if different and (own or len(different) > 1):
+        method = "APEX" if APEX in own else ", ".join(m.rsplit(".", 1)[-1] for m in own)
+        more = f"in more than {method}" if own else f"in {len(different)} settings"
+        yield f"{group.name} and {baseline.name} differ {more}: {_some(different)}."
 
 
-def _end(group: Group) -> int | None:
-    curves = [validation_curve(run, d) for run in group.runs for d in run.validation]
-    tokens = [curve.tokens[-1] for curve in curves if curve and curve.tokens]
-    return min(tokens) if tokens else None
+def _some(names: Sequence[str]) -> str:
+    more = [f"and {len(names) - MOST} more, all below"] if len(names) > MOST else []
+    return ", ".join([*names[:MOST], *more])
 
 
-def _has_apex(group: Group) -> bool:
-    run = group.runs[0]
-    return bool(run.stages) or any(key.startswith("algorithms.apex") for key in run.settings)
+def _one_order(group: Group) -> bool:
+    settings = [run.settings for run in group.runs]
+    keys = [key for key in settings[0] if key.rsplit(".", 1)[-1] == "shuffle_seed"]
+    return any(len({str(own.get(key)) for own in settings}) == 1 for key in keys)
+
+
+def _about_ends(group: Group, baseline: Group) -> Iterator[str]:
+    """Runs may have died, or be running still."""
+    ends = [_ends(one) for one in (group, baseline)]
+    if all(ends) and len({*ends[0], *ends[1]}) > 1:
+        texts = [_span(own) for own in ends]
+        yield (f"{group.name} was evaluated last at {texts[0]}, {baseline.name} at {texts[1]}.")
+
+
+def _ends(group: Group) -> list[tuple[int, str]]:
+    """Tokens, or where they are not counted batches, of each run's last evaluation."""
+    ends = []
+    for run in group.runs:
+        curves = [curve for curve in run.validation.values() if curve.values]
+        tokens = [curve.tokens[-1] for curve in curves if curve.tokens and curve.tokens[-1]]
+        if tokens:
+            ends.append((min(tokens), "tokens"))
+        elif curves:
+            ends.append((min(curve.batches[-1] for curve in curves), "batches"))
+    return sorted(ends)
+
+
+def _span(ends: Sequence[tuple[int, str]]) -> str:
+    first, last = ends[0], ends[-1]
+    begin = "" if first == last else f"{show_tokens(first[0])} to "
+    return f"{begin}{show_tokens(last[0])} {last[1]}"
+
+
+def _diverged(group: Group, finals: Finals) -> bool:
+    return not all(math.isfinite(final.loss.mean) for final in finals[group.name].values())
+
+
+def _show(perplexity: float) -> str:
+    return f"{perplexity:.3f}" if perplexity < 1e6 else f"{perplexity:.3g}"
+
+
+def _signed(change: float) -> str:
+    is_plain = change == 0 or 5e-4 <= abs(change) < 1e6
+    return f"{change:+.3f}" if is_plain else f"{change:+.2g}"
+
+
+def _change(change: float, reference: float) -> str:
+    """`-0.002 (less than 0.01 %)`: no rounding to a signed zero."""
+    share = 100 * change / reference
+    percent = f"{share:+.2f} %" if abs(share) >= 0.005 or not share else "less than 0.01 %"
+    tiny = 0 < abs(change) < 5e-4
+    return f"{'less than 0.001' if tiny else _signed(change)} ({percent})"

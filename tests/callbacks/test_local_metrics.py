@@ -1,3 +1,5 @@
+import errno
+
 import numpy
 import pytest
 import torch
@@ -8,8 +10,11 @@ from helpers import TokenDataset
 from torch.utils.data import DataLoader
 
 from apex_composer import APEX
+from apex_composer.callbacks import stage_file
 from apex_composer.callbacks.local_metrics import LocalMetrics
 from apex_composer.callbacks.metrics_file import NAME, read_lines
+from apex_composer.data_prep.atomic_files import write_bytes
+from apex_composer.methods.s2ft import S2FT
 from apex_composer.report.read_run import read_runs
 
 
@@ -124,6 +129,118 @@ def test_a_run_that_was_killed_goes_on_in_its_file_and_each_batch_is_there_once(
     (run,) = read_runs([tmp_path])
     assert run.folder == tmp_path and len(run.loss.values) == 6
     assert [stage.batch for stage in run.stages] == [0, 3] and all(s.scores for s in run.stages)
+
+
+@pytest.mark.parametrize("kind", ["plain", "s2ft"])
+def test_stages_without_operators_are_kept_too(tmp_path, kind):
+    plain = APEX(stages=1, threshold=0.25, expansion=False, assessment={"tokens": 64})
+    apex = plain if kind == "plain" else S2FT(trainable_share=0.35)
+    train(tmp_path, apex=apex, max_duration="2ba")
+    (run,) = read_runs([tmp_path])
+    (stage,) = run.stages
+    assert not stage.expansion and stage.advantageous == apex.history[0]["advantageous"]
+    assert bool(stage.scores) == (kind == "plain")
+
+
+@pytest.mark.parametrize("method", ["rank", "random"])
+def test_a_stage_of_an_earlier_run_in_the_folder_is_replaced(tmp_path, method):
+    for seed in (1, 2):
+        settings = {"method": method, **({"tokens": 64} if method == "rank" else {})}
+        apex = APEX(threshold=0.25, stages=1, assessment=settings, seed=seed)
+        train(tmp_path, apex=apex, max_duration="1ba")
+    (run,) = read_runs([tmp_path])
+    assert run.stages[0].advantageous == apex.history[0]["advantageous"]
+    assert bool(run.stages[0].scores) == (method == "rank")
+
+
+def test_a_stage_that_the_disk_has_no_room_for_is_written_later(tmp_path, monkeypatch, caplog):
+    """A full disk does not end the training, and does not cost the scores."""
+    full = [errno.ENOSPC] * 2
+
+    def write_or_not(path, content):
+        if full:
+            raise OSError(full.pop(), "what atomic_files says")
+        write_bytes(path, content)
+
+    monkeypatch.setattr(stage_file, "write_bytes", write_or_not)
+    apex = APEX(threshold=0.25, stages=2, assessment={"tokens": 64})
+    train(tmp_path, apex=apex)
+    (run,) = read_runs([tmp_path])
+    assert not full and [stage.batch for stage in run.stages] == [0, 3]
+    assert all(stage.scores for stage in run.stages)
+    assert caplog.text.count("a stage cannot be written yet (No space left") == 1
+
+
+def test_a_stage_that_ends_before_there_is_room_comes_without_scores(tmp_path, monkeypatch):
+    full = [errno.ENOSPC] * 2
+
+    def write_or_not(path, content):
+        if full and path.name == "stage1-ba2.npz":
+            raise OSError(full.pop(), "")
+        write_bytes(path, content)
+
+    monkeypatch.setattr(stage_file, "write_bytes", write_or_not)
+    train(tmp_path, apex=APEX(threshold=0.25, stages=3, assessment={"tokens": 64}))
+    (run,) = read_runs([tmp_path])
+    assert [stage.batch for stage in run.stages] == [0, 2, 4]
+    assert [stage.scores is None for stage in run.stages] == [False, True, False]
+    assert "scores of stage 1: it began before they were kept" in run.missing
+
+
+def test_tensors_come_from_their_device_all_at_once_with_the_value_that_was_logged(
+    tmp_path, monkeypatch
+):
+    value, waits, really = torch.zeros(()), [], torch.Tensor.tolist
+
+    class Reused(Callback):
+        def batch_start(self, state, logger):
+            value.fill_(state.timestamp.batch.value)
+            numbers = {f"number/{k}": value + k for k in range(20)}
+            logger.log_metrics({"reused": value, "one": value[None], "no": 1j * value, **numbers})
+            value.fill_(-1)
+
+    def count(tensor):
+        waits.append(tensor)
+        return really(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", count)
+    train(tmp_path, callbacks=[Reused()], max_duration="3ba")
+    assert len([tensor for tensor in waits if tensor.dtype == torch.float64]) == 3
+    (run,) = read_runs([tmp_path])
+    assert run.metrics["reused"].values == run.metrics["one"].values == [0, 1, 2]
+    assert run.metrics["number/7"].values == [7, 8, 9] and "no" not in run.metrics
+
+
+def test_an_autoresumed_run_of_another_length_is_one_run(tmp_path):
+    saving = {"save_folder": str(tmp_path / "checkpoints"), "save_interval": "2ba"}
+    saving |= {"run_name": "r", "autoresume": True}
+    apex = {"threshold": 0.25, "stages": ["4ba", "2ba"], "assessment": {"tokens": 64}}
+    trainer = start(tmp_path / "metrics", apex=APEX(**apex), callbacks=[StopAt(5)], **saving)
+    trainer.fit()
+    trainer.close()
+    apex["stages"] = ["4ba", "2ba", "2ba"]
+    train(tmp_path / "metrics", apex=APEX(**apex), max_duration="8ba", **saving)
+    (run,) = read_runs([tmp_path])
+    assert run.loss.batches == [*range(8)]
+    assert [stage.batch for stage in run.stages] == [0, 4, 6] and all(s.scores for s in run.stages)
+
+
+def test_evaluations_before_the_fit_and_without_one_and_a_second_fit(tmp_path):
+    options = {"eval_dataloader": evaluators(), "eval_metrics": [LanguageCrossEntropy()]}
+    trainer = start(tmp_path, max_duration="2ba", **options)
+    trainer.eval()
+    (run,) = read_runs([tmp_path])
+    assert run.validation["cc"].batches == [0] and run.validation["cc"].tokens == [0]
+    trainer.fit()
+    trainer.fit(duration="2ba")
+    trainer.eval()
+    (run,) = read_runs([tmp_path])
+    assert run.loss.batches == [0, 1, 2, 3]
+    assert run.validation["cc"].batches[0] == 0 and run.validation["cc"].batches[-1] == 4
+    trainer.fit(duration="1ba", reset_time=True)
+    trainer.close()
+    (run,) = read_runs([tmp_path])
+    assert run.loss.batches == [0]
 
 
 def test_a_run_that_begins_anew_supersedes_the_one_before(tmp_path):

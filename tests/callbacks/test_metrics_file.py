@@ -1,13 +1,22 @@
 import errno
 import json
+import math
 import os
+import resource
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_composer.callbacks import metrics_file
-from apex_composer.callbacks.metrics_file import LOSS, MetricsFile, encode, read_lines, thin
+from apex_composer.callbacks.metrics_file import (
+    LOSS,
+    MetricsFile,
+    encode,
+    read_lines,
+    read_number,
+    thin,
+)
 
 
 def start(batch):
@@ -45,6 +54,15 @@ def test_a_kill_at_any_byte_costs_the_line_that_was_being_written(tmp_path_facto
     write(path, [start(9)])  # the next process
     assert read_lines(path) == ([*lines[:kept], start(9)], 0)
     assert path.read_bytes() == whole[: whole[:cut].rfind(b"\n") + 1] + encode(start(9))
+
+
+def test_a_kill_while_the_file_was_thinned_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [start(0)])
+    (tmp_path / "metrics.jsonl.partial-0a1b").write_bytes(b"half")
+    write(path, [start(1)])
+    assert [own.name for own in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert read_lines(path)[0] == [start(0), start(1)]
 
 
 def test_what_came_after_a_resumed_checkpoint_is_superseded(tmp_path):
@@ -136,12 +154,67 @@ def test_lines_without_room_until_the_end_are_said(tmp_path, monkeypatch, caplog
     assert "lacks lines" in caplog.text
 
 
-def test_numbers_that_json_does_not_know_come_back(tmp_path):
+def refuse_constants(text):
+    raise AssertionError(f"{text} is no JSON")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1.5, 2])
+def test_numbers_that_json_does_not_know_come_back(tmp_path, value):
     path = tmp_path / "metrics.jsonl"
-    write(path, [{**evaluation(1), "metrics": {"a": float("nan"), "b": float("inf")}}])
-    metrics = read_lines(path)[0][0]["metrics"]
-    assert metrics["a"] != metrics["a"] and metrics["b"] == float("inf")
-    assert json.loads(path.read_text())
+    settings = {"kind": "settings", "batch": 0, "settings": {"betas": (0.9, value), "größe": "ß"}}
+    write(path, [{**evaluation(1), "metrics": {"a": value, "b": "text"}}, settings])
+    line, kept = (json.loads(t, parse_constant=refuse_constants) for t in path.open())
+    assert repr(read_number(line["metrics"]["a"])) == repr(float(value))
+    assert read_number(line["metrics"]["b"]) is None
+    assert (
+        read_number(kept["settings"]["betas"][1]) is not None and kept["settings"]["größe"] == "ß"
+    )
+
+
+def test_a_real_limit_of_the_operating_system_costs_batches_and_no_more(tmp_path, caplog):
+    """As a full disk does, the kernel takes a part of a line, and then none."""
+    path, limits = tmp_path / "metrics.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    file = MetricsFile(path, 10**9)
+    file.append(start(0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        for batch in range(1, 6):
+            file.append(of_batch(batch))
+        file.append(evaluation(5))
+        assert path.stat().st_size <= 500
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    file.append(of_batch(6))
+    file.close()
+    lines, damaged = read_lines(path)
+    assert damaged == 0 and lines[-2:] == [evaluation(5), of_batch(6)]
+    (lost,) = [line for line in lines if line["kind"] == "lost"]
+    assert lost["batch"] == 5 and lost["lines"] == 5 - len(lines[1:-3])
+    assert caplog.text.count("cannot write") == 1
+
+
+@pytest.mark.parametrize("when", ["read", "write", "open"])
+def test_a_file_that_cannot_be_thinned_does_not_end_the_training(
+    tmp_path, monkeypatch, caplog, when
+):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, 1000)
+    names = {"read": "read_lines", "write": "new_file", "open": "os.open"}
+
+    def refuse(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as changed:
+        if when == "open":
+            changed.setattr(metrics_file.os, "open", refuse)
+            changed.setattr(metrics_file, "new_file", lambda path: (tmp_path / "x").open("wb"))
+        else:
+            changed.setattr(metrics_file, names[when], refuse)
+        for batch in range(1, 9):
+            file.append(of_batch(batch))
+    file.close()
+    assert "cannot be made smaller" in caplog.text
+    assert [line["batch"] for line in read_lines(path)[0]] == [*range(1, 9)]
 
 
 def test_a_folder_that_is_none_is_told_at_once(tmp_path):

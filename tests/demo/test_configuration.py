@@ -93,6 +93,13 @@ def test_every_domain_is_evaluated_under_its_name():
         assert settings["train_loader"]["dataset"]["shuffle"] is True
 
 
+def test_the_continued_runs_are_evaluated_where_they_begin_and_where_they_end():
+    runs = build()
+    first = {run: settings.get("eval_first") for run, settings in runs.items()}
+    assert first == {"base": None, "vanilla": True, "apex": True}
+    assert {settings["eval_interval"] for settings in runs.values()} == {"1dur"}
+
+
 def test_the_stages_of_schedule_and_algorithm_agree_when_changed():
     apex = build(["variables.stages=2", "continued.scheduler.lr_multipliers=[1,0.5]"])["apex"]
     assert apex["scheduler"]["stages"] == apex["algorithms"]["apex"]["stages"] == 2

@@ -1,9 +1,11 @@
 import math
+from dataclasses import replace
 
 import pytest
 from made_runs import APEX, curve, make_run
 
 from apex_composer.report.answers import answer
+from apex_composer.report.run import Stage
 
 PLAIN, BETTER = [4.0, 3.0, 2.5], [4.0, 2.6, 2.4]
 
@@ -125,3 +127,125 @@ def test_versions_that_differ_are_told_from_the_others():
     found = answer([one, newer])
     assert found.versions == {"torch": ("2.7.0", "2.8.0"), "python": ("unknown", "3.12")}
     assert answer([one, other]).same_versions == {"torch": "2.7.0"}
+
+
+def test_a_diverged_run_is_said_and_no_interval_is_claimed():
+    for end in (math.nan, math.inf, 800.0):
+        plain = seeds([2.5, 2.7], name="vanilla")
+        found = answer([*plain, *seeds([2.4, end], name="apex", settings=APEX)])
+        assert "a run has diverged" in found.sentence and "interval" not in found.sentence
+        assert "e+" not in found.sentence and len(found.sentence) < 200
+        other = answer(
+            [*seeds([end, end], name="vanilla"), *seeds([2.4, 2.5], name="apex", settings=APEX)]
+        )
+        assert "a run has diverged" in other.sentence
+        assert "vanilla has diverged" in " ".join(other.cautions) or end == 800.0
+    assert any("apex has diverged" in line for line in answer([*plain, *diverged()]).cautions)
+    assert answer([*plain, *diverged()]).reaches[0].tokens is None
+
+
+def diverged():
+    return seeds([2.4, math.nan], name="apex", settings=APEX)
+
+
+def test_differences_that_are_tiny_are_no_signed_zeros():
+    def sentence(base, own):
+        runs = [make_run("vanilla", {"cc": [math.log(base)]})]
+        return answer([*runs, make_run("apex", {"cc": [math.log(own)]}, settings=APEX)]).sentence
+
+    assert "a difference of -0.002 (less than 0.01 %)" in sentence(60.559, 60.557)
+    assert "a difference of less than 0.001 (less than 0.01 %)" in sentence(60, 60.0001)
+    assert "a difference of +0.000 (+0.00 %)" in sentence(60, 60)
+    assert "a difference of +0.600 (+1.00 %)" in sentence(60, 60.6)
+    assert "-0.00" not in sentence(60, 59.9999)
+    plain = seeds([2.5, 2.7], name="vanilla")
+    close = seeds([2.5 + 1e-8, 2.7 - 1e-8], name="apex", settings=APEX)
+    assert "-0.000" not in answer([*plain, *close]).sentence
+    assert "at 1.63e+08" in sentence(1.628e8, 60)
+
+
+def test_pairs_have_all_their_seeds_alike():
+    order = {"train_loader.dataset.shuffle_seed": 1}
+
+    def both(**own):
+        runs = [make_run("vanilla", {"cc": PLAIN}, seed=k, settings=order) for k in (1, 2)]
+        runs += [
+            make_run("apex", {"cc": BETTER}, seed=k, settings={**APEX, **order, **own})
+            for k in (1, 2)
+        ]
+        return answer(runs)
+
+    assert both().finals["apex"]["cc"].paired
+    assert any("All seeds of apex read the data in one order" in c for c in both().cautions)
+    own = both(**{"algorithms.apex.seed": 5})
+    assert own.finals["apex"]["cc"].paired
+    other = both(**{"train_loader.dataset.shuffle_seed": 2})
+    assert not other.finals["apex"]["cc"].paired
+    assert "have other seeds (train_loader.dataset.shuffle_seed)" in " ".join(other.cautions)
+    single = [make_run("vanilla", {"cc": PLAIN})]
+    single.append(make_run("apex", {"cc": BETTER}, seed=3, settings=APEX))
+    assert "have other seeds (seed)" in " ".join(answer(single).cautions)
+
+
+def test_whatever_differs_beside_the_method_is_said():
+    def cautions(settings):
+        runs = [
+            make_run("vanilla", {"cc": PLAIN}),
+            make_run("x", {"cc": BETTER}, settings=settings),
+        ]
+        return " ".join(answer(runs, ["vanilla"]).cautions)
+
+    lr = {"optimizer.lr": 5e-4}
+    assert "x and vanilla differ in more than APEX: optimizer.lr." in cautions({**APEX, **lr})
+    hft = {"algorithms.hft.share": 0.5}
+    assert "differ in more than hft: optimizer.lr." in cautions({**hft, **lr})
+    assert "differ" not in cautions(hft) and "differ" not in cautions(lr)
+    assert "differ in 2 settings: optimizer.lr, z." in cautions({**lr, "z": 1})
+    many = cautions({**APEX, **{f"z{k}": 1 for k in range(30)}})
+    assert "and 22 more, all below" in many
+    vanilla, apex = pair()
+    found = answer([replace(vanilla, settings={}), apex], ["vanilla"]).cautions
+    assert [c for c in found if "differ" in c] == [
+        "Not all settings are known: the runs may differ in more than is shown."
+    ]
+
+
+def test_runs_that_were_evaluated_last_elsewhere_are_told():
+    late = make_run("vanilla", {"cc": [4.0, 3.0, 2.5, 2.4]})
+    early = make_run("apex", {"cc": BETTER}, settings=APEX)
+    assert any("last at 20 k tokens, vanilla at 30 k" in c for c in answer([late, early]).cautions)
+    uncounted = [
+        replace(run, validation={"cc": replace(own, tokens=[0] * len(own.tokens))})
+        for run in (late, early)
+        for own in [run.validation["cc"]]
+    ]
+    assert any("last at 20 batches, vanilla at 30" in c for c in answer(uncounted).cautions)
+    dead = [
+        make_run("apex", {"cc": own}, seed=len(own), settings=APEX) for own in (PLAIN, PLAIN[:2])
+    ]
+    found = answer([*dead, late]).cautions
+    assert "apex was evaluated last at 10 k to 20 k tokens, vanilla at 30 k tokens." in found
+
+
+def test_a_method_that_has_stages_is_not_taken_for_apex():
+    """S2FT is APEX without operators, and logs its units as a stage."""
+    stage = Stage(0, 0, False, {}, {}, {}, {}, {})
+    s2ft = {"algorithms.s2ft.trainable_share": 0.024, "optimizer.lr": 1}
+    other = make_run("s2ft", {"cc": PLAIN}, settings=s2ft, stages=[stage])
+    found = answer([other, *pair()])
+    assert found.sentence.startswith("apex ends")
+    found = answer([other, pair()[0]])
+    assert "differ in more than s2ft: optimizer.lr" in " ".join(found.cautions)
+    unknown = replace(other, name="u", settings={})
+    assert answer([pair()[0], unknown], ["vanilla"]).sentence.startswith("u ends")
+
+
+def test_the_baseline_is_sought_for_the_run_with_apex():
+    """Which the answer is about, also where another method comes first."""
+    short = {"max_duration": "10ba"}
+    runs = [
+        make_run("hft", {"cc": PLAIN}, settings={"algorithms.hft.share": 0.5, **short}),
+        make_run("short", {"cc": PLAIN}, settings=short),
+        *pair(),
+    ]
+    assert answer(runs).baselines == ("vanilla",)

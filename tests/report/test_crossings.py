@@ -102,3 +102,26 @@ def test_one_evaluation_is_too_few_to_say_where():
 
 def test_tokens_are_shown_for_people():
     assert [show_tokens(n) for n in (7.86e9, 614_400, 12)] == ["7.86 B", "614.4 k", "12"]
+
+
+def test_a_baseline_that_ends_no_better_than_it_began_is_no_goal():
+    found = reach([(1, [3.0, 2.5])], [(1, [3.0, 3.5])])
+    assert "fast is at slow's final perplexity or below before any training" in found.text
+    assert "%" not in found.text
+
+
+def test_equal_runs_take_all_of_the_baselines_tokens():
+    found = reach([(1, [4.0, 3.0, 2.0])], [(1, [4.0, 3.0, 2.0])])
+    assert found.share.mean == 1.0 and "100 % of slow's 20 k" in found.text
+
+
+def test_other_batches_and_other_evaluations_are_compared_by_their_tokens():
+    double = Curve([0, 3, 7], [0, 6_000, 14_000], [4.0, 3.0, 1.0])
+    runs = [replace(make_run("fast", {}, settings={"x": 1}), validation={"a": double})]
+    fast, slow = make_groups([*runs, make_run("slow", {"a": [4.0, 2.0]})])
+    assert find_reach(fast, slow, "a", True).tokens.mean == pytest.approx(10_000)
+
+
+def test_without_pairs_the_baselines_own_spread_is_said_to_be_left_out():
+    own, others = [(1, [4.0, 2.0]), (2, [4.0, 1.5])], [(8, [4.0, 3.0]), (9, [4.0, 2.9])]
+    assert "without what slow varies by itself" in reach(own, others, paired=False).text

@@ -35,3 +35,13 @@ def test_a_difference_without_pairs_has_the_interval_of_welch():
     assert found.mean == pytest.approx(statistics.fmean(own) - 2.0)
     assert difference([1.0, 1.0], [2.0, 2.0]).low == -1.0
     assert math.isfinite(difference([1.0, 1.0], [2.0, 3.0]).high)
+
+
+@pytest.mark.parametrize("end", [math.nan, math.inf])
+def test_what_has_diverged_has_no_interval(end):
+    for found in (
+        estimate([1.0, end]),
+        difference([1.0, end], [1.0, 2.0]),
+        difference([1.0, 2.0], [end, -end]),
+    ):
+        assert found.low is found.high is None and not math.isfinite(found.mean)

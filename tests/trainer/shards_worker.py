@@ -4,8 +4,8 @@ Usage: shards_worker.py OUT RUNS
     OUT gets <name>-rank<rank>.pt of each run.
     RUNS: JSON, pairs of a number of ranks and the runs that they train one after the other,
         {"name", "mode": plain | ddp | fsdp1 | fsdp2 | hsdp1 | loop_hsdp2 | fsdp1_root |
-        fsdp2_root} and optionally "state_dict", "save", "load", "fails", "tampered", and more
-        "settings" of apex.
+        fsdp2_root} and optionally "state_dict", "save", "load", "fails", "tampered", "logged" (the
+        folder of `local_metrics`, with evaluations) and more "settings" of apex.
 """
 
 import json
@@ -19,19 +19,22 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import cpu_fsdp
 import torch
-from composer import Callback, Trainer
+from composer import Callback, Evaluator, Trainer
 from composer.algorithms import GradientClipping
+from composer.metrics import LanguageCrossEntropy
 from composer.models import HuggingFaceModel
 from composer.utils import FSDP2Config, FSDPConfig, dist
 from forks import fork_ranks
 from helpers import TokenDataset, tiny_llama
 from sharded_loop import ODD, own_shards, train_loop, whole_weights
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial
 from torch.utils.data import DataLoader
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from apex_composer import APEX, StagewiseScheduler
 from apex_composer.assessment import selection
+from apex_composer.callbacks.local_metrics import LocalMetrics
 from apex_composer.callbacks.start_guard import StartGuard
 
 torch.set_num_threads(1)
@@ -77,6 +80,26 @@ class FailedStep(Callback):
             self.losses.append(float(state.model(state.batch).loss))
 
 
+class SpreadNumber(Callback):
+    """Logs a number of which each rank has a part."""
+
+    def batch_end(self, state, logger):
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        part = torch.tensor(1.0 + dist.get_global_rank())
+        logger.log_metrics({"spread": DTensor.from_local(part, mesh, [Partial()])})
+
+
+def logging(run: dict[str, Any], dataset: TokenDataset) -> dict[str, Any]:
+    """The trainer's options for a run that is evaluated and logged."""
+    if "logged" not in run:
+        return {}
+    sampler = dist.get_sampler(dataset, shuffle=False, drop_last=False)
+    loader = DataLoader(dataset, 2, sampler=sampler)
+    evaluator = Evaluator(label="eval/cc", dataloader=loader, metric_names=["LanguageCrossEntropy"])
+    logger = LocalMetrics(run["logged"])
+    return {"eval_dataloader": evaluator, "eval_interval": "3ba", "loggers": [logger]}
+
+
 def gathered(model: HuggingFaceModel) -> dict[str, torch.Tensor]:
     """All weights of the model inside of Composer's, which DDP may have wrapped."""
     return whole_weights(getattr(model, "module", model).model)
@@ -107,7 +130,8 @@ def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX, list[Callback]]:
     """A run of two stages with clipping, microbatches and checkpointed activations."""
     # Ranks add gradients up in another order: in float32 AdamW would make whole steps of it.
     llama = tiny_llama(**ODD, dtype=torch.float64)
-    model = HuggingFaceModel(llama, tokenizer=None, use_logits=True)
+    metrics = [LanguageCrossEntropy()] if "logged" in run else None
+    model = HuggingFaceModel(llama, tokenizer=None, use_logits=True, eval_metrics=metrics)
     if not run["mode"].endswith("root"):
         llama.fsdp_wrap_fn = lambda module: isinstance(module, LlamaDecoderLayer)
     llama.activation_checkpointing_fn = lambda module: isinstance(module, LlamaDecoderLayer)
@@ -123,6 +147,7 @@ def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX, list[Callback]]:
         **run.get("settings", {}),
     )
     callbacks = [Watch(apex), StartGuard()] + [FailedStep(apex)] * run.get("fails", False)
+    callbacks += [SpreadNumber()] * ("logged" in run)
     trainer = Trainer(
         model=model,
         train_dataloader=loader,
@@ -139,13 +164,14 @@ def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX, list[Callback]]:
         device="cpu",
         seed=17,
         progress_bar=False,
+        **logging(run, dataset),
     )
     return trainer, apex, callbacks
 
 
 def train(run: dict[str, Any]) -> dict[str, Any]:
     """Both stages; every rank's view of the weights, the history and the last steps."""
-    trainer, apex, (watch, _, *failed) = make_trainer(run)
+    trainer, apex, (watch, *others) = make_trainer(run)
     model = trainer.state.model
     if run.get("evaluated"):  # FSDP2 then shows other parameters of what no layer has, at fit()
         evaluate(model)
@@ -154,7 +180,7 @@ def train(run: dict[str, Any]) -> dict[str, Any]:
     if run.get("evaluated"):
         evaluate(model)
     trainer.close()
-    losses = [callback.losses for callback in failed]
+    losses = [own.losses for own in others if isinstance(own, FailedStep)]
     end = {"weights": weights, "history": apex.history, "losses": losses, **watch.seen}
     if run["mode"] == "fsdp2":
         model.model.reshard()

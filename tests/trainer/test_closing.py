@@ -254,7 +254,7 @@ def test_effective_weights_are_evaluated_after_a_step_that_failed(how):
     apex = APEX(**SETTINGS)
     trainer, effective = failed_in_a_step(model, apex)
     seen = []
-    model.model.register_forward_pre_hook(lambda *_: seen.append(apex._expander.folded))
+    model.model.register_forward_pre_hook(lambda *_: seen.append(apex._expander.running.folded))
     getattr(trainer, how)(DataLoader(TokenDataset(4), batch_size=4))
     assert seen == [True]
     assert_close(model.state_dict(), effective)
@@ -266,7 +266,7 @@ def test_an_earlier_trainer_may_still_evaluate():
     first = trained_in_part(apex, model=small_llama())
     second, _ = failed_in_a_step(small_llama(seed=1), apex)
     first.eval(DataLoader(TokenDataset(4), batch_size=4))
-    assert not apex._expander.folded
+    assert not apex._expander.running.folded
     for trainer in (first, second):
         trainer.close()
 

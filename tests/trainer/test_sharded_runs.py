@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_llama
+from helpers import TokenDataset, tiny_llama
 from safetensors.torch import load_file
 from sharded_loop import ODD, check_loops, check_shards, train_loop
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from worker_processes import train_on_ranks
 
+from apex_composer.report.read_run import read_runs
 from apex_composer.tools.merge import merge
 
 # All is in float64 but for the norm by which FSDP2's gradients are clipped, which torch takes in
@@ -57,11 +58,15 @@ def row_runs(folder: Path) -> list[tuple[int, list[dict]]]:
 def ends(tmp_path_factory) -> dict[str, list[dict]]:
     """One process; two ranks in the three ways, runs that are looked at otherwise; rows."""
     pairs = modes("ddp", "fsdp1", "fsdp2") + modes("fsdp1_root", "fsdp2_root", fails=True)
+    folder = tmp_path_factory.mktemp("logged")
+    for mode in ("fsdp1", "fsdp2"):
+        pairs.append({"name": f"{mode} logged", "mode": mode, "logged": str(folder / mode)})
     pairs += [{"name": "tampered", "mode": "fsdp2", "tampered": True}]
     rows = row_runs(tmp_path_factory.mktemp("rows"))
-    return train_on_ranks(
+    found = train_on_ranks(
         WORKER, tmp_path_factory.mktemp("runs"), [(1, modes("plain")), (2, pairs), *rows]
     )
+    return found | {"logged": read_runs([folder])}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +102,22 @@ def compare(ranks: list[dict], expected: dict) -> None:
 def test_two_ranks_train_what_one_process_trains(single, ends, mode):
     compare(ends[mode], single)
     assert sum(own["flops"] for own in ends[mode]) == single["flops"] > 0
+
+
+def test_rank_0_logs_for_all_ranks(ends, single):
+    """Scores, predicted tokens, a number that is spread over the ranks; and it changes nothing."""
+    runs = {run.folder.name: run for run in ends["logged"]}
+    for mode in ("fsdp1", "fsdp2"):
+        compare(ends[f"{mode} logged"], single)
+        run = runs[mode]
+        assert run.loss.batches == [*range(6)] and run.validation["cc"].batches == [3, 6]
+        assert run.metrics["spread"].values == [3.0] * 6
+        labels = torch.stack([sample["labels"] for sample in TokenDataset(20, padded=True)])
+        assert run.validation_tokens == {"cc": (labels[:, 1:] != -100).sum()}
+        for stage, record in zip(run.stages, single["history"], strict=True):
+            assert stage.advantageous == record["advantageous"]
+            own = {name for name, unit in stage.units.items() if unit != "kv_head"}
+            assert stage.scores.keys() == own and len(own) == 4
 
 
 @pytest.mark.parametrize("mode", ["fsdp1_root", "fsdp2_root"])
