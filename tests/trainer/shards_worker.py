@@ -21,6 +21,7 @@ import cpu_fsdp
 import torch
 from composer import Callback, Trainer
 from composer.algorithms import GradientClipping
+from composer.callbacks import SpeedMonitor
 from composer.models import HuggingFaceModel
 from composer.utils import FSDP2Config, FSDPConfig, dist
 from forks import fork_ranks
@@ -122,7 +123,9 @@ def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX, list[Callback]]:
         operator_lr_scale=3.0,
         **run.get("settings", {}),
     )
-    callbacks = [Watch(apex), StartGuard()] + [FailedStep(apex)] * run.get("fails", False)
+    callbacks = [Watch(apex), StartGuard(), SpeedMonitor()] + [FailedStep(apex)] * run.get(
+        "fails", False
+    )
     trainer = Trainer(
         model=model,
         train_dataloader=loader,
