@@ -123,9 +123,8 @@ def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX, list[Callback]]:
         operator_lr_scale=3.0,
         **run.get("settings", {}),
     )
-    callbacks = [Watch(apex), StartGuard(), SpeedMonitor()] + [FailedStep(apex)] * run.get(
-        "fails", False
-    )
+    failing = [FailedStep(apex)] * run.get("fails", False)
+    callbacks = [Watch(apex), SpeedMonitor(), StartGuard(), *failing]
     trainer = Trainer(
         model=model,
         train_dataloader=loader,
@@ -148,7 +147,7 @@ def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX, list[Callback]]:
 
 def train(run: dict[str, Any]) -> dict[str, Any]:
     """Both stages; every rank's view of the weights, the history and the last steps."""
-    trainer, apex, (watch, _, *failed) = make_trainer(run)
+    trainer, apex, (watch, _, _, *failed) = make_trainer(run)
     model = trainer.state.model
     if run.get("evaluated"):  # FSDP2 then shows other parameters of what no layer has, at fit()
         evaluate(model)
