@@ -45,9 +45,10 @@ class StartGuard(Callback):
     What was prepared with `apex-composer` is compared with the run by `prepared_data`.
 
     A model of a known architecture (docs/models.md) that has no `flops_per_batch` gets one for the
-    time of training, so that speed_monitor logs `throughput/device/flops_per_sec` and, on GPUs that
-    it knows, `throughput/device/mfu`. What it counts: `apex_composer.model.flops`. For others a
-    line in the log says that there will be none, and why.
+    time of training where the run has a speed_monitor, so that this logs
+    `throughput/device/flops_per_sec` and, on GPUs that it knows, `throughput/device/mfu`. What it
+    counts: `apex_composer.model.flops`. For others a line in the log says that there will be none,
+    and why.
 
     Args:
         train_config: configuration of the run; llm-foundry passes it.
@@ -131,6 +132,8 @@ class StartGuard(Callback):
         """Leave the model as it was found."""
         if self._roles is not None:
             take_back(state.model)
+
+    fit_end = close  # another Trainer may train other weights before this one is closed
 
     def after_loss(self, state: State, logger: Logger) -> None:
         """Check the first microbatch's loss; every rank its own."""

@@ -104,6 +104,20 @@ def test_what_is_told_is_what_is_computed(kind):
     assert counted.told == counted.found
     # Rows of every weight are trained by way of the whole weight's gradient.
     assert (counted.found == whole) == (kind in ("all", "apex", "half"))
+    assert not hasattr(trainer.state.model, "flops_per_batch")
+    trainer.close()
+
+
+class Failing(Callback):
+    def batch_end(self, state, logger):
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_failed_leaves_nothing_behind_when_it_is_closed():
+    trainer = watched(Failing())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert hasattr(trainer.state.model, "flops_per_batch")
     trainer.close()
     assert not hasattr(trainer.state.model, "flops_per_batch")
 
