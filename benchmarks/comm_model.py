@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from apex_composer.assessment.selection import count_selected
+from apex_composer.model.flops import Flops, training_flops
 from apex_composer.model.sites import Group
 from apex_composer.ops.monarch import factor_pair
 
@@ -91,6 +92,14 @@ class Model:
         layer = attention + 3 * self.hidden * self.channels + 2 * self.hidden
         return self.layers * layer + 2 * self.vocabulary * self.hidden + self.hidden
 
+    @property
+    def flops(self) -> Flops:
+        """FLOPs of training all of it."""
+        sizes = {"hidden_size": self.hidden, "intermediate_size": self.channels}
+        heads = {"num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads}
+        whole = {"num_hidden_layers": self.layers, "vocab_size": self.vocabulary}
+        return training_flops({"model_type": "llama", **sizes, **heads, **whole})
+
     def sites(self, threshold: float) -> list[SiteSize]:
         """What APEX expands of it, with `kv_heads: auto`."""
 
@@ -125,7 +134,8 @@ def predict(model: Model, ranks: int, options: argparse.Namespace) -> dict[str, 
     pairwise = exchanged * (outside / options.network + (1 - outside) / options.nvlink)
     delays = EXCHANGES * (options.latency + ranks * options.peer_latency) + SUMS * options.latency
     apex_seconds = (pairwise + summed / ring) / GIGA + delays * 1e-6
-    compute_seconds = 6 * model.parameters * options.tokens / (options.tflops * 1e12)
+    flops = options.sequences * model.flops.of_sequence(options.length)
+    compute_seconds = flops / (options.tflops * 1e12)
     return {
         "GPUs": str(ranks),
         "FSDP, GB": f"{fsdp / GIGA:.2f}",
@@ -148,7 +158,8 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--ranks", type=int, nargs="+", default=[8, 64, 512], help="GPUs, 8 to a node")
     add("--threshold", type=float, default=0.125, help="share of units on each side")
-    add("--tokens", type=int, default=8 * 4096, help="per GPU and step")
+    add("--sequences", type=int, default=8, help="per GPU and step")
+    add("--length", type=int, default=4096, help="tokens of a sequence")
     add("--nvlink", type=float, default=350.0, help="GB/s per GPU and direction inside a node")
     add("--network", type=float, default=40.0, help="GB/s per GPU and direction between nodes")
     add("--tflops", type=float, default=400.0, help="that training reaches per GPU")

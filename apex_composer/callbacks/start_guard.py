@@ -23,7 +23,7 @@ from apex_composer.settings import check_finite, check_keys
 from apex_composer.trainable.shares import Share
 
 with needing("StartGuard"):
-    from composer.callbacks import CheckpointSaver
+    from composer.callbacks import CheckpointSaver, SpeedMonitor
     from composer.core import Callback, State
     from composer.loggers import Logger
     from composer.utils import dist
@@ -45,9 +45,10 @@ class StartGuard(Callback):
     What was prepared with `apex-composer` is compared with the run by `prepared_data`.
 
     A model of a known architecture (docs/models.md) that has no `flops_per_batch` gets one for the
-    time of training, so that speed_monitor logs `throughput/device/flops_per_sec` and, on GPUs that
-    it knows, `throughput/device/mfu`. What it counts: `apex_composer.model.flops`. For others a
-    line in the log says that there will be none, and why.
+    time of training where the run has a speed_monitor, so that this logs
+    `throughput/device/flops_per_sec` and, on GPUs that it knows, `throughput/device/mfu`. What it
+    counts: `apex_composer.model.flops`. For others a line in the log says that there will be none,
+    and why.
 
     Args:
         train_config: configuration of the run; llm-foundry passes it.
@@ -92,7 +93,8 @@ class StartGuard(Callback):
             check_vocabulary(len(tokenizer), model_config.vocab_size)
         # Before FSDP shards them.
         self._sizes = {clean_name(name): p.numel() for name, p in state.model.named_parameters()}
-        self._roles = read_plain(state.model)
+        if any(isinstance(callback, SpeedMonitor) for callback in state.callbacks):
+            self._roles = read_plain(state.model)
 
     def before_load(self, state: State, logger: Logger) -> None:
         """Check the disk: at INIT it is not known yet what is trained."""
@@ -115,18 +117,23 @@ class StartGuard(Callback):
         return sum(self._sizes.get(name, p.numel()) for name, p in named)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """FLOPs are counted for every fit: another one may train other weights."""
+        """FLOPs are counted for every fit and epoch: other weights may be frozen."""
         self._flops_are_due = self._roles is not None
+
+    epoch_start = fit_start  # Composer's layer_freezing freezes more at an epoch's end
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Count FLOPs, once all algorithms and callbacks have frozen what they freeze."""
         if self._flops_are_due:
             self._flops_are_due = False
-            give(state.model, self._roles)
+            give(state.model, self._roles, state.batch)
 
     def close(self, state: State, logger: Logger) -> None:
         """Leave the model as it was found."""
-        take_back(state.model)
+        if self._roles is not None:
+            take_back(state.model)
+
+    fit_end = close  # another Trainer may train other weights before this one is closed
 
     def after_loss(self, state: State, logger: Logger) -> None:
         """Check the first microbatch's loss; every rank its own."""

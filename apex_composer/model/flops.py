@@ -136,8 +136,8 @@ def training_flops(config: Any, training: Training | None = None) -> Flops:
     and 2 for that of its input. Of what is frozen the weights' gradients are left out, and the
     inputs' gradients up to the first trained parameter: autograd computes no others. The one upper
     bound: where all before a layer is frozen and a norm of it is trained, that is taken for the
-    norm at its entrance (it is not in OLMo-2, whose norms stand behind); at most the input
-    gradients of this one layer's projections are counted too much.
+    norm at its entrance. One that stands behind attention or before the FFN alone (the second of
+    Llama's) makes attention's input gradients of this one layer be counted too much.
 
     llm-foundry's own count for MPT, which stays as it is, is larger by 6 for every number in norms,
     biases and position embeddings, and does not know windows, nor frozen weights.

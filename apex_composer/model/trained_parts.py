@@ -97,7 +97,7 @@ def find_roles(model: nn.Module) -> Roles:
         if projection is not None:
             kind = _KINDS.get(name.removeprefix(f"{projection}."))
             parts = modules[projection]
-        elif (norm := name.split(".")[-2]) in _QK_NORMS:
+        elif (norm := name.rpartition(".")[0].rpartition(".")[2]) in _QK_NORMS:
             kind, parts = "bias", _QK_NORMS[norm]
         else:
             kind, parts = _other(name, parameter, layer, ends), ()

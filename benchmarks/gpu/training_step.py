@@ -37,12 +37,9 @@ from arms import ARMS, TINYLLAMA, Training, build_model  # noqa: E402
 from step_profile import write_profiles  # noqa: E402
 from step_results import missed_arms, report_arms  # noqa: E402
 
+from apex_composer.model.flops import training_flops  # noqa: E402
+
 PROFILE = ("never", "missed", "always")
-
-
-def flops_per_token(parameters: int, options: argparse.Namespace) -> float:
-    """6 N + 12 L d s: products with the weights, and attention without the causal half left out."""
-    return 6 * parameters + 12 * options.layers * options.hidden * options.length
 
 
 def best_attention() -> str:
@@ -128,15 +125,15 @@ def run(device: torch.device, options: argparse.Namespace) -> Report:
     deadline = Deadline(options.budget and 0.9 * options.budget)
     attention = best_attention()
     model = build_model(options, device, attention)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    flops = training_flops(model.config).of_sequence(options.length)
     training = Training(model, device, microbatch=options.microbatch, precision=options.precision)
     peak, source = peak_flops(device_name(device))
     report.facts |= {
         "options": {k: v for k, v in vars(options).items() if not isinstance(v, Path)},
         "attention": attention,
         "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
-        "parameters": parameters,
-        "flops_per_token": flops_per_token(parameters, options),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "flops_per_token": flops / options.length,
         "peak_flops": peak,
         "peak_source": source,
     }

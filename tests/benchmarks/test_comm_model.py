@@ -49,3 +49,7 @@ def test_the_benchmark_prints_a_line_per_rank_count(monkeypatch, capsys):
     # Of 4 x 12.5 % of the query, gate and up rows of 22 layers in fp32, 7 of 8 parts travel.
     moved = 4 * 22 * (256 + 2 * 704) * 2048 * 4 * 7 / 8 / 8
     assert float(lines[0].split("│")[3]) == pytest.approx(moved / 1e6, abs=0.05)
+    # 6 for each number of a matrix, 12 for each layer, key and output of attention's queries.
+    matrices = 1_100_048_384 - 2048 * 32000 - 45 * 2048  # without embeddings and norms
+    flops = 8 * 4096 * (6 * matrices + 12 * 22 * 2048 * 4096)
+    assert float(lines[0].split("│")[8]) == pytest.approx(flops / 400e12 * 1e3, abs=0.5)

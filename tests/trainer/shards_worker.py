@@ -21,6 +21,7 @@ import cpu_fsdp
 import torch
 from composer import Callback, Evaluator, Trainer
 from composer.algorithms import GradientClipping
+from composer.callbacks import SpeedMonitor
 from composer.metrics import LanguageCrossEntropy
 from composer.models import HuggingFaceModel
 from composer.utils import FSDP2Config, FSDPConfig, dist
@@ -146,7 +147,8 @@ def make_trainer(run: dict[str, Any]) -> tuple[Trainer, APEX, list[Callback]]:
         operator_lr_scale=3.0,
         **run.get("settings", {}),
     )
-    callbacks = [Watch(apex), StartGuard()] + [FailedStep(apex)] * run.get("fails", False)
+    callbacks = [Watch(apex), SpeedMonitor(), StartGuard()]
+    callbacks += [FailedStep(apex)] * run.get("fails", False)
     callbacks += [SpreadNumber()] * ("logged" in run)
     trainer = Trainer(
         model=model,
