@@ -27,7 +27,9 @@ def nothing_opens(monkeypatch):
     monkeypatch.setattr(models, "open_model", lambda *_, **__: pytest.fail("a model was opened"))
 
 
-def test_a_model_is_evaluated_and_the_call_goes_on(tmp_path, preset, data_dir, model_folder):
+def test_a_model_is_evaluated_and_the_call_goes_on(
+    tmp_path, preset, data_dir, model_folder, short_answers
+):
     arguments = [model_folder, "--preset", preset, "--data-dir", data_dir, "--out", tmp_path]
     arguments += ["--skip", "humaneval_pass_at_10,tydiqa", "--only", "sciq,nq_open"]
     status, output = call(*arguments, "--device", "cpu")

@@ -42,11 +42,10 @@ def settings(data_dir):
 
 
 @pytest.fixture(scope="module")
-def finished(tasks, settings, model_folder, open_model, tmp_path_factory):
+def finished(tasks, settings, model_folder, open_model, short_answers, tmp_path_factory):
     """All tasks on the model, without a network: the file, and what was told."""
     path, told = tmp_path_factory.mktemp("out") / "eval.json", []
-    with no_network(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HFLM, "max_gen_toks", 8)  # of answers; 256 take seconds
+    with no_network():
         failed = Evaluation(tasks, settings, path, told.append).evaluate(
             str(model_folder), open_model
         )
