@@ -1,5 +1,6 @@
 """Models on the tasks of a preset, one result file, which an interrupted call goes on with."""
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -141,7 +142,8 @@ class Evaluation:
             self.tell("  done by an earlier call")
             return
         record["tasks"].pop(task.key, None)
-        group = build_task(self.manager, task, self.settings.data_dir)
+        data = hashlib.sha256(repr(identity["data"]).encode()).hexdigest()
+        group = build_task(self.manager, task, self.settings.data_dir, data)
         result = run_task(
             model,
             self.manager,
