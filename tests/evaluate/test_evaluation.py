@@ -255,8 +255,18 @@ def test_results_of_other_weights_under_the_same_name_go(
     path.write_bytes(finished[0].read_bytes())
     Evaluation([], settings, path, str).evaluate(str(model_folder), open_model)
     assert path.read_bytes() == finished[0].read_bytes()
-    Evaluation([], settings, path, str).evaluate(str(model_folder), trained_on)
+    told = []
+    Evaluation([], settings, path, told.append).evaluate(str(model_folder), trained_on)
     assert record_of(path, model_folder)["tasks"] == {}
+    assert told == [f"{model_folder}: its earlier results go, being of other weights_sha256"]
+
+
+def test_calls_on_other_models_may_run_at_once(settings, model_folder, open_model, tmp_path):
+    path, names = tmp_path / "eval.json", [f"{model_folder}/../{model_folder.name}", "another"]
+    first, second = (Evaluation([], settings, path, str) for _ in names)
+    first.evaluate(names[0], open_model)
+    second.evaluate(names[1], lambda _: open_model(model_folder))
+    assert [*json.loads(path.read_text())["models"]] == names == [*second.results["models"]]
 
 
 @pytest.mark.parametrize("where", ["config", "generation_config"])
