@@ -12,8 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from joblib import cpu_count
-
 # Of a program, as in OpenAI's human-eval, with room for a start of Python.
 SECONDS = 5.0
 # So that a program that fills memory or disk harms itself only; in bytes.
@@ -100,9 +98,11 @@ def score_samples(document: Mapping[str, Any], results: Sequence[Sequence[str]])
         document: the problem: prompt, test, entry_point.
         results: the continuations of its prompt, as the only item.
     """
+    from joblib import cpu_count  # knows a container's limits: more at once run out of time
+
     (continuations,) = results
     tests = f"\n{document['test']}\ncheck({document['entry_point']})\n"
     programs = [document["prompt"] + text + tests for text in continuations]
-    with ThreadPoolExecutor(cpu_count()) as pool:  # a container's: more would run out of time
+    with ThreadPoolExecutor(cpu_count()) as pool:
         passed = sum(pool.map(run_program, programs))
     return {f"pass@{k}": pass_at_k(len(programs), passed, k) for k in K}

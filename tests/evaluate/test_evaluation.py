@@ -2,23 +2,17 @@ import json
 import os
 import socket
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
-from test_mpt import make_mpt
-from transformers.generation.utils import GenerationMixin
 
-from apex_composer.evaluate import evaluation, held_out
+from apex_composer.evaluate import evaluation
 from apex_composer.evaluate.evaluation import Evaluation, Settings, find_problems
 from apex_composer.evaluate.harness import build_task, find_tasks
-from apex_composer.evaluate.identity import describe_model
-from apex_composer.evaluate.perplexity import mean_loss
 from apex_composer.evaluate.preset import PresetTask, read_preset
-from apex_composer.evaluate.run_task import wrap_model
-from apex_composer.evaluate.texts import read_texts
 
 
 @contextmanager
@@ -83,28 +77,6 @@ def test_every_task_is_done_and_named(finished, tasks, model_folder):
         tydiqa["metrics"]["f1,none"]["value"] == pytest.approx(numpy.mean(parts))
         and len(parts) == 9
     )
-
-
-def test_programs_are_drawn_as_the_page_says(
-    tasks, settings, model_folder, open_model, tmp_path, monkeypatch
-):
-    """At temperature 0.8 and top-p 0.95 out of all tokens, not of the 50 likeliest; 20 of them."""
-    drawn = []
-
-    def keep(self, input_ids, logits_processor, **_):
-        drawn.append((len(input_ids), {type(one).__name__: vars(one) for one in logits_processor}))
-        return torch.cat([input_ids, torch.full((len(input_ids), 1), 3)], 1)
-
-    monkeypatch.setattr(GenerationMixin, "_sample", keep)
-    failed = Evaluation(tasks[3:], settings, tmp_path / "eval.json", str).evaluate(
-        str(model_folder), open_model
-    )
-    assert failed == []
-    assert sum(count for count, _ in drawn) == 20
-    for _, warpers in drawn:
-        assert {*warpers} == {"TemperatureLogitsWarper", "TopPLogitsWarper"}
-        assert warpers["TemperatureLogitsWarper"]["temperature"] == 0.8
-        assert warpers["TopPLogitsWarper"]["top_p"] == 0.95
 
 
 def test_accuracy_is_that_of_the_models_own_probabilities(
@@ -207,30 +179,6 @@ def test_data_of_the_same_time_of_change_are_read_anew(
     assert numbers == pytest.approx(expected, rel=1e-5) and numbers[0] != numbers[1]
 
 
-def test_probabilities_of_a_bfloat16_model_are_summed_in_float32(model_folder, open_model):
-    """In bfloat16 the sums of two answers would often be equal, and the first one right."""
-    with open_model(model_folder) as opened:
-        model = opened.model.bfloat16()
-        wrapped = wrap_model(model, opened.tokenizer, 2, None)
-        ids = opened.tokenizer("w1 " + "w7 w300 " * 20, return_tensors="pt").input_ids[0].tolist()
-        ((found, _),) = wrapped._loglikelihood_tokens([(("", ""), ids[:1], ids[1:])])
-        with torch.no_grad():
-            logs = model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
-    expected = logs.gather(1, torch.tensor(ids)[1:, None]).sum().item()
-    assert found == pytest.approx(expected, rel=1e-6)
-    assert torch.tensor(found).bfloat16().item() != pytest.approx(found, rel=1e-6)
-    assert wrap_model(model.double(), opened.tokenizer, 2, None).softmax_dtype == torch.float64
-
-
-def test_prompts_are_as_long_as_the_models_positions(model_folder, open_model):
-    """Those of llm-foundry's MPT too, whose name the harness does not know."""
-    with open_model(model_folder) as opened:
-        assert wrap_model(opened.model, opened.tokenizer, 2, None).max_length == 512
-        mpt = make_mpt({})
-        assert wrap_model(mpt, opened.tokenizer, 2, None).max_length == mpt.config.max_seq_len
-        assert wrap_model(mpt, opened.tokenizer, 2, 20).max_length == 20
-
-
 def test_a_trial_is_another_identity_and_its_documents_are_the_first(
     finished, tasks, settings, model_folder, open_model, tmp_path
 ):
@@ -267,17 +215,6 @@ def test_calls_on_other_models_may_run_at_once(settings, model_folder, open_mode
     first.evaluate(names[0], open_model)
     second.evaluate(names[1], lambda _: open_model(model_folder))
     assert [*json.loads(path.read_text())["models"]] == names == [*second.results["models"]]
-
-
-@pytest.mark.parametrize("where", ["config", "generation_config"])
-def test_the_same_weights_with_other_settings_are_another_model(model_folder, open_model, where):
-    with open_model(model_folder) as opened:
-        before = describe_model(opened.model, opened.tokenizer)
-        opened.model.config._name_or_path = "elsewhere"
-        assert describe_model(opened.model, opened.tokenizer) == before
-        name = {"config": "rope_theta", "generation_config": "repetition_penalty"}[where]
-        setattr(getattr(opened.model, where), name, 1.5)
-        assert describe_model(opened.model, opened.tokenizer) != before
 
 
 def test_cut_prompts_are_counted_and_told(tasks, settings, model_folder, open_model, tmp_path):
@@ -353,34 +290,3 @@ def test_prompts_take_the_form_of_the_chat_template(
     assert Evaluation(tasks[:1], chat, path, str).evaluate(str(model_folder), with_template) == []
     assert seen[0].startswith("[user]w") and seen[0].count("[assistant]w") == 2
     assert record_of(path, model_folder)["tasks"]["sciq-2"]["identity"]["chat"] is True
-
-
-def test_perplexity_stands_beside_the_tasks_and_is_measured_once(
-    settings, model_folder, open_model, tmp_path, monkeypatch
-):
-    for domain, text in (("book", "w1 w2 w3"), ("wiki", "w4 w5")):
-        (tmp_path / "texts" / domain).mkdir(parents=True)
-        lines = (json.dumps({"text": text}) + "\n") * 30
-        (tmp_path / "texts" / domain / "a.jsonl").write_text(lines)
-    path = tmp_path / "eval.json"
-    with_texts = replace(settings, texts=tmp_path / "texts", sequence_length=16)
-    assert Evaluation([], with_texts, path, str).evaluate(str(model_folder), open_model) == []
-    measured = record_of(path, model_folder)["perplexity"]
-    with open_model(model_folder) as opened:
-        texts = read_texts(tmp_path / "texts", opened.tokenizer, sequence_length=16)
-        losses = mean_loss(opened.model, texts)
-    assert measured["total"] == asdict(losses.total)
-    assert measured["domains"] == {name: asdict(loss) for name, loss in losses.domains.items()}
-    assert measured["identity"]["texts_sha256"] == texts.sha256
-
-    with monkeypatch.context() as patch:
-        patch.setattr(held_out, "mean_loss", None)
-        Evaluation([], with_texts, path, str).evaluate(str(model_folder), open_model)
-        assert record_of(path, model_folder)["perplexity"] == measured
-        other = replace(with_texts, sequence_length=8)
-        failed = Evaluation([], other, path, str).evaluate(str(model_folder), open_model)
-    assert len(failed) == 1 and f"{model_folder}, perplexity: TypeError" in failed[0]
-    assert "perplexity" not in record_of(path, model_folder)
-    longer = replace(with_texts, sequence_length=513)
-    (failed,) = Evaluation([], longer, path, str).evaluate(str(model_folder), open_model)
-    assert "--sequence-length 513 is more than the 512 positions" in failed
