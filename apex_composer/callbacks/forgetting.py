@@ -1,6 +1,8 @@
 """The callback `forgetting`: what a run has lost, and gained, since its first evaluation."""
 
 import logging
+import math
+from collections import Counter
 from typing import Any
 
 import torch
@@ -25,10 +27,10 @@ class Forgetting(Callback):
 
     In nats per token; above zero where the model has become worse. For each eval_loader with
     Composer's LanguageCrossEntropy, and where there are several `forgetting/total`, the same of all
-    their tokens together. `eval_first: true` makes the first evaluation that of the model before
-    training. Without it the first evaluation in training is the reference, and a warning at the
-    start says so. References are a part of the checkpoint: a resumed run and a branch go on with
-    them.
+    their tokens together, whenever all are evaluated. `eval_first: true` makes the first evaluation
+    that of the model before training. Without it the first evaluation in training is the reference,
+    and a warning at the start says so. References are a part of the checkpoint: a resumed run and a
+    branch go on with them.
     """
 
     def __init__(self) -> None:
@@ -45,8 +47,18 @@ class Forgetting(Callback):
         self._first = {label: list(numbers) for label, numbers in state.get("first", {}).items()}
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Say which eval_loaders have not been evaluated yet."""
-        labels = [label for label, metrics in state.eval_metrics.items() if _METRIC in metrics]
+        """Say which eval_loaders have not been evaluated yet.
+
+        Raises:
+            ValueError: two would be logged under one name.
+        """
+        labels = _labels(state)
+        names = [label.removeprefix(_PREFIX) for label in labels]
+        if twice := [name for name, count in Counter([*names, _TOTAL]).items() if count > 1]:
+            raise ValueError(
+                f"forgetting: eval_loader has more than one {twice[0]!r} (`{_TOTAL}` is of all "
+                "together): give it another label"
+            )
         if not labels:
             log.warning(
                 "forgetting: no eval_loader has the metric %s, so nothing is logged. Add an "
@@ -90,8 +102,8 @@ class Forgetting(Callback):
         logger.log_metrics({f"forgetting/{label.removeprefix(_PREFIX)}": now[0] - first[0]})
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
-        """Log the total, where there is more than one eval_loader."""
-        if len(self._now) > 1:
+        """Log the total, where all of several eval_loaders were evaluated."""
+        if len(self._now) > 1 and self._now.keys() == {*_labels(state)}:
             first = {label: self._first[label] for label in self._now}
             difference = _mean(self._now) - _mean(first)
             logger.log_metrics({f"forgetting/{_TOTAL}": difference})
@@ -99,7 +111,13 @@ class Forgetting(Callback):
     eval_standalone_end = eval_after_all
 
 
+def _labels(state: State) -> list[str]:
+    """The eval_loaders whose loss is measured."""
+    labels = [evaluator.label for evaluator in state.evaluators]
+    return [label for label in labels if _METRIC in state.eval_metrics.get(label, {})]
+
+
 def _mean(losses: dict[str, list[float]]) -> float:
     """Nats per token over all labels."""
     tokens = sum(count for _, count in losses.values())
-    return sum(loss * count for loss, count in losses.values()) / tokens
+    return sum(loss * count for loss, count in losses.values()) / tokens if tokens else math.nan

@@ -132,7 +132,7 @@ def _run(
     for model in models:
         try:
             failed += evaluation.evaluate(model, partial(open_model, **options))
-        except (OSError, ValueError) as error:  # the others are evaluated nevertheless
+        except Exception as error:  # the others are evaluated nevertheless; a GPU may be full
             failed.append(f"{model}: {error}")
     shown = (evaluation.results, preset, evaluation.tasks)
     rows, notes = table.metric_table(*shown), table.notes(*shown)

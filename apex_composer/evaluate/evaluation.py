@@ -1,5 +1,6 @@
 """Models on the tasks of a preset, one result file, which an interrupted call goes on with."""
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -81,8 +82,7 @@ class Evaluation:
     ) -> None:
         self.tasks, self.settings, self.path, self.tell = tasks, settings, path, tell
         self.manager = find_tasks(tasks)
-        self.results: dict[str, Any] = read_json(path) or {"models": {}}
-        self.results["versions"] = versions()
+        self.results = self._read()
         self.hashes: dict[Path, str] = {}
 
     def evaluate(
@@ -100,29 +100,43 @@ class Evaluation:
         with open_model(source) as opened:
             description = describe_model(opened.model, opened.tokenizer)
             record = self.results["models"].setdefault(source, {"tasks": {}})
-            if record.get("model") != description:  # other weights under the same name
+            before = record.get("model", description)
+            if before != description:  # other weights under the same name
+                changed = [name for name in description if before.get(name) != description[name]]
+                self.tell(f"{source}: its earlier results go, being of other {', '.join(changed)}")
                 record = self.results["models"][source] = {"tasks": {}}
             record |= {"model": description, "problems": {}}
-            write_json(self.path, self.results)
+            self._write(source, record)
             model = wrap_model(
                 opened.model, opened.tokenizer, self.settings.batch_size, self.settings.max_length
             )
             if self.settings.texts is not None:
                 self.tell(f"{source}: {PERPLEXITY} of {self.settings.texts}")
-                self._attempt(record, PERPLEXITY, partial(self._measure, opened, record))
+                self._attempt(source, record, PERPLEXITY, partial(self._measure, opened, record))
             for number, task in enumerate(self.tasks, 1):
                 self.tell(f"{source}: {task.key} ({number} of {len(self.tasks)})")
-                self._attempt(record, task.key, partial(self._run, model, task, record))
+                self._attempt(source, record, task.key, partial(self._run, model, task, record))
         return [f"{source}, {key}: {reason}" for key, reason in record["problems"].items()]
 
-    def _attempt(self, record: dict[str, Any], key: str, run: Callable[[], None]) -> None:
+    def _read(self) -> dict[str, Any]:
+        return (read_json(self.path) or {"models": {}}) | {"versions": versions()}
+
+    def _write(self, source: str, record: dict[str, Any]) -> None:
+        """Write what is known of a model, beside what another call has written meanwhile."""
+        self.results = self._read()
+        self.results["models"][source] = record
+        write_json(self.path, self.results)
+
+    def _attempt(
+        self, source: str, record: dict[str, Any], key: str, run: Callable[[], None]
+    ) -> None:
         """Run one part and write what is known; trouble of any kind is that part's only."""
         try:
             run()
         except Exception as error:
             record["problems"][key] = f"{type(error).__name__}: {error}"
             self.tell(f"  error: {record['problems'][key]}")
-        write_json(self.path, self.results)
+        self._write(source, record)
 
     def _measure(self, opened: Any, record: dict[str, Any]) -> None:
         before = record.pop(PERPLEXITY, None)
@@ -141,7 +155,8 @@ class Evaluation:
             self.tell("  done by an earlier call")
             return
         record["tasks"].pop(task.key, None)
-        group = build_task(self.manager, task, self.settings.data_dir)
+        data = hashlib.sha256(repr(identity["data"]).encode()).hexdigest()
+        group = build_task(self.manager, task, self.settings.data_dir, data)
         result = run_task(
             model,
             self.manager,

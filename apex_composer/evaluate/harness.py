@@ -141,13 +141,17 @@ def wanted_files(manager: Any, task: PresetTask) -> dict[str, dict[str, LocalFil
     }
 
 
-def build_task(manager: Any, task: PresetTask, data_dir: Path | None) -> Any:
+def build_task(
+    manager: Any, task: PresetTask, data_dir: Path | None, version: str | None = None
+) -> Any:
     """A group of the harness, named by the task's key, with all leaf tasks at its shots.
 
     Args:
         manager: from `find_tasks`.
         task: what to build.
         data_dir: folder with the `wanted_files`; None: the hub's.
+        version: names the files' content: `datasets` keeps what it has read by path and time of
+            change, and would take files that were unpacked with another's time for those.
 
     Raises:
         ValueError: it is a group or tag of several tasks without a rule for one number of all.
@@ -167,7 +171,7 @@ def build_task(manager: Any, task: PresetTask, data_dir: Path | None) -> Any:
             paths = {split: str(file.below(data_dir)) for split, file in files[leaf].items()}
             member |= {
                 "dataset_path": "json",
-                "dataset_name": None,
+                "dataset_name": version,
                 "dataset_kwargs": {"data_files": paths},
             }
         members.append(member)

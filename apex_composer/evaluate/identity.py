@@ -1,6 +1,7 @@
 """Which model, on what, gave a number: what must agree for a result to be used again."""
 
 import hashlib
+import json
 from importlib.metadata import version
 from typing import Any
 
@@ -35,11 +36,33 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(f"{text}\n{settings}".encode()).hexdigest()
 
 
+def settings_sha256(model: Any) -> str:
+    """Hash of what turns the same weights into another function: rotary base, norms, generation.
+
+    Without names of places and versions, which a copy of the folder changes.
+    """
+    settings = [model.config.to_dict()]
+    if getattr(model, "generation_config", None) is not None:
+        settings.append(model.generation_config.to_dict())
+    for one in settings:
+        for name in ("_name_or_path", "transformers_version", "torch_dtype", "use_cache"):
+            one.pop(name, None)
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def positions_of(config: Any) -> int | None:
+    """Tokens of the longest sequence that a model knows; None where its configuration is silent."""
+    known = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((int(length) for length in known if length is not None), None)
+
+
 def describe_model(model: Any, tokenizer: Any) -> dict[str, Any]:
     """What identifies a loaded model, and what it runs on."""
     device = model.device
     return {
         "weights_sha256": weights_sha256(model),
+        "settings_sha256": settings_sha256(model),
         "tokenizer_sha256": tokenizer_sha256(tokenizer),
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),

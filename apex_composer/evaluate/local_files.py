@@ -36,20 +36,23 @@ class LocalFile:
         return _all_fields().get(self.dataset, {})
 
     def problem(self, folder: Path) -> str | None:
-        """What is wrong with it in a folder, if anything; only its first document is looked at."""
+        """What is wrong with it in a folder, if anything: every document is looked at."""
         path = self.below(folder)
         if not path.is_file():
             return "missing"
-        with path.open(encoding="utf-8") as lines:
-            first = next(lines, "")
-            count = bool(first) + sum(1 for line in lines if line.strip())
-        try:
-            document = dict(json.loads(first))
-            lacking = [name for name in self.fields if name not in document]
-        except (ValueError, TypeError):
-            return "its first line is no JSON object"
-        if lacking:
-            return f"its first document lacks {', '.join(lacking)}"
+        count = 0
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                count += 1
+                try:
+                    document = dict(json.loads(line))
+                except (ValueError, TypeError):
+                    return f"line {number} is no JSON object"
+                # One without a field would be evaluated all the same, with None in its place.
+                if lacking := [name for name in self.fields if document.get(name) is None]:
+                    return f"the document in line {number} lacks {', '.join(lacking)}"
         if count < self.documents:
             return f"it has {count} documents, and {self.documents} are needed"
         return None

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,12 +76,12 @@ def open_model(source: str, *, device: str | None = None, dtype: str = "auto") -
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is none of {', '.join(DTYPES)}")
     source = str(source)
+    kind = dtype if dtype == "auto" else getattr(torch, dtype)
     with ExitStack() as made:
-        folder = _find_folder(source, made)
+        folder = _find_folder(source, made, kind)
         tokenizer = _load(
             source, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder or source)
         )
-        kind = dtype if dtype == "auto" else getattr(torch, dtype)
         model = _load(
             source,
             "model",
@@ -103,14 +104,14 @@ def _check_device(device: str | None) -> torch.device:
     return found
 
 
-def _find_folder(source: str, made: ExitStack) -> Path | None:
+def _find_folder(source: str, made: ExitStack, kind: Any) -> Path | None:
     """The Hugging Face folder of a source, made where it has none; None for a name on the hub."""
     path = Path(source)
     if path.is_dir():
         if (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
             return path
         if (path / "adapter_config.json").is_file():
-            return _convert(path, made, _merge_adapter_folder)
+            return _convert(path, made, partial(_merge_adapter_folder, kind=kind))
         if (path / ".metadata").is_file():
             return _convert(path, made, _merge_checkpoint)
         raise ValueError(f"{source} is a folder, but of no model. Allowed is {ALLOWED}")
@@ -153,13 +154,16 @@ def _merge_checkpoint(path: Path, folder: Path) -> None:
         )
 
 
-def _merge_adapter_folder(path: Path, folder: Path) -> None:
-    """What `hf_checkpointer` exports of LoRA: the adapter, and the name of its base."""
+def _merge_adapter_folder(path: Path, folder: Path, kind: Any) -> None:
+    """What `hf_checkpointer` exports of LoRA: the adapter, and the name of its base.
+
+    Their sum is rounded to the dtype that is asked for, not to the base's before.
+    """
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
 
     def load() -> Any:
-        adapted = AutoPeftModelForCausalLM.from_pretrained(path, torch_dtype="auto")
+        adapted = AutoPeftModelForCausalLM.from_pretrained(path, torch_dtype=kind)
         return adapted.merge_and_unload()
 
     _load(str(path), "adapter and its base", load).save_pretrained(folder)

@@ -4,7 +4,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from apex_composer.evaluate.harness import quiet_harness
+from apex_composer.evaluate.identity import positions_of
 
 # The harness's own, of few-shot examples and of sampling.
 SEEDS = {
@@ -25,7 +28,9 @@ def wrap_model(model: Any, tokenizer: Any, batch_size: int, max_length: int | No
         max_length: tokens of a prompt with its answer; None: the model's positions.
 
     Returns:
-        An LM of the harness; `cut` counts requests whose prompt lost its beginning to fit.
+        An LM of the harness; `cut` counts requests whose prompt lost its beginning to fit. It takes
+        the softmax in float32 at least, where the harness takes that of the logits: a sum of
+        -100 nats in bfloat16 is a multiple of 0.5, and the likeliest answer one of many.
     """
     from lm_eval.models.huggingface import HFLM
 
@@ -47,7 +52,11 @@ def wrap_model(model: Any, tokenizer: Any, batch_size: int, max_length: int | No
 
     with quiet_harness():
         return CountingLM(
-            pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=max_length or positions_of(model.config),
+            softmax_dtype=torch.promote_types(model.dtype, torch.float32),
         )
 
 

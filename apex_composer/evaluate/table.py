@@ -14,6 +14,8 @@ from apex_composer.evaluate.preset import PaperRow, Preset, PresetTask
 Rows = Sequence[Sequence[str]]
 PERPLEXITY = "perplexity"
 NOTHING = "–"
+# Of a model's description, what is chosen for an evaluation.
+_ON = ("dtype", "device")
 
 
 def measured(metrics: Mapping[str, Any], name: str) -> str | None:
@@ -88,11 +90,11 @@ def metric_table(results: Mapping[str, Any], preset: Preset, tasks: Sequence[Pre
     papers = [row for row in preset.rows if row.short]
     rows = [["task-shots", "metric", *names.values(), *(row.short for row in papers)]]
     measures = [record[PERPLEXITY] for record in records if PERPLEXITY in record]
-    for domain in dict.fromkeys(name for one in measures for name in ("total", *one["domains"])):
+    for domain in dict.fromkeys(name for one in measures for name in (None, *one["domains"])):
         ours = [_perplexity(record.get(PERPLEXITY), domain) for record in records]
-        column = PERPLEXITY if domain == "total" else ""
+        column = PERPLEXITY if domain is None else ""
         theirs = [paper_number(preset, row, column) for row in papers]
-        rows.append([PERPLEXITY, domain, *ours, *theirs])
+        rows.append([PERPLEXITY, domain or "total", *ours, *theirs])
     for task in tasks:
         found = [record["tasks"].get(task.key, {"metrics": {}}) for record in records]
         beside = {measured(one["metrics"], task.metric) for one in found}
@@ -104,9 +106,9 @@ def metric_table(results: Mapping[str, Any], preset: Preset, tasks: Sequence[Pre
     return rows
 
 
-def _perplexity(measure: Mapping[str, Any] | None, domain: str) -> str:
-    """exp(loss), whose standard error is that of the loss times itself, and the tokens."""
-    one = measure and ({"total": measure["total"]} | measure["domains"]).get(domain)
+def _perplexity(measure: Mapping[str, Any] | None, domain: str | None) -> str:
+    """exp(loss) of a domain, or in all; its standard error is that of the loss times itself."""
+    one = measure and ({None: measure["total"]} | measure["domains"]).get(domain)
     if not one:
         return NOTHING
     loss = Loss(**one)
@@ -151,11 +153,36 @@ def notes(results: Mapping[str, Any], preset: Preset, tasks: Sequence[PresetTask
         for source, key, result in done
         if result["cut_prompts"]
     ]
+    lines += _unlike(results, tasks)
     lines += [
         f"{source}, {key}: not evaluated, {reason}"
         for source, record in results["models"].items()
         for key, reason in record["problems"].items()
     ]
+    return lines
+
+
+def _unlike(results: Mapping[str, Any], tasks: Sequence[PresetTask]) -> list[str]:
+    """Numbers of one row that were got in different ways, as by calls with other options."""
+    lines = []
+    for key in (PERPLEXITY, *(task.key for task in tasks)):
+        found = [
+            record.get(key) or record["tasks"].get(key) for record in results["models"].values()
+        ]
+        identities = [one["identity"] for one in found if one and "identity" in one]
+        # The model differs; what it runs on stands in its description.
+        ways = [
+            {**identity, **{name: identity.get("model", {}).get(name) for name in _ON}}
+            for identity in identities
+        ]
+        names = dict.fromkeys(name for way in ways for name in way if name != "model")
+        if differ := [
+            name for name in names if any(w.get(name) != ways[0].get(name) for w in ways)
+        ]:
+            lines.append(
+                f"{key}: the models were not evaluated alike, which makes their numbers no "
+                f"comparison: {', '.join(differ)}."
+            )
     return lines
 
 

@@ -1,5 +1,6 @@
 """Forgetting is the difference to the first evaluation, also of a run that was resumed."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,15 @@ from helpers import TokenDataset, tiny_llama
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
-from apex_composer.callbacks.forgetting import Forgetting
+from apex_composer.callbacks.forgetting import Forgetting, _mean
 from apex_composer.tools.training_yaml import load_configuration
 
 ROOT = Path(__file__).parents[2]
 
 
-def evaluator(label: str, samples: int, seed: int) -> Evaluator:
+def evaluator(label: str, samples: int, seed: int, **options) -> Evaluator:
     data = TokenDataset(samples, seed=seed, padded=True)
-    return Evaluator(label=label, dataloader=DataLoader(data, batch_size=4))
+    return Evaluator(label=label, dataloader=DataLoader(data, batch_size=4), **options)
 
 
 def make(*evaluators: Evaluator, metrics=(LanguageCrossEntropy,), **options) -> Trainer:
@@ -111,6 +112,27 @@ def test_evaluations_of_other_tokens_are_told(caplog):
     trainer.close()
     told = "forgetting: eval has 44 tokens, in the first evaluation it had 22"
     assert caplog.text.count(told) == 3
+
+
+def test_a_total_is_of_all_domains_or_none():
+    """One that is evaluated less often would make it another text's from time to time."""
+    rare = evaluator("eval/rare", 4, 3, eval_interval="3ba")
+    trainer = run(*of_foundry(), rare)
+    assert len(logged(trainer, "forgetting/book")) == 4
+    assert len(logged(trainer, "forgetting/rare")) == 3
+    assert len(logged(trainer, "forgetting/total")) == 2  # before training, and after batch 6
+
+
+@pytest.mark.parametrize("label", ["eval/total", "book"])
+def test_two_of_one_name_are_refused(label):
+    trainer = make(evaluator("eval/book", 4, 1), evaluator(label, 4, 2))
+    with pytest.raises(ValueError, match=f"more than one '{label.removeprefix('eval/')}'"):
+        trainer.fit()
+    trainer.close()
+
+
+def test_domains_without_tokens_have_no_total():
+    assert math.isnan(_mean({"a": [math.nan, 0], "b": [math.nan, 0]}))
 
 
 def test_a_run_without_losses_is_told(caplog):

@@ -86,6 +86,31 @@ def data_cache(tmp_path_factory):
     datasets.config.HF_DATASETS_CACHE = before
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_inventory():
+    """The harness asks pip and the machine for all that there is, a second for every task."""
+    import lm_eval.evaluator
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm_eval.evaluator, "add_env_info", lambda results: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def short_answers():
+    """Answers of 8 tokens, whatever a task allows; a model of random weights would go on."""
+    from lm_eval.models.huggingface import HFLM
+
+    generate = HFLM._model_generate
+
+    def generate_few(self, context, max_length, stop, **options):
+        return generate(self, context, context.shape[1] + 8, stop, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HFLM, "_model_generate", generate_few)
+        yield
+
+
 @pytest.fixture(scope="session")
 def preset(tmp_path_factory):
     path = tmp_path_factory.mktemp("preset") / "small.yaml"

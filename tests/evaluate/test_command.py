@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 from documents import document
 from typer.testing import CliRunner
 
@@ -27,7 +28,9 @@ def nothing_opens(monkeypatch):
     monkeypatch.setattr(models, "open_model", lambda *_, **__: pytest.fail("a model was opened"))
 
 
-def test_a_model_is_evaluated_and_the_call_goes_on(tmp_path, preset, data_dir, model_folder):
+def test_a_model_is_evaluated_and_the_call_goes_on(
+    tmp_path, preset, data_dir, model_folder, short_answers
+):
     arguments = [model_folder, "--preset", preset, "--data-dir", data_dir, "--out", tmp_path]
     arguments += ["--skip", "humaneval_pass_at_10,tydiqa", "--only", "sciq,nq_open"]
     status, output = call(*arguments, "--device", "cpu")
@@ -54,6 +57,24 @@ def test_missing_files_are_all_named_before_a_model_is_loaded(
     assert "humaneval_pass_at_10-0: it runs Python programs that the model writes" in output
     assert "--skip leaves tasks out; --list-files says which files are needed" in output
     assert not (tmp_path / "eval.json").exists()
+
+
+def test_a_model_that_does_not_fit_leaves_the_others(
+    tmp_path, preset, data_dir, model_folder, monkeypatch
+):
+    opens = models.open_model
+
+    def fill(source, **options):
+        if source == "large":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return opens(source, **options)
+
+    monkeypatch.setattr(models, "open_model", fill)
+    arguments = ["--preset", preset, "--data-dir", data_dir, "--out", tmp_path, "--only", "sciq"]
+    status, output = call("large", model_folder, *arguments)
+    assert status == 1 and "error: large: CUDA out of memory" in output
+    assert [*json.loads((tmp_path / "eval.json").read_text())["models"]] == [str(model_folder)]
+    assert "sciq-2" in (tmp_path / "eval.md").read_text()
 
 
 @pytest.mark.parametrize(

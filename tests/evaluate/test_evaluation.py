@@ -1,19 +1,18 @@
 import json
+import os
 import socket
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from apex_composer.evaluate import evaluation, held_out
+from apex_composer.evaluate import evaluation
 from apex_composer.evaluate.evaluation import Evaluation, Settings, find_problems
 from apex_composer.evaluate.harness import build_task, find_tasks
-from apex_composer.evaluate.perplexity import mean_loss
 from apex_composer.evaluate.preset import PresetTask, read_preset
-from apex_composer.evaluate.texts import read_texts
 
 
 @contextmanager
@@ -42,11 +41,10 @@ def settings(data_dir):
 
 
 @pytest.fixture(scope="module")
-def finished(tasks, settings, model_folder, open_model, tmp_path_factory):
+def finished(tasks, settings, model_folder, open_model, short_answers, tmp_path_factory):
     """All tasks on the model, without a network: the file, and what was told."""
     path, told = tmp_path_factory.mktemp("out") / "eval.json", []
-    with no_network(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HFLM, "max_gen_toks", 8)  # of answers; 256 take seconds
+    with no_network():
         failed = Evaluation(tasks, settings, path, told.append).evaluate(
             str(model_folder), open_model
         )
@@ -155,6 +153,32 @@ def test_the_same_numbers_come_again_and_only_of_the_same_data(
     assert changed.items() <= first["identity"].items()
 
 
+def test_data_of_the_same_time_of_change_are_read_anew(
+    settings, model_folder, open_model, tmp_path
+):
+    """`datasets` knows a file by path and time, which archives and copies keep."""
+    path = tmp_path / "EleutherAI/lambada_openai/default/test.jsonl"
+    path.parent.mkdir(parents=True)
+    tasks = [PresetTask("lambada_openai", "LAMBADA", 0, "acc", "lambada")]
+    own = replace(settings, data_dir=tmp_path)
+    numbers = []
+    for last in ("w3", "w4"):
+        path.write_text(json.dumps({"text": f"w1 w2 {last}"}) + "\n")
+        os.utime(path, (1, 1))
+        failed = Evaluation(tasks, own, tmp_path / "eval.json", str).evaluate(
+            str(model_folder), open_model
+        )
+        assert failed == []
+        result = record_of(tmp_path / "eval.json", model_folder)["tasks"]["lambada_openai-0"]
+        numbers.append(result["metrics"]["perplexity,none"]["value"])
+    with open_model(model_folder) as opened:
+        ids = opened.tokenizer(["w1 w2 w3", "w1 w2 w4"], return_tensors="pt").input_ids
+        with torch.no_grad():
+            logs = opened.model(ids).logits[:, -2].log_softmax(-1)
+    expected = (-logs.gather(1, ids[:, -1:])).exp().flatten().tolist()
+    assert numbers == pytest.approx(expected, rel=1e-5) and numbers[0] != numbers[1]
+
+
 def test_a_trial_is_another_identity_and_its_documents_are_the_first(
     finished, tasks, settings, model_folder, open_model, tmp_path
 ):
@@ -179,8 +203,18 @@ def test_results_of_other_weights_under_the_same_name_go(
     path.write_bytes(finished[0].read_bytes())
     Evaluation([], settings, path, str).evaluate(str(model_folder), open_model)
     assert path.read_bytes() == finished[0].read_bytes()
-    Evaluation([], settings, path, str).evaluate(str(model_folder), trained_on)
+    told = []
+    Evaluation([], settings, path, told.append).evaluate(str(model_folder), trained_on)
     assert record_of(path, model_folder)["tasks"] == {}
+    assert told == [f"{model_folder}: its earlier results go, being of other weights_sha256"]
+
+
+def test_calls_on_other_models_may_run_at_once(settings, model_folder, open_model, tmp_path):
+    path, names = tmp_path / "eval.json", [f"{model_folder}/../{model_folder.name}", "another"]
+    first, second = (Evaluation([], settings, path, str) for _ in names)
+    first.evaluate(names[0], open_model)
+    second.evaluate(names[1], lambda _: open_model(model_folder))
+    assert [*json.loads(path.read_text())["models"]] == names == [*second.results["models"]]
 
 
 def test_cut_prompts_are_counted_and_told(tasks, settings, model_folder, open_model, tmp_path):
@@ -256,31 +290,3 @@ def test_prompts_take_the_form_of_the_chat_template(
     assert Evaluation(tasks[:1], chat, path, str).evaluate(str(model_folder), with_template) == []
     assert seen[0].startswith("[user]w") and seen[0].count("[assistant]w") == 2
     assert record_of(path, model_folder)["tasks"]["sciq-2"]["identity"]["chat"] is True
-
-
-def test_perplexity_stands_beside_the_tasks_and_is_measured_once(
-    settings, model_folder, open_model, tmp_path, monkeypatch
-):
-    for domain, text in (("book", "w1 w2 w3"), ("wiki", "w4 w5")):
-        (tmp_path / "texts" / domain).mkdir(parents=True)
-        lines = (json.dumps({"text": text}) + "\n") * 30
-        (tmp_path / "texts" / domain / "a.jsonl").write_text(lines)
-    path = tmp_path / "eval.json"
-    with_texts = replace(settings, texts=tmp_path / "texts", sequence_length=16)
-    assert Evaluation([], with_texts, path, str).evaluate(str(model_folder), open_model) == []
-    measured = record_of(path, model_folder)["perplexity"]
-    with open_model(model_folder) as opened:
-        texts = read_texts(tmp_path / "texts", opened.tokenizer, sequence_length=16)
-        losses = mean_loss(opened.model, texts)
-    assert measured["total"] == asdict(losses.total)
-    assert measured["domains"] == {name: asdict(loss) for name, loss in losses.domains.items()}
-    assert measured["identity"]["texts_sha256"] == texts.sha256
-
-    with monkeypatch.context() as patch:
-        patch.setattr(held_out, "mean_loss", None)
-        Evaluation([], with_texts, path, str).evaluate(str(model_folder), open_model)
-        assert record_of(path, model_folder)["perplexity"] == measured
-        other = replace(with_texts, sequence_length=8)
-        failed = Evaluation([], other, path, str).evaluate(str(model_folder), open_model)
-    assert len(failed) == 1 and f"{model_folder}, perplexity: TypeError" in failed[0]
-    assert "perplexity" not in record_of(path, model_folder)

@@ -33,6 +33,10 @@ def test_pass_at_k_is_refused_where_it_is_not_defined(samples, passed, k):
         ("x = bytearray(8 << 30)", False),  # more memory than it may have
         ("open('big', 'wb').write(bytes(32 << 20))", False),
         ("import sys; assert sys.stdin.read() == ''", True),
+        ("import io, sys; sys.stdout = io.StringIO()", True),
+        ("import sys; sys.exit(1)", False),
+        ("import threading, time; threading.Thread(target=time.sleep, args=(9,)).start()", True),
+        ("from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int'", True),
     ],
 )
 def test_a_program_passes_when_it_reaches_its_end(program, passes):

@@ -13,10 +13,16 @@ DOCUMENT = json.dumps({"question": "w1", "answer": ["w2"]}) + "\n"
     ("content", "problem"),
     [
         (None, "missing"),
-        ("", "its first line is no JSON object"),
-        ("question, answer\n", "its first line is no JSON object"),
-        ("3\n", "its first line is no JSON object"),
-        ('{"question": "w1"}\n', "its first document lacks answer"),
+        ("", "it has 0 documents, and 3 are needed"),
+        ("question, answer\n", "line 1 is no JSON object"),
+        ("3\n", "line 1 is no JSON object"),
+        (DOCUMENT * 3 + DOCUMENT[:20], "line 4 is no JSON object"),  # a copy that was broken off
+        ('{"question": "w1"}\n', "the document in line 1 lacks answer"),
+        (DOCUMENT * 3 + '\n{"question": "w1"}\n', "the document in line 5 lacks answer"),
+        (
+            DOCUMENT * 3 + '{"question": null, "answer": []}',
+            "the document in line 4 lacks question",
+        ),
         (DOCUMENT * 2 + "\n", "it has 2 documents, and 3 are needed"),
         (DOCUMENT * 3, None),
     ],

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from saved_runs import base_folder, load, noisy, save, save_sharded, tokenizer_of, wrapped
 from test_mpt import make_mpt
+from transformers import AutoModelForCausalLM
 
 from apex_composer.evaluate.models import open_model
 
@@ -75,6 +76,26 @@ def test_adapters_become_part_of_the_weights(base, tmp_path, temporary):
             again = load(opened.folder).eval()
             assert torch.equal(logits(again), logits(opened.model))
     assert not list(temporary.iterdir())
+
+
+def test_adapters_of_a_bfloat16_base_are_added_in_the_dtype_that_is_asked_for(
+    base, tmp_path, temporary
+):
+    """Their changes are often smaller than what bfloat16 can add."""
+    load(base).bfloat16().save_pretrained(tmp_path / "base")
+    tokenizer_of(base).save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", torch_dtype=torch.float32)
+    settings = {"task_type": "CAUSAL_LM", "r": 2, "target_modules": ["q_proj", "up_proj"]}
+    adapted = get_peft_model(model, LoraConfig(**settings))
+    for name, weight in adapted.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(weight, std=0.01)
+    adapted.save_pretrained(tmp_path / "adapter")
+    tokenizer_of(base).save_pretrained(tmp_path / "adapter")
+    with open_model(str(tmp_path / "adapter"), device="cpu", dtype="float32") as opened:
+        torch.testing.assert_close(
+            logits(opened.model), logits(adapted.eval()), rtol=1e-5, atol=1e-7
+        )
 
 
 def test_mpt_of_llm_foundry_needs_no_code_of_its_folder(base, tmp_path):

@@ -1,3 +1,4 @@
+import copy
 import math
 
 from apex_composer.evaluate.preset import PaperRow, Preset, PresetTask
@@ -81,6 +82,28 @@ def test_notes_tell_what_the_numbers_are_not():
         "A number marked (trial) is of the first documents only, by --limit: no result.",
         "runs/a/hf, boolq-0: 7 of 160 prompts were cut at their start to 2048 tokens.",
         "runs/a/hf, boolq-32: not evaluated, ValueError: no",
+    ]
+
+
+def test_numbers_that_were_got_in_different_ways_are_told():
+    unlike = copy.deepcopy(RESULTS)
+    first, second = unlike["models"].values()
+    assert not any("evaluated alike" in line for line in notes(unlike, PRESET, TASKS))
+    first["tasks"]["sciq-0"]["identity"] |= {"chat": True, "model": {"dtype": "float32"}}
+    second["tasks"]["sciq-0"]["identity"] |= {"chat": False, "model": {"dtype": "bfloat16"}}
+    assert notes(unlike, PRESET, TASKS)[5] == (
+        "sciq-0: the models were not evaluated alike, which makes their numbers no comparison: "
+        "chat, dtype."
+    )
+
+
+def test_a_domain_may_be_called_total():
+    results = copy.deepcopy(RESULTS)
+    measured_ = results["models"]["runs/b/hf"]["perplexity"]
+    measured_["domains"] = {"total": measured_["domains"]["wiki"]}
+    assert [row[3] for row in metric_table(results, PRESET, TASKS)[1:3]] == [
+        "5.000 ± 0.050 (1,500 tokens)",
+        "2.000 (500 tokens)",
     ]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from prepared import tokenizer_folder
 from streaming import MDSWriter
+from streaming.base.format.base import writer as writer_of_streaming
 from transformers import AutoTokenizer
 
 from apex_composer.evaluate.token_shards import TokenShards
@@ -16,7 +17,10 @@ def tokenizer():
 
 @pytest.mark.parametrize("encoding", ["ndarray:uint16:8", "ndarray:int32", "bytes"])
 @pytest.mark.parametrize("compression", [None, "zstd"])
-def test_every_sequence_is_found_in_any_order(tokenizer, tmp_path, encoding, compression):
+def test_every_sequence_is_found_in_any_order(
+    tokenizer, tmp_path, monkeypatch, encoding, compression
+):
+    monkeypatch.setattr(writer_of_streaming, "sleep", lambda _: None)  # a second for its own queue
     rows = np.random.default_rng(0).integers(0, 320, (50, 8))
     kind = {"bytes": np.int64}.get(encoding) or np.dtype(encoding.split(":")[1])
     options = {"columns": {"tokens": encoding}, "compression": compression, "size_limit": 700}
