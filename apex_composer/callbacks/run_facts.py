@@ -1,6 +1,7 @@
 """What a run's numbers depend on beside its settings: versions and devices."""
 
 import platform
+from collections.abc import Iterable
 from importlib import metadata
 
 PACKAGES = (
@@ -15,10 +16,10 @@ PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Of Python and of the packages that numbers depend on, as far as they are installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -9,14 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from apex_composer.callbacks.run_facts import versions
 from apex_composer.data_prep.atomic_files import read_json, write_json
 from apex_composer.evaluate.harness import build_task, find_tasks, leaf_tasks, wanted_files
 from apex_composer.evaluate.held_out import measure_held_out
-from apex_composer.evaluate.identity import describe_model, versions
+from apex_composer.evaluate.identity import describe_model
 from apex_composer.evaluate.local_files import LocalFile, describe_problems, sha256_of, unique
 from apex_composer.evaluate.preset import PresetTask
 from apex_composer.evaluate.run_task import SEEDS, run_task, wrap_model
 
+# What a result depends on.
+PACKAGES = ("apex-composer", "lm-eval", "torch", "transformers", "tokenizers", "datasets")
 PERPLEXITY = "perplexity"  # its place in a model's record
 Tell = Callable[[str], None]
 
@@ -119,7 +122,7 @@ class Evaluation:
         return [f"{source}, {key}: {reason}" for key, reason in record["problems"].items()]
 
     def _read(self) -> dict[str, Any]:
-        return (read_json(self.path) or {"models": {}}) | {"versions": versions()}
+        return (read_json(self.path) or {"models": {}}) | {"versions": versions(PACKAGES)}
 
     def _write(self, source: str, record: dict[str, Any]) -> None:
         """Write what is known of a model, beside what another call has written meanwhile."""

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from apex_composer.evaluate.identity import positions_of
+from apex_composer.evaluate.identity import check_positions
 from apex_composer.evaluate.perplexity import mean_loss
 from apex_composer.evaluate.texts import read_texts
 
@@ -32,12 +32,7 @@ def measure_held_out(
     Raises:
         ValueError: the sequences are longer than the model's positions.
     """
-    positions = positions_of(opened.model.config)
-    if positions is not None and sequence_length > positions:
-        raise ValueError(
-            f"--sequence-length {sequence_length} is more than the {positions} positions that the "
-            f"model knows: give --sequence-length {positions}, for every model that is compared"
-        )
+    check_positions(opened.model.config, sequence_length)
     texts = read_texts(source, opened.tokenizer, sequence_length=sequence_length)
     identity = {
         **identity,

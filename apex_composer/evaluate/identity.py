@@ -2,17 +2,11 @@
 
 import hashlib
 import json
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
-PACKAGES = ("apex-composer", "lm-eval", "torch", "transformers", "tokenizers", "datasets")
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that a result can depend on."""
-    return {name: version(name) for name in PACKAGES}
+from apex_composer.data_prep.progress import progress_bar
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
@@ -21,7 +15,8 @@ def weights_sha256(model: torch.nn.Module) -> str:
     Of files it would say less: a checkpoint is converted, and `dtype` converts again.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    weights = sorted(model.state_dict().items())
+    for name, tensor in progress_bar(weights, desc="sha256", unit="weight", delay=2):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy())
@@ -49,6 +44,25 @@ def settings_sha256(model: Any) -> str:
             one.pop(name, None)
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def model_sha256(model: Any) -> str:
+    """Hash of all that makes a model's outputs: `weights_sha256` and `settings_sha256`."""
+    return hashlib.sha256(f"{weights_sha256(model)}{settings_sha256(model)}".encode()).hexdigest()
+
+
+def check_positions(config: Any, sequence_length: int) -> None:
+    """Refuse sequences that are longer than a model knows positions.
+
+    Raises:
+        ValueError: with the length that it knows.
+    """
+    positions = positions_of(config)
+    if positions is not None and sequence_length > positions:
+        raise ValueError(
+            f"--sequence-length {sequence_length} is more than the {positions} positions that the "
+            f"model knows: give --sequence-length {positions}, for every model that is compared"
+        )
 
 
 def positions_of(config: Any) -> int | None:

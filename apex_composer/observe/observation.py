@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from apex_composer.assessment.scores import GroupTotals
+from apex_composer.callbacks.run_facts import versions
+from apex_composer.evaluate.identity import check_positions, model_sha256
 from apex_composer.evaluate.models import OpenedModel, open_model
 from apex_composer.evaluate.texts import Texts
 from apex_composer.model.find_sites import find_sites
@@ -28,16 +30,16 @@ from apex_composer.observe.masking import (
 from apex_composer.observe.predictions import Domains, predict
 from apex_composer.observe.ranks import measure_ranks
 from apex_composer.observe.results import (
-    hash_model,
     keep_pieces,
     open_results,
     save_results,
-    used_versions,
     write_tables,
 )
 from apex_composer.observe.selections import find_selections
 from apex_composer.observe.settings import Settings, read_before_loading, read_samples
 
+# What the numbers come from.
+_PACKAGES = ("apex-composer", "torch", "transformers")
 _WEIGHTS = (".safetensors", ".distcp")
 
 
@@ -58,6 +60,8 @@ def observe_model(
     """
     texts = read_before_loading(source, settings)
     with open_model(source, device=settings.device, dtype=settings.dtype) as opened:
+        if settings.data is not None:
+            check_positions(opened.model.config, settings.sequence_length)
         if texts is None and settings.data is not None:
             texts = read_samples(settings, opened.tokenizer)
         sites = find_sites(opened.model, settings.wanted_targets)
@@ -85,8 +89,8 @@ def _identity(opened: OpenedModel, texts: Texts | None, settings: Settings) -> d
         }
     return {
         "model": opened.name,
-        "model_sha256": hash_model(opened.model),
-        "versions": used_versions(),
+        "model_sha256": model_sha256(opened.model),
+        "versions": versions(_PACKAGES),
         "settings": {
             "threshold": settings.threshold,
             "targets": sorted(settings.targets),

@@ -1,46 +1,19 @@
 """The file of an observation, `observe.json`: what it is of, and its parts as they are finished."""
 
 import csv
-import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from apex_composer.data_prep.atomic_files import read_json, write_json, write_text
-from apex_composer.data_prep.progress import progress_bar
 
 RESULTS = "observe.json"
 # What an observation is of; a part that was measured of something else is never taken over.
 IDENTITY = ("model_sha256", "versions", "settings", "data")
-# Of a configuration: where the model was, and what it was written by, change no number.
-_NOT_THE_MODEL = ("_name_or_path", "transformers_version")
 # Between two saves of a part that comes piece by piece.
 _SECONDS = 20.0
-
-
-def hash_model(model: nn.Module) -> str:
-    """The sha256 of a Hugging Face model's configuration and weights, as they are in memory."""
-    content = model.config.to_dict()
-    for name in _NOT_THE_MODEL:
-        content.pop(name, None)
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
-    state = model.state_dict()
-    for name, tensor in progress_bar(state.items(), desc="sha256", unit="weight", delay=2):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def used_versions() -> dict[str, str]:
-    """Versions of the packages that the numbers come from."""
-    return {name: version(name) for name in ("apex-composer", "torch", "transformers")}
 
 
 def open_results(folder: Path, identity: dict[str, Any], *, overwrite: bool = False) -> dict:
