@@ -1,5 +1,6 @@
 """The structure of the file; `make test-report` looks at it in a browser."""
 
+import math
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -141,5 +142,7 @@ def test_numbers_for_people():
         "0",
     ]
     assert show_interval(estimate(-0.5)) == "−0.500"
+    assert show_interval(estimate(math.nan)) == "no number"
+    assert show_interval(estimate(1e300)) == "1e+300"
     assert show_interval(estimate(0.5, 0.5), signed=True) == "+0.500 (+0.490 to +0.510)"
     assert show_value({"tokens": 12345, "done": True}) == "tokens: 12,345, done: True"
