@@ -15,7 +15,7 @@ COLOURS = [f"#0a0b{number:02x}" for number in range(8)]
 INK, FAINT = "#0a0c00", "#0a0c01"
 VARIABLES = {colour: f"var(--series-{number})" for number, colour in enumerate(COLOURS)}
 VARIABLES |= {INK: "currentColor", FAINT: "var(--faint)"}
-DASHES = ((), (5, 2), (1.5, 1.5))
+DASHES = ((), (5, 2), (1.5, 1.5), (6, 1.5, 1.5, 1.5))
 # A curve gets at most so many points: one for two pixels of the widest chart.
 MOST_POINTS = 240
 LEAST_POINTS, BATCHES_PER_POINT = 30, 10

@@ -48,8 +48,8 @@ def test_an_axis_leaves_out_what_would_hide_the_rest():
 
 
 def test_styles_are_apart():
-    looks = {colour_and_dashes(style) for style in range(3 * len(COLOURS))}
-    assert len(looks) == 3 * len(COLOURS)
+    looks = {colour_and_dashes(style) for style in range(4 * len(COLOURS))}
+    assert len(looks) == 4 * len(COLOURS)
 
 
 def test_the_svg_takes_colours_and_font_from_the_page():
