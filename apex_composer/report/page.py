@@ -93,6 +93,7 @@ def make_page(compared: Answer, title: str) -> str:
         answer=compared,
         look={group.name: _look(number) for number, group in enumerate(compared.groups)},
         colours=len(COLOURS),
+        boundaries=axis.boundaries,
         validation=_kept(validation_charts(axis, compared)),
         training=_kept(training_charts(axis, runs)),
         operators=_kept(operator_charts(axis, runs)),

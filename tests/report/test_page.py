@@ -121,6 +121,7 @@ def test_a_run_that_kept_nothing_gives_a_page_that_says_so():
     text = make_page(compared, "bare")
     assert "No run has kept an evaluation" in text and "loss: no local_metrics" in text
     assert "No run has kept its training loss" in text and 'class="legend"' not in text
+    assert "Dotted vertical lines" not in text and "callback <code>speed_monitor" in text
     assert "Nothing is known of it." in text and "Nothing to compare" in text
 
 
