@@ -177,7 +177,7 @@ def _dress(axes: Any, boundaries: Sequence[tuple[float, int | None]], whole_x: b
     axes.yaxis.label.set_color(INK)
     axes.grid(color=FAINT, linewidth=0.4)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole_x))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole_x, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.ticklabel_format(useOffset=False)
     for place, style in boundaries:

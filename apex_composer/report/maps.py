@@ -141,7 +141,8 @@ def overlaps(run: Run) -> list[tuple[int, str, float, float]]:
     """Stage, unit, and the mean overlap of the advantageous and the disadvantageous sets."""
     rows = []
     for stage in run.stages:
-        for unit in sorted({stage.units[name] for name in stage.overlap}, reverse=True):
+        for unit, word in UNITS.items():
             pairs = [pair for name, pair in stage.overlap.items() if stage.units[name] == unit]
-            rows.append((stage.number, unit, *map(float, np.mean(pairs, axis=0))))
+            if pairs:
+                rows.append((stage.number, word, *map(float, np.mean(pairs, axis=0))))
     return rows

@@ -117,10 +117,10 @@ def _look(style: int) -> dict[str, Any]:
 
 
 def _stages(run: Run) -> dict[str, Any]:
-    maps = [(stage, unit, stage_maps(stage, unit)) for stage in run.stages for unit in UNITS]
+    maps = [(s, [one for unit in UNITS for one in stage_maps(s, unit)]) for s in run.stages]
     return {
         "run": run,
-        "maps": [(stage, unit, found) for stage, unit, found in maps if found],
+        "maps": [(stage, found) for stage, found in maps if found],
         "overlaps": overlaps(run),
         "spread": list(spread_charts(run)),
     }
