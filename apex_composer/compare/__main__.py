@@ -22,6 +22,7 @@ from apex_composer.data_prep.atomic_files import write_json, write_text
 from apex_composer.demo.__main__ import REPORT, choose_precision
 from apex_composer.demo.configuration import load_template
 from apex_composer.extras import MissingExtraError, require
+from apex_composer.report.command import report_job
 
 app = typer.Typer(add_completion=False)
 console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -130,14 +131,11 @@ def write_results(
 
 
 def report_runs(folder: Path, runs: list[Run]) -> None:
-    """Write the page of all runs that have a result, and say where it is."""
-    from apex_composer.report.page import write_report
-
+    """Write the page of all runs that have a result, and say where it is or why it is not."""
     if runs:
         methods = {run.method for run in runs}
         baselines = [REFERENCE] if REFERENCE in methods and len(methods) > 1 else []
-        write_report([run.folder for run in runs], folder / REPORT, baselines=baselines)
-        console.print(f"{folder / REPORT}")
+        console.print(report_job([run.folder for run in runs], folder / REPORT, baselines))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from apex_composer.demo.run import METRICS
 from apex_composer.demo.steps import describe_steps, expected_minutes, show_minutes
 from apex_composer.demo.table import make_table
 from apex_composer.extras import MissingExtraError, require
+from apex_composer.report.command import report_job
 
 # More threads slow so small a model down.
 MOST_THREADS = 8
@@ -55,7 +56,8 @@ def demo(
     console.print(f"{out}/summary.json  all numbers, selections, versions", soft_wrap=True)
     console.print(f"{out}/hf/           the APEX model, ready for from_pretrained", soft_wrap=True)
     console.print(f"{out}/loss.png      both loss curves", soft_wrap=True)
-    console.print(f"{out}/{REPORT}   all of it as a page: open it in a browser", soft_wrap=True)
+    told = report_job([out / "vanilla", out / "apex"], out / REPORT, baselines=["vanilla"])
+    console.print(told, markup=False, soft_wrap=True)
     console.print(f"{out}/<run>/        configuration and metrics of each run", soft_wrap=True)
 
 
@@ -73,8 +75,6 @@ def run_job(data: Path | None, out: Path, yaml: Path, overrides: list[str]) -> d
         OSError, ValueError: a setting or the data is unusable.
         RuntimeError: a run failed.
     """
-    from apex_composer.report.page import write_report
-
     template = load_template(yaml, out, overrides)
     minutes = expected_minutes(template)
     console.print(describe_steps(minutes), soft_wrap=True, highlight=False)
@@ -102,7 +102,6 @@ def run_job(data: Path | None, out: Path, yaml: Path, overrides: list[str]) -> d
     losses = {name: metrics[name]["loss"] for name in ("vanilla", "apex")}
     plot_losses(out / "loss.png", losses, summary)
     write_json(out / "summary.json", summary)
-    write_report([out / "vanilla", out / "apex"], out / REPORT, baselines=["vanilla"])
     return summary
 
 

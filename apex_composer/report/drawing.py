@@ -15,10 +15,12 @@ COLOURS = [f"#0a0b{number:02x}" for number in range(8)]
 INK, FAINT = "#0a0c00", "#0a0c01"
 VARIABLES = {colour: f"var(--series-{number})" for number, colour in enumerate(COLOURS)}
 VARIABLES |= {INK: "currentColor", FAINT: "var(--faint)"}
-DASHES = ((), (5, 2), (1.5, 1.5))
+DASHES = ((), (5, 2), (1.5, 1.5), (6, 1.5, 1.5, 1.5))
 # A curve gets at most so many points: one for two pixels of the widest chart.
 MOST_POINTS = 240
 LEAST_POINTS, BATCHES_PER_POINT = 30, 10
+# An axis shows what is no further off than so many times the spread of nearly all values.
+MOST_SPREAD = 5
 # In CSS pixels. A chart is drawn for narrow screens and scaled up on wide ones.
 WIDTH, HEIGHT = 400, 215
 POINTS_PER_INCH = 72
@@ -52,18 +54,20 @@ def colour_and_dashes(style: int) -> tuple[int, int]:
     return style % len(COLOURS), style // len(COLOURS) % len(DASHES)
 
 
-def thin(x: Numbers, y: Numbers, style: int, *, band: bool = False) -> Line:
+def thin(x: Numbers, y: Numbers, style: int, *, noisy: bool = False, band: bool = False) -> Line:
     """A curve of few points: each is the mean of neighbours, the band their least and greatest.
 
     Args:
         x: rising [n].
         y: values [n]; those that are not finite are left out.
         style: see `Line`.
+        noisy: whether it has the noise of single batches, which a mean of ten takes away. Default
+            False: values stay as they are, as far as there is room.
         band: whether the line gets a band. Default: False.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-    wanted = max(min(len(y), LEAST_POINTS), len(y) // BATCHES_PER_POINT)
+    wanted = max(min(len(y), LEAST_POINTS), len(y) // BATCHES_PER_POINT) if noisy else len(y)
     count = min(MOST_POINTS, wanted)
     if not count:
         return Line((), (), style)
@@ -81,8 +85,9 @@ def draw(
     label: str,
     x_label: str,
     y_labels: Sequence[str],
-    boundaries: Numbers = (),
-    level: float | None = None,
+    boundaries: Sequence[tuple[float, int | None]] = (),
+    levels: Numbers = (),
+    limits: Sequence[tuple[float, float] | None] = (),
     points: Sequence[tuple[float, float, int]] = (),
     whole_x: bool = False,
 ) -> str:
@@ -94,8 +99,9 @@ def draw(
         label: what the chart shows, for those who do not see it.
         x_label: text below.
         y_labels: text beside each axes.
-        boundaries: dotted vertical lines.
-        level: height of a dashed line across the first axes. Default: none.
+        boundaries: dotted vertical lines: where, and the style whose colour they have, or None.
+        levels: heights of dashed lines across the first axes. Default: none.
+        limits: lowest and highest value of each axes, see `visible`. Default: what is drawn.
         points: x, y and style of what is marked on the first axes.
         whole_x: whether only whole numbers stand below. Default: False.
     """
@@ -123,17 +129,43 @@ def draw(
         last.set_xlabel(x_label)
         if len(panels) > 1:
             last.axhline(0, color=INK, linewidth=0.8)
-        if level is not None:
+        for level in levels:
             first.axhline(level, color=INK, linewidth=1, dashes=(3, 3))
         for x, y, style in points:
             colour = COLOURS[colour_and_dashes(style)[0]]
             first.plot([x], [y], "D", color=colour, markersize=6, markeredgecolor=INK)
+        for axes, own in zip(rows[:, 0], limits, strict=False):
+            if own is not None:
+                axes.set_ylim(*own)
+        # Once, here: it would be done a second time when the file is written.
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine("none")
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator")))
     return _inline(file.getvalue(), label)
 
 
-def _dress(axes: Any, boundaries: Numbers, whole_x: bool) -> None:
+def visible(lines: Sequence[Line]) -> tuple[float, float] | None:
+    """What an axis must show where single values are so far off that they would hide the rest.
+
+    Returns:
+        Lowest and highest value of an axis; None where everything has its place.
+    """
+    values = np.concatenate([np.asarray(line.y, dtype=float) for line in lines])
+    edges = [edge for line in lines for edge in (line.low, line.high) if edge is not None]
+    every = np.concatenate([values, *edges])
+    if len(values) < LEAST_POINTS:
+        return None
+    low, high = (np.quantile(values, q, method=m) for q, m in ((0.02, "higher"), (0.98, "lower")))
+    room = MOST_SPREAD * (high - low)
+    if not room or (every.min() >= low - room and every.max() <= high + room):
+        return None
+    inside = every[(every >= low - room) & (every <= high + room)]
+    margin = 0.05 * (inside.max() - inside.min())
+    return inside.min() - margin, inside.max() + margin
+
+
+def _dress(axes: Any, boundaries: Sequence[tuple[float, int | None]], whole_x: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_facecolor("none")
@@ -145,11 +177,12 @@ def _dress(axes: Any, boundaries: Numbers, whole_x: bool) -> None:
     axes.yaxis.label.set_color(INK)
     axes.grid(color=FAINT, linewidth=0.4)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole_x))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole_x, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.ticklabel_format(useOffset=False)
-    for boundary in boundaries:
-        axes.axvline(boundary, color=INK, linewidth=0.9, alpha=0.7, dashes=(1, 2.5))
+    for place, style in boundaries:
+        colour = INK if style is None else COLOURS[colour_and_dashes(style)[0]]
+        axes.axvline(place, color=colour, linewidth=0.9, alpha=0.7, dashes=(1, 2.5))
 
 
 def _draw_line(axes: Any, line: Line) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 
 from apex_composer.report.run import Run, Stage
 
+# In the order of the page, and their names there.
+UNITS = {"head": "head", "kv_head": "KV head", "channel": "channel"}
 # Blue and orange of Okabe and Ito: apart for every kind of colour vision.
 HIGH, LOW = (0x00, 0x7A, 0xC2), (0xE0, 0x6C, 0x00)
 # More units than these share a column with their neighbours.
@@ -30,6 +32,8 @@ class Map:
         rows: number of layers.
         columns: of units, or of neighbours that share one.
         units: in a layer.
+        word: for one of them.
+        largest: score of the strongest colour; None where the map is of what is selected.
         plus: SVG path of the marks of advantageous units; empty where columns are shared.
         minus: the same of the disadvantageous ones.
     """
@@ -39,12 +43,14 @@ class Map:
     rows: int
     columns: int
     units: int
+    word: str
+    largest: float | None
     plus: str = ""
     minus: str = ""
 
 
 def stage_maps(stage: Stage, unit: str) -> list[Map]:
-    """The maps of a stage for `head` or `channel`: scores, where there are, and what is selected.
+    """The maps of a stage for one of `UNITS`: scores, where there are, and what is selected.
 
     Single columns have scores and marks in one map; shared ones, a map of each.
     """
@@ -59,10 +65,10 @@ def stage_maps(stage: Stage, unit: str) -> list[Map]:
         plus, minus = (_marks(stage, groups, side) for side in ("plus", "minus"))
     shown = []
     if stage.scores is not None:
-        scores = [np.asarray(stage.scores[name], dtype=float) for name in groups]
-        shown.append(_map(f"{unit} scores", scores, columns, plus, minus))
+        scores = [_centred(stage.scores[name]) for name in groups]
+        shown.append(_map("scores", unit, scores, columns, plus, minus))
     if not shown or not plus:
-        shown.append(_map(f"selected {unit}s", selected, columns, plus, minus))
+        shown.append(_map("selected", unit, selected, columns, plus, minus))
     return shown
 
 
@@ -81,10 +87,21 @@ def _selected(stage: Stage, group: str, count: int) -> np.ndarray:
     return values
 
 
-def _map(title: str, layers: Sequence[np.ndarray], columns: int, plus: str, minus: str) -> Map:
-    units = max(map(len, layers))
+def _centred(scores: Sequence[float]) -> np.ndarray:
+    """Scores minus their layer's mean: that of ranks is 0 already, that of average norms is not."""
+    values = np.asarray(scores, dtype=float)
+    finite = np.isfinite(values)
+    return np.where(finite, values - values[finite].mean(), 0) if finite.any() else 0 * finite
+
+
+def _map(
+    kind: str, unit: str, layers: Sequence[np.ndarray], columns: int, plus: str, minus: str
+) -> Map:
+    units, word = max(map(len, layers)), UNITS[unit]
     values = np.stack([_shared(layer, units, columns) for layer in layers])
-    return Map(title, _image(values), *values.shape, units, plus, minus)
+    title = f"scores of {word}s" if kind == "scores" else f"selected {word}s"
+    largest = float(np.abs(values).max()) if kind == "scores" else None
+    return Map(title, _image(values), *values.shape, units, word, largest, plus, minus)
 
 
 def _shared(values: np.ndarray, units: int, columns: int) -> np.ndarray:
@@ -124,7 +141,8 @@ def overlaps(run: Run) -> list[tuple[int, str, float, float]]:
     """Stage, unit, and the mean overlap of the advantageous and the disadvantageous sets."""
     rows = []
     for stage in run.stages:
-        for unit in sorted({stage.units[name] for name in stage.overlap}, reverse=True):
+        for unit, word in UNITS.items():
             pairs = [pair for name, pair in stage.overlap.items() if stage.units[name] == unit]
-            rows.append((stage.number, unit, *map(float, np.mean(pairs, axis=0))))
+            if pairs:
+                rows.append((stage.number, word, *map(float, np.mean(pairs, axis=0))))
     return rows

@@ -8,24 +8,23 @@ from typing import Any
 from apex_composer.data_prep.atomic_files import write_text
 from apex_composer.report.answers import TOTAL, Answer, Estimate, answer
 from apex_composer.report.charts import (
-    Chart,
-    make_axis,
     mean_ranks,
     operator_charts,
     rank_charts,
-    runs_of,
     spread_charts,
     step_chart,
     training_charts,
     validation_charts,
 )
+from apex_composer.report.curves import Chart, make_axis, runs_of
 from apex_composer.report.drawing import COLOURS, DASHES, colour_and_dashes, show_tokens
-from apex_composer.report.maps import overlaps, stage_maps
+from apex_composer.report.maps import UNITS, overlaps, stage_maps
 from apex_composer.report.read_run import read_runs
 from apex_composer.report.run import Run
 
 TEMPLATE = "page.html.j2"
-UNITS = ("head", "channel")
+# Larger numbers have an exponent.
+MOST_DECIMAL = 1e6
 # More groups than these are counted in the title.
 MOST_NAMES = 5
 
@@ -94,6 +93,7 @@ def make_page(compared: Answer, title: str) -> str:
         answer=compared,
         look={group.name: _look(number) for number, group in enumerate(compared.groups)},
         colours=len(COLOURS),
+        boundaries=axis.boundaries,
         validation=_kept(validation_charts(axis, compared)),
         training=_kept(training_charts(axis, runs)),
         operators=_kept(operator_charts(axis, runs)),
@@ -117,10 +117,10 @@ def _look(style: int) -> dict[str, Any]:
 
 
 def _stages(run: Run) -> dict[str, Any]:
-    maps = [(stage, unit, stage_maps(stage, unit)) for stage in run.stages for unit in UNITS]
+    maps = [(s, [one for unit in UNITS for one in stage_maps(s, unit)]) for s in run.stages]
     return {
         "run": run,
-        "maps": [(stage, unit, found) for stage, unit, found in maps if found],
+        "maps": [(stage, found) for stage, found in maps if found],
         "overlaps": overlaps(run),
         "spread": list(spread_charts(run)),
     }
@@ -148,7 +148,10 @@ def show_number(value: float | None, digits: int = 4, *, signed: bool = False) -
 
 def show_interval(estimate: Estimate, places: int = 3, *, signed: bool = False) -> str:
     """An estimate, and its 95 % interval where there is one: `+0.012 (−0.003 to +0.027)`."""
-    form = f"{'+' if signed else ''},.{places}f"
+    if not math.isfinite(estimate.mean):
+        return "no number"
+    sign = "+" if signed else ""
+    form = f"{sign},.{places}f" if abs(estimate.mean) < MOST_DECIMAL else f"{sign}.3g"
     text = f"{estimate.mean:{form}}"
     if estimate.low is not None:
         text += f" ({estimate.low:{form}} to {estimate.high:{form}})"

@@ -29,7 +29,7 @@ class Stage:
         number: from 0.
         batch: its first.
         expansion: whether it trains operators.
-        units: `head` or `channel` of each group, in the order of the layers.
+        units: `head`, `kv_head` or `channel` of each group, in the order of the layers.
         advantageous: selected units by group.
         disadvantageous: the same of the other side.
         overlap: Jaccard index of both sets with the last stage's, by group; empty at the first.

@@ -6,9 +6,10 @@ from pathlib import Path
 import own_names
 import pytest
 from corpus import sentences, write_corpus, write_jsonl
+from results_fixture import example_metrics, example_summary
 from typer.testing import CliRunner
 
-from apex_composer.data_prep.atomic_files import read_json
+from apex_composer.data_prep.atomic_files import read_json, write_json
 from apex_composer.demo import __main__ as demo
 from apex_composer.demo import from_scratch
 from apex_composer.demo import run as demo_run
@@ -45,6 +46,25 @@ def test_prepared_data_is_used_again(tmp_path, monkeypatch):
     first = demo.prepare_data(corpus, tmp_path / "out", template)
     monkeypatch.setattr(from_scratch, "write_text_and_tokenizer", pytest.fail)
     assert demo.prepare_data(corpus, tmp_path / "out", template) == first
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_the_job_ends_with_its_report_or_says_why_there_is_none(tmp_path, monkeypatch, is_whole):
+    def run_job(data, out, yaml, overrides):
+        for name, offset in (("vanilla", 0.0), ("apex", -0.1)) if is_whole else ():
+            write_json(out / name / "metrics.json", example_metrics(offset, 1.0) | {"stages": []})
+        return example_summary()
+
+    monkeypatch.setattr(demo, "run_job", run_job)
+    result = CliRunner().invoke(demo.app, ["--out", str(tmp_path)])
+    assert result.exit_code == 0 and "summary.json" in result.output, result.output
+    assert (tmp_path / "report.html").exists() is is_whole
+    if is_whole:
+        assert f"{tmp_path}/report.html   all of it" in result.output
+        assert "apex against vanilla</title>" in (tmp_path / "report.html").read_text()
+    else:
+        assert "No report: FileNotFoundError" in result.output
+        assert f"apex-composer report {tmp_path}/vanilla {tmp_path}/apex --out" in result.output
 
 
 TINY = [

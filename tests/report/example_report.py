@@ -118,7 +118,7 @@ def example_answer(groups: dict[str, list[Run]]) -> Answer:
             for name, runs in groups.items()
         ),
         baselines=(first,),
-        baseline_rule="the run without APEX.",
+        baseline_rule="the run without APEX",
         domains=(*domains, "total"),
         finals={name: {d: final(name, d) for d in (*domains, "total")} for name in groups},
         reaches=tuple(

@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 from apex_composer.cli import app
 from apex_composer.compare.__main__ import report_runs
 from apex_composer.compare.configuration import Run
+from apex_composer.report.command import report_job
 
 
 def write_result(folder, loss):
@@ -50,3 +51,24 @@ def test_compare_reports_the_runs_that_have_a_result(tmp_path, capsys):
     (tmp_path / "report.html").unlink()
     report_runs(tmp_path, [])
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_job_does_not_fail_with_its_report_and_says_how_to_write_it(tmp_path):
+    out = tmp_path / "a report.html"
+    out.write_text("of an earlier job")
+    told = report_job([tmp_path / "run"], out, ["full"])
+    assert told.startswith("No report: FileNotFoundError: ") and str(tmp_path / "run") in told
+    given = f"--out '{out}' --baseline full"
+    assert told.endswith(f"to write it: apex-composer report {tmp_path / 'run'} {given}")
+    assert not out.exists()
+
+
+def test_a_fault_of_the_report_itself_is_told_too(tmp_path, monkeypatch, capsys):
+    from apex_composer.report import page
+
+    def broken(*_, **__):
+        raise KeyError("a fault")
+
+    monkeypatch.setattr(page, "write_report", broken)
+    report_runs(tmp_path, [Run("full", 17, tmp_path / "runs" / "full" / "seed17", {}, "")])
+    assert "No report: KeyError: 'a fault'" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 import base64
 import io
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ def test_heads_have_a_pixel_each_and_a_mark_where_they_are_selected():
     assert shown.shape == (3, 8, 4) and (one.rows, one.columns, one.units) == (3, 8, 8)
     for layer in range(3):
         scores = np.array(stage.scores[f"layers.{layer}.attn"])
+        scores -= scores.mean()
         strong = shown[layer, :, 3] > 0
         assert (shown[layer, strong & (scores > 0), :3] == maps.HIGH).all()
         assert (shown[layer, strong & (scores < 0), :3] == maps.LOW).all()
@@ -38,6 +40,34 @@ def test_many_channels_share_columns_with_their_mean():
         starts = [column * 130 // 64 for column in range(65)]
         means = [values[a:b].mean() for a, b in zip(starts, starts[1:], strict=False)]
         np.testing.assert_allclose(maps._shared(values, 130, 64), means)
+
+
+def test_average_norms_are_seen_as_above_and_below_their_layers_mean():
+    stage = example_stage(0, 0, layers=1, heads=4, channels=256)
+    (group,) = (name for name, unit in stage.units.items() if unit == "head")
+    stage = replace(stage, scores={**stage.scores, group: [7.0, 7.0, 9.0, 5.0]})
+    (one,) = maps.stage_maps(stage, "head")
+    assert [tuple(pixel) for pixel in pixels(one)[0]] == [
+        *[(0, 0, 0, 0)] * 2,
+        (*maps.HIGH, 255),
+        (*maps.LOW, 255),
+    ]
+    assert one.largest == 2
+
+
+def test_scores_that_are_no_numbers_have_no_colour():
+    stage = example_stage(0, 0, layers=1, heads=4, channels=256)
+    for values in ([math.nan] * 4, [0] * 4):
+        shown = replace(stage, scores={**stage.scores, "layers.0.attn": values})
+        (one,) = maps.stage_maps(shown, "head")
+        assert not pixels(one).any() and one.largest == 0
+
+
+def test_kv_heads_have_maps_of_their_own():
+    stage = example_stage(0, 0, layers=2, heads=4, channels=256)
+    units = {name: "kv_head" if unit == "head" else unit for name, unit in stage.units.items()}
+    (one,) = maps.stage_maps(replace(stage, units=units), "kv_head")
+    assert one.title == "scores of KV heads" and one.units == 4
 
 
 def test_without_scores_the_selected_sets_are_shown():

@@ -1,5 +1,6 @@
 """The structure of the file; `make test-report` looks at it in a browser."""
 
+import math
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -119,6 +120,8 @@ def test_a_run_that_kept_nothing_gives_a_page_that_says_so():
     compared = replace(compared, groups=(replace(group, runs=(bare,)),))
     text = make_page(compared, "bare")
     assert "No run has kept an evaluation" in text and "loss: no local_metrics" in text
+    assert "No run has kept its training loss" in text and 'class="legend"' not in text
+    assert "Dotted vertical lines" not in text and "callback <code>speed_monitor" in text
     assert "Nothing is known of it." in text and "Nothing to compare" in text
 
 
@@ -141,5 +144,7 @@ def test_numbers_for_people():
         "0",
     ]
     assert show_interval(estimate(-0.5)) == "−0.500"
+    assert show_interval(estimate(math.nan)) == "no number"
+    assert show_interval(estimate(1e300)) == "1e+300"
     assert show_interval(estimate(0.5, 0.5), signed=True) == "+0.500 (+0.490 to +0.510)"
     assert show_value({"tokens": 12345, "done": True}) == "tokens: 12,345, done: True"
