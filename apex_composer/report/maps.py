@@ -64,7 +64,7 @@ def stage_maps(stage: Stage, unit: str) -> list[Map]:
     if columns == max(counts):
         plus, minus = (_marks(stage, groups, side) for side in ("plus", "minus"))
     shown = []
-    if stage.scores is not None:
+    if stage.scores is not None and set(groups) <= set(stage.scores):
         scores = [_centred(stage.scores[name]) for name in groups]
         shown.append(_map("scores", unit, scores, columns, plus, minus))
     if not shown or not plus:
@@ -73,8 +73,8 @@ def stage_maps(stage: Stage, unit: str) -> list[Map]:
 
 
 def _count(stage: Stage, group: str) -> int:
-    """Units of a group: where scores are not kept, up to the last selected one."""
-    if stage.scores is not None:
+    """Units of a group; up to the last selected one without scores: KV heads go by query heads."""
+    if stage.scores is not None and group in stage.scores:
         return len(stage.scores[group])
     return 1 + max([*stage.advantageous[group], *stage.disadvantageous[group]], default=-1)
 

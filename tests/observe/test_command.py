@@ -26,7 +26,10 @@ LENGTH = ("--sequence-length", "32", "--threshold", "0.25")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    return base_folder(tmp_path_factory.mktemp("base") / "model")
+    folder = base_folder(tmp_path_factory.mktemp("base") / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32}))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +118,7 @@ def test_results_of_something_else_are_not_gone_on_with(base, data, tmp_path):
     run(base, "--data", data, "--out", tmp_path, *LENGTH)
     before = results(tmp_path)
     other = base_folder(tmp_path / "other")
-    noisy(model := load(other), 1).save_pretrained(other)
+    noisy(model := load(base), 1).save_pretrained(other)
     for arguments, differs in (
         ((base, "--threshold", 0.5), "settings.threshold is 0.25 there, 0.5 here"),
         ((base, "--samples", 2), "data.samples.some is"),
@@ -269,3 +272,10 @@ def test_bad_input_is_told_before_a_model_is_loaded(
     output = " ".join(run(base, "--out", "out", *given, status=1).output.split())
     assert output.startswith("error: ") and told in output
     assert not (tmp_path / "out").exists()
+
+
+def test_sequences_beyond_the_positions_are_refused(base, data, tmp_path):
+    length = ("--sequence-length", 33)
+    told = run(base, "--out", tmp_path / "out", "--data", data, *length, status=1).output
+    assert "--sequence-length 33 is more than the 32 positions" in " ".join(told.split())
+    assert not (tmp_path / "out" / "observe.json").exists()

@@ -70,6 +70,14 @@ def test_kv_heads_have_maps_of_their_own():
     assert one.title == "scores of KV heads" and one.units == 4
 
 
+def test_kv_heads_without_scores_of_their_own_show_what_is_selected():
+    stage = example_stage(0, 0, layers=2, heads=8, channels=16)
+    units = {name: "kv_head" if unit == "head" else unit for name, unit in stage.units.items()}
+    scores = {name: stage.scores[name] for name, unit in units.items() if unit == "channel"}
+    (one,) = maps.stage_maps(replace(stage, units=units, scores=scores), "kv_head")
+    assert one.title.startswith("selected") and one.rows == 2 and one.plus and one.minus
+
+
 def test_without_scores_the_selected_sets_are_shown():
     stage = replace(example_stage(0, 0, layers=2, heads=8, channels=256), scores=None)
     (one,) = maps.stage_maps(stage, "head")
