@@ -20,6 +20,7 @@ if not HAS_GPU:
 COMPILED = os.environ.get("TRITON_INTERPRET", "0") != "1"
 
 import random  # noqa: E402
+from importlib.util import find_spec  # noqa: E402
 
 import numpy  # noqa: E402
 import own_names  # noqa: E402
@@ -27,6 +28,12 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 own_names.install()
+# The same examples in every run, and any may take longer than 200 ms on a busy machine.
+if find_spec("hypothesis"):  # the kernels' tests on a GPU machine do without it
+    import hypothesis
+
+    hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+    hypothesis.settings.load_profile("tests")
 # Sums are split over threads in an order that depends on the machine's cores; one thread makes the
 # bit-for-bit tests mean the same everywhere, and is faster on models this small.
 torch.set_num_threads(1)

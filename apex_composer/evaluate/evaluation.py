@@ -17,10 +17,10 @@ from apex_composer.evaluate.identity import describe_model
 from apex_composer.evaluate.local_files import LocalFile, describe_problems, sha256_of, unique
 from apex_composer.evaluate.preset import PresetTask
 from apex_composer.evaluate.run_task import SEEDS, run_task, wrap_model
+from apex_composer.evaluate.table import PERPLEXITY
 
 # What a result depends on.
 PACKAGES = ("apex-composer", "lm-eval", "torch", "transformers", "tokenizers", "datasets")
-PERPLEXITY = "perplexity"  # its place in a model's record
 Tell = Callable[[str], None]
 
 

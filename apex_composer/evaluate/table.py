@@ -12,7 +12,7 @@ from apex_composer.evaluate.perplexity import Loss
 from apex_composer.evaluate.preset import PaperRow, Preset, PresetTask
 
 Rows = Sequence[Sequence[str]]
-PERPLEXITY = "perplexity"
+PERPLEXITY = "perplexity"  # its place in a model's record, and of LAMBADA a metric
 NOTHING = "–"
 # Of a model's description, what is chosen for an evaluation.
 _ON = ("dtype", "device")

@@ -12,7 +12,7 @@ SHOWN = ("progress_bar", "log_to_console", "console_log_interval", "log_config",
 HIDDEN_SECTIONS = ("variables", "loggers", "metadata")  # variables: where they are used they count
 # What a run begins with.
 ORIGIN = ("load_path", "model.pretrained", "model.pretrained_model_name_or_path")
-# Runs without one of them are conventional; all but the last are of this project.
+# Runs without one of them are conventional; all but the last are this project's algorithms.
 APEX = "algorithms.apex"
 NAMES = ("act_regu", "ema", "gmt", "hft", "relora", "rmt", "s2ft")
 METHODS = (APEX, *(f"algorithms.{name}" for name in NAMES), "model.peft_config")

@@ -12,8 +12,8 @@ import numpy as np
 from apex_composer.callbacks.metrics_file import STAGE, Line
 from apex_composer.report.run import Stage
 
-# What numpy answers a file with that is none of its own, or not whole.
-DAMAGED = (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error, NotImplementedError)
+# What numpy answers a file with that is none of its own, or not whole (or seems encrypted).
+DAMAGED = (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error, RuntimeError)
 
 
 def read_stages(lines: Sequence[Line], folder: Path) -> tuple[list[Stage], list[str]]:

@@ -23,7 +23,7 @@ rows_and_count = st.integers(1, 12).flatmap(
 
 
 @given(rows_and_count)
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_indicator_of_largest_gives_ties_to_the_lower_index(drawn):
     rows, count = drawn
     found = indicator_of_largest(torch.tensor(rows), count)
@@ -33,7 +33,7 @@ def test_indicator_of_largest_gives_ties_to_the_lower_index(drawn):
 
 
 @given(rows_and_count, st.data())
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_rank_scores_add_up_the_valid_samples(drawn, data):
     rows, count = drawn
     valid = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))

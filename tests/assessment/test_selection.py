@@ -75,7 +75,7 @@ def test_kv_heads_are_left_alone_below_one(units, count):
 
 
 @given(st.integers(1, 3000), st.sampled_from([1, 8, 64, 80, 96, 128]), st.floats(0.001, 0.5))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_selected_units_fit_twice_and_have_a_factor_pair(units, unit_size, threshold):
     group = group_of(units, unit_size)
     count = count_selected(group, threshold)
@@ -91,7 +91,7 @@ small_scores = st.lists(st.integers(-2, 2), min_size=2, max_size=12)
 
 
 @given(small_scores, st.data())
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_selection_gives_ties_to_the_lower_index(scores, data):
     count = data.draw(st.integers(1, len(scores) // 2))
     order = sorted(range(len(scores)), key=lambda unit: (-scores[unit], unit))

@@ -3,7 +3,6 @@
 import copy
 import logging
 import pickle
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -14,7 +13,6 @@ from composer.loggers import InMemoryLogger
 from composer.models import HuggingFaceModel
 from composer_run import BATCH_SIZE, make_trainer
 from helpers import TokenDataset, tiny_llama
-from llmfoundry.models.mpt import ComposerMPTCausalLM, MPTConfig, MPTForCausalLM
 from lora_runs import lora_llama, make_lora_trainer
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,12 +26,6 @@ from apex_composer.model.trained_parts import find_roles
 
 LENGTH = 8
 BATCH = {"input_ids": torch.zeros(2, LENGTH, dtype=torch.long)}
-MPT_VARIANTS = {
-    "plain": ({}, "mptmlp"),
-    "grouped": ({"attn_type": "grouped_query_attention", "kv_n_heads": 2}, "mptglu"),
-    "multi-query": ({"attn_type": "multiquery_attention"}, "mptmlp"),
-    "separate": ({"fused_qkv": False}, "mptglu"),
-}
 FLOPS = "throughput/device/flops_per_sec"
 
 
@@ -306,36 +298,3 @@ def test_weights_that_are_not_shown_one_by_one_have_no_number(caplog):
     flat._flat_param = torch.nn.Parameter(torch.zeros(3))
     give(flat, roles, BATCH)
     assert not hasattr(flat, "flops_per_batch") and "shows no parameter model.model" in caplog.text
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("variant", MPT_VARIANTS)
-def test_llm_foundrys_mpt_counts_the_same_and_norms_biases_and_positions(variant, tied):
-    attention, ffn = MPT_VARIANTS[variant]
-    model = MPTForCausalLM(
-        MPTConfig(
-            **{"vocab_size": 64, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
-            attn_config={"attn_impl": "torch", **attention},
-            ffn_config={"ffn_type": ffn, "ffn_hidden_size": 24},
-            tie_word_embeddings=tied,
-        )
-    )
-    matrices = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    embeddings = model.transformer.wte.weight.numel()
-    more = parameters - sum(m.numel() for m in matrices) - embeddings
-    own = SimpleNamespace(model=model, n_active_params=parameters)
-    own.n_active_params -= 0 if tied else embeddings
-    own.get_attention_flops = lambda s: ComposerMPTCausalLM.get_attention_flops(own, s)
-    batch = {"input_ids": torch.zeros(2, LENGTH, dtype=torch.long)}
-    theirs = ComposerMPTCausalLM.flops_per_batch(own, batch)
-    assert theirs == training_flops(model.config)(batch) + 6 * more * 2 * LENGTH
-    trained = {name for name, _ in model.named_parameters()}
-    assert find_roles(model).flops(trained) == training_flops(model.config)
-    assert more > 0
-
-
-def test_llm_foundrys_mpt_keeps_its_own_count():
-    assert callable(ComposerMPTCausalLM.flops_per_batch)
-    model = SimpleNamespace(flops_per_batch=ComposerMPTCausalLM.flops_per_batch)
-    assert read_plain(model) is None

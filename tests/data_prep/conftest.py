@@ -2,12 +2,7 @@
 
 import pytest
 from corpus import sentences, write_corpus, write_jsonl
-from hypothesis import settings
 from prepared import run
-
-# On a busy machine any example may take longer than hypothesis' 200 ms.
-settings.register_profile("busy", deadline=None)
-settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")

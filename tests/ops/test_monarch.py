@@ -102,7 +102,7 @@ def test_factor_pairs(size, pair):
 
 
 @given(st.integers(1, 20_000))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_a_factor_pair_is_the_nearest_to_the_root_or_refused(size):
     divisors = [p for p in range(1, math.isqrt(size) + 1) if size % p == 0]
     nearest = (divisors[-1], size // divisors[-1])

@@ -1,10 +1,12 @@
 import math
 from dataclasses import replace
+from importlib.metadata import distribution
 
 import pytest
 from made_runs import APEX, curve, make_run
 
 from apex_composer.report.answers import answer
+from apex_composer.report.groups import METHODS
 from apex_composer.report.run import Stage
 
 PLAIN, BETTER = [4.0, 3.0, 2.5], [4.0, 2.6, 2.4]
@@ -249,3 +251,9 @@ def test_the_baseline_is_sought_for_the_run_with_apex():
         *pair(),
     ]
     assert answer(runs).baselines == ("vanilla",)
+
+
+def test_every_algorithm_of_the_package_is_known_as_a_method():
+    """Without its name here, its runs would pass for conventional baselines."""
+    found = distribution("apex-composer").entry_points.select(group="llmfoundry_algorithms")
+    assert {f"algorithms.{one.name}" for one in found} == {*METHODS} - {"model.peft_config"}

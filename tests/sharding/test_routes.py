@@ -32,7 +32,7 @@ def matrices(draw):
     return found, ranks
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(matrices())
 def test_every_number_is_worked_on_once(case):
     found, ranks = case

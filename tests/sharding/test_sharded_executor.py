@@ -68,7 +68,7 @@ def cuts(draw, size: int, shape, ranks: int) -> list[int]:
     return [0, *(grain * edge for edge in sorted(draw(inner))), size]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sharded_sites())
 def test_any_cut_computes_what_whole_weights_do(case):
     operators, edges, ranks = case

@@ -4,7 +4,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_composer.tools.checkpoint_file import CheckpointFile
@@ -68,7 +68,6 @@ def test_batches_of_unequal_size_are_not_converted():
         cool_down(at(), {"max_duration": "1000tok"}, "2ba")
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.floats(1e-7, 1), st.floats(1e-6, 2), st.floats(0.1, 10))
 def test_the_rates_are_found_again_bit_for_bit(lr, share, ratio):
     parent = at(rates=[(lr * share, lr)])

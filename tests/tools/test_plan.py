@@ -1,39 +1,21 @@
 """`apex-composer plan` on this project's YAMLs."""
 
-import io
-import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console
 from tiny_run import SEQUENCE, write_shards
-from tinyllama import TINYLLAMA
 from typer.testing import CliRunner
 
-from apex_composer.callbacks import start_checks
 from apex_composer.cli import app
 from apex_composer.tools.plan import make_plan
-from apex_composer.tools.plan_tables import make_plan_tables, peak_flops
+from apex_composer.tools.plan_tables import peak_flops
 from apex_composer.tools.training_yaml import load_configuration
 
 YAMLS = Path(__file__).parents[2] / "yamls"
 APEX_YAML = YAMLS / "tinyllama_apex.yaml"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    """The override that gives TinyLLaMA's config.json without a hub."""
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "config.json").write_text(json.dumps(TINYLLAMA))
-    return f"variables.model={folder}"
-
-
-@pytest.fixture(autouse=True)
-def roomy_disk(monkeypatch):
-    """Plans name a full disk as a problem: no test depends on the disk that it runs on."""
-    monkeypatch.setattr(start_checks, "free_bytes", lambda folder: 10**12)
+pytestmark = pytest.mark.usefixtures("roomy_disk")
 
 
 @pytest.fixture
@@ -95,30 +77,6 @@ def test_what_apex_adds_is_counted_by_hand(model):
     rest = "algorithms.apex.assessment={method: random}", "algorithms.apex.expansion=false"
     none = make_plan(load_configuration(APEX_YAML, [model, *rest]), 8)
     assert none.added.total == 0
-
-
-def test_what_is_frozen_costs_less(model, tmp_path):
-    whole = make_plan(run_of({}, model), 1)
-    lora = make_plan(run_of({}, model, peft_config=LORA), 1)
-    assert 0.6 < lora.flops.per_token / whole.flops.per_token < 0.8
-    half = make_plan(run_of({"hft": {"share": 0.5, "seed": 3}}, model), 1)
-    frozen = whole.trained - half.trained - 22 * 2048  # one of two norms in each layer
-    assert half.flops.per_token == whole.flops.per_token - 2 * frozen
-    selected = make_plan(run_of({"apex": {"trainable": "selected"}}, model), 1)
-    # Embeddings, head and norms are frozen, and keys and values, of which nothing is selected.
-    assert whole.flops.per_token - selected.flops.per_token == 2 * (
-        2048 * 32000 + 22 * 2 * 2048 * 256 + 2048 * (2048 + 2 * 256)
-    )
-
-
-def test_an_unknown_architecture_has_no_hours(model, tmp_path):
-    sizes = {"n_layer": 1, "n_head": 2, "hidden_size": 8, "model_type": "bloom", "vocab_size": 64}
-    (tmp_path / "config.json").write_text(json.dumps(sizes))
-    config = run_of({}, model, pretrained_model_name_or_path=str(tmp_path), config_overrides=None)
-    plan = make_plan(config, 1)
-    assert plan.problems == [] and plan.flops is None
-    table = _lines(plan)
-    assert "not known, so no hours: no sites to expand in BloomForCausalLM" in table
 
 
 def test_the_vanilla_run_has_no_operators(invoke, model):
@@ -265,78 +223,3 @@ def test_a_share_that_cannot_be_met_is_a_problem(invoke, model):
     status, text = invoke(APEX_YAML, model, *ROWS, "algorithms.apex.trainable_share=0.005")
     assert status == 1
     assert re.search("problem: trainable_share: got 0.005, which cannot be met within 10 %", text)
-
-
-def run_of(algorithms: dict, model: str, **settings) -> dict:
-    """TinyLLaMA's baseline with other algorithms and settings of the model."""
-    config = load_configuration(YAMLS / "tinyllama_vanilla.yaml", [model])
-    model_settings = config["model"] | settings
-    return config | {"algorithms": algorithms, "model": model_settings, "fsdp_config": None}
-
-
-LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 64, "target_modules": "all-linear"}
-# The sum of both sides of all 22 layers' matrices (queries, output; keys, values; FFN).
-ADAPTERS = 64 * 22 * (2 * (2048 + 2048) + 2 * (2048 + 256) + 3 * (2048 + 5632))
-ALL = 1_100_048_384
-
-
-def in_bytes(number: int) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
-
-
-@pytest.mark.parametrize(
-    ("whole", "saved"), [(False, 12 * ADAPTERS), (True, 4 * ALL + 12 * ADAPTERS)]
-)
-def test_adapters_are_counted(model, whole, saved):
-    settings = {"peft_config": LORA, "should_save_peft_only": not whole}
-    config = run_of({}, model, **settings)
-    config["callbacks"].pop("hf_checkpointer")
-    plan = make_plan(config, 1)
-    assert plan.problems == []
-    assert (plan.trained, plan.parameters) == (ADAPTERS, ALL + ADAPTERS)
-    assert plan.checkpoints.size == saved
-    table = _lines(plan)
-    assert f"{ADAPTERS:,} of {ALL + ADAPTERS:,}" in table
-    assert in_bytes(4 * ALL + 16 * ADAPTERS) + " on each GPU" in table
-
-
-def test_what_start_guard_refuses_of_adapters_is_a_problem(model):
-    config = run_of({"relora": {"interval": "10ba"}}, model, peft_config=LORA)
-    (told,) = make_plan(config, 1).problems
-    assert "should_save_peft_only: got true with algorithms: relora" in told
-
-
-def test_what_hft_cannot_be_on_is_told_once(model):
-    (told,) = make_plan(run_of({"hft": {}}, model, peft_config=LORA), 1).problems
-    assert "q_proj.base_layer holds a matrix that is neither" in told
-
-
-def test_half_of_the_matrices_has_no_gradients(model):
-    plan = make_plan(run_of({"hft": {"share": 0.5, "seed": 3}}, model), 1)
-    assert 0.5 < plan.trained / ALL < 0.6
-    assert plan.checkpoints.size == 4 * ALL + 8 * plan.trained
-
-
-def test_s2ft_trains_rows_without_operators(model):
-    config = run_of({"s2ft": {"trainable_share": 0.05}}, model, master_weights_dtype="bf16")
-    plan = make_plan(config, 1)
-    assert plan.problems == [] and plan.cost.parameters == plan.cost.memory == 0
-    assert plan.checkpoints.size == 2 * ALL + 12 * plan.trained
-    table = _lines(plan)
-    assert f"trained {plan.trained:,} of {ALL:,}" in table
-    assert "operators" not in table.partition("units selected")[0].partition("run")[2]
-    assert "APEX adds" not in table
-    config["algorithms"]["s2ft"]["projections"] = "output"
-    assert make_plan(config, 1).cost.sites == 44
-
-
-@pytest.mark.parametrize("method", ["hft", "rmt", "gmt", "s2ft", "act_regu", "relora", "ema"])
-def test_settings_of_all_methods_are_checked(model, method):
-    (told,) = make_plan(run_of({method: {"shaer": 0.5}}, model), 1).problems
-    assert "shaer" in told
-
-
-def _lines(plan) -> str:
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(*make_plan_tables(plan, "h100-sxm", 0.4))
-    return console.export_text()

@@ -1,5 +1,7 @@
 """llm-foundry's MPT: what its sites are called, and rows that are what they are called."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from architecture_checks import (
@@ -14,10 +16,13 @@ from architecture_checks import (
 )
 from both_ways import compare
 from helpers import VOCABULARY
-from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM
+from llmfoundry.models.mpt import ComposerMPTCausalLM, MPTConfig, MPTForCausalLM
 from torch import nn
 
+from apex_composer.callbacks.flops_per_batch import read_plain
 from apex_composer.model.find_sites import find_sites
+from apex_composer.model.flops import training_flops
+from apex_composer.model.trained_parts import find_roles
 
 SEPARATE = [
     ("attn.Wq.weight", 0, "attn.heads"),
@@ -35,6 +40,13 @@ MPT_VARIANTS = {
         "mptmlp",
         [*SEPARATE, OUT_PROJ, UP, DOWN],
     ),
+}
+FLOPS_LENGTH = 8
+FLOPS_VARIANTS = {
+    "plain": ({}, "mptmlp"),
+    "grouped": ({"attn_type": "grouped_query_attention", "kv_n_heads": 2}, "mptglu"),
+    "multi-query": ({"attn_type": "multiquery_attention"}, "mptmlp"),
+    "separate": ({"fused_qkv": False}, "mptglu"),
 }
 
 
@@ -99,3 +111,36 @@ def test_fused_projection_with_biases_equals_autograd():
     stages = compare(make_mpt(attention, "mptglu", norm_type="layernorm").double())
     names = ["transformer.blocks.0.attn.Wqkv.weight", "transformer.blocks.0.attn.Wqkv.bias"]
     assert sum(operator["names"] == names for operator in stages[0]) == 3
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("variant", FLOPS_VARIANTS)
+def test_llm_foundrys_mpt_counts_the_same_and_norms_biases_and_positions(variant, tied):
+    attention, ffn = FLOPS_VARIANTS[variant]
+    model = MPTForCausalLM(
+        MPTConfig(
+            **{"vocab_size": 64, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
+            attn_config={"attn_impl": "torch", **attention},
+            ffn_config={"ffn_type": ffn, "ffn_hidden_size": 24},
+            tie_word_embeddings=tied,
+        )
+    )
+    matrices = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    embeddings = model.transformer.wte.weight.numel()
+    more = parameters - sum(m.numel() for m in matrices) - embeddings
+    own = SimpleNamespace(model=model, n_active_params=parameters)
+    own.n_active_params -= 0 if tied else embeddings
+    own.get_attention_flops = lambda s: ComposerMPTCausalLM.get_attention_flops(own, s)
+    batch = {"input_ids": torch.zeros(2, FLOPS_LENGTH, dtype=torch.long)}
+    theirs = ComposerMPTCausalLM.flops_per_batch(own, batch)
+    assert theirs == training_flops(model.config)(batch) + 6 * more * 2 * FLOPS_LENGTH
+    trained = {name for name, _ in model.named_parameters()}
+    assert find_roles(model).flops(trained) == training_flops(model.config)
+    assert more > 0
+
+
+def test_llm_foundrys_mpt_keeps_its_own_count():
+    assert callable(ComposerMPTCausalLM.flops_per_batch)
+    model = SimpleNamespace(flops_per_batch=ComposerMPTCausalLM.flops_per_batch)
+    assert read_plain(model) is None

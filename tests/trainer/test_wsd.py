@@ -5,7 +5,7 @@ import math
 import pytest
 from composer_run import assert_same_weights, make_trainer, state_of
 from helpers import tiny_llama
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_scheduler import Rates, fit
 
@@ -48,7 +48,6 @@ def schedules(draw):
     )
 
 
-@settings(deadline=None, derandomize=True)
 @given(schedules())
 def test_every_rate_is_that_of_the_plain_formula(schedule):
     cycles, warmup, stable, decay, kind, alpha_i, alpha_f = schedule
