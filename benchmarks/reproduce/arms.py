@@ -1,0 +1,101 @@
+"""The arms of the comparison: what is continued from the base, and with which learning rates.
+
+All arms of a seed see the same batches in the same order. An arm's name says what it is; results
+keep its settings beside it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from scales import Scale
+
+SCHEDULES = ("constant", "stagewise", "wsd")
+# Share of a run in which warmup-stable-decay falls to zero.
+DECAY_SHARE = 0.2
+# The average of a run's checkpoints takes so many, evenly from its second half.
+AVERAGED = 5
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to go on from a base.
+
+    Attributes:
+        name: of its results.
+        schedule: `constant`; `stagewise`, the scale's rates by stage; `wsd`, constant and then
+            linearly to zero over the last fifth.
+        rate: factor of the scale's learning rate.
+        apex: settings of `Expander`; None trains conventionally.
+        averaged: whether the mean of the run's checkpoints is a result as well.
+        keep_optimizer: go on with the base's optimizer state, or with a fresh one.
+        base: which base, see `bases.py`.
+        study: what it belongs to: `main`, or the question that it varies one thing for.
+        variation: settings of `variations.py`; empty for APEX as it is.
+        stage_batches: factor of the scale's batches per stage.
+        stages: number of stages; default all of the scale.
+        share: of the seeds' number: `seeds`, `other_seeds` or `study_seeds` of the scale.
+        first_seed: the first of its seeds.
+    """
+
+    name: str
+    schedule: str = "stagewise"
+    rate: float = 1.0
+    apex: Mapping[str, Any] | None = None
+    averaged: bool = False
+    keep_optimizer: bool = True
+    base: str = "mixture"
+    study: str = "main"
+    variation: Mapping[str, Any] = field(default_factory=dict)
+    stage_batches: float = 1.0
+    stages: int | None = None
+    share: str = "other_seeds"
+    first_seed: int = 1
+
+    def seeds(self, scale: Scale) -> range:
+        """Its seeds."""
+        return range(self.first_seed, self.first_seed + getattr(scale, self.share))
+
+    def stage_ends(self, scale: Scale) -> list[int]:
+        """Batches after which its stages end."""
+        length = max(1, round(self.stage_batches * scale.stage_batches))
+        return [length * (stage + 1) for stage in range(self.stages or len(scale.rates))]
+
+    def learning_rate(self, scale: Scale, place: int) -> float:
+        """Of batch number `place`, counted from 0."""
+        ends = self.stage_ends(scale)
+        peak = self.rate * scale.rate
+        if self.schedule == "stagewise":
+            stage = next(i for i, end in enumerate(ends) if place < end)
+            return peak * scale.rates[stage]
+        decayed = DECAY_SHARE * ends[-1]
+        if self.schedule == "wsd" and place >= ends[-1] - decayed:
+            return peak * (ends[-1] - place) / decayed
+        return peak
+
+    def facts(self) -> dict[str, Any]:
+        """All settings, as every result keeps them."""
+        found = asdict(self)
+        return {name: found[name] for name in found if name not in ("share", "first_seed")}
+
+
+def main_arms() -> list[Arm]:
+    """The comparison of the paper, with the baselines that it lacks."""
+    return [
+        Arm("vanilla_constant", "constant", averaged=True, share="seeds"),
+        Arm("vanilla_stagewise", share="seeds"),
+        Arm("apex_rank", apex={}, share="seeds"),
+        Arm("apex_random", apex={"method": "random"}, share="seeds"),
+        Arm("apex_average", apex={"method": "average"}),
+        Arm("selection_only", apex={"expansion": False}),
+        Arm("weak_units_only", apex={"trainable": "disadvantageous"}),
+        Arm("vanilla_wsd", "wsd"),
+        *(Arm(f"vanilla_rate_{rate:g}", "constant", rate=rate) for rate in (0.4, 0.2, 0.1)),
+        Arm("vanilla_stagewise_fresh", keep_optimizer=False),
+        Arm("apex_rank_fresh", apex={}, keep_optimizer=False),
+        Arm("scratch_vanilla", base="scratch", study="scratch"),
+        Arm("scratch_apex", base="scratch", study="scratch", apex={}),
+    ]
+
+
+BASELINES = {"mixture": "vanilla_stagewise", "scratch": "scratch_vanilla"}

@@ -1,0 +1,193 @@
+"""The models that arms go on from: trained once each, known by the hash of all their numbers."""
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from machine import progress_bar
+from model import BatchOrder, build_model, make_optimizer, train
+from scales import Scale
+from texts import Texts, windows
+from torch import Tensor
+
+# Batches between two saves of a base's training, at which a killed one goes on.
+_SAVED_EVERY = 500
+SEED = 17
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a base is trained on, and what its arms go on with.
+
+    Attributes:
+        domains: those it reads; default all.
+        continued: those that its arms read; default all.
+        length: factor of the scale's window; batches keep their number of tokens.
+        batches: factor of the scale's.
+    """
+
+    domains: tuple[str, ...] | None = None
+    continued: tuple[str, ...] | None = None
+    length: float = 1.0
+    batches: float = 1.0
+
+
+KINDS = {
+    "mixture": Kind(),
+    "scratch": Kind(batches=0),  # random weights (paper C.3)
+    # A change of text at the start, and one of context, as from 2,048 to 4,096 in the paper.
+    "shift": Kind(domains=("github",), continued=("documentation", "packages")),
+    "context": Kind(length=0.5),
+}
+
+
+class Base(NamedTuple):
+    """A trained model with its optimizer's state, on the CPU.
+
+    Attributes:
+        name: in KINDS.
+        hash: of all numbers.
+        model: its state.
+        optimizer: its optimizer's; none for random weights.
+        batches: that it was trained for.
+    """
+
+    name: str
+    hash: str
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any] | None
+    batches: int
+
+
+def chosen(texts: Texts, domains: tuple[str, ...] | None) -> Texts:
+    """The texts of some domains.
+
+    Raises:
+        ValueError: where one is missing.
+    """
+    if domains is None:
+        return texts
+    missing = sorted(set(domains) - set(texts.domains))
+    if missing:
+        raise ValueError(
+            f"this base needs the domains {', '.join(domains)}, the text has "
+            f"{', '.join(texts.domains)}: {', '.join(missing)} missing"
+        )
+    streams = {
+        split: {domain: own[domain] for domain in domains} for split, own in texts.streams.items()
+    }
+    return replace(texts, domains=domains, streams=streams)
+
+
+def get_base(name: str, scale: Scale, texts: Texts, folder: Path, device: torch.device) -> Base:
+    """The base from its file, or trained now.
+
+    Args:
+        name: in KINDS.
+        scale: its settings.
+        texts: what is read.
+        folder: of bases; a file's name has the settings' hash, so that no other's is taken.
+        device: where it is trained.
+    """
+    identity = _digest(repr((name, KINDS[name], SEED, texts.hash, _trained_by(scale))).encode())
+    path = folder / f"{name}-{identity[:12]}.pt"
+    if not path.exists():
+        _train_base(KINDS[name], scale, texts, path, device, name)
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    return Base(name, state_hash(saved), saved["model"], saved["optimizer"], saved["batches"])
+
+
+def _trained_by(scale: Scale) -> dict[str, Any]:
+    needed = ("sizes", "batch", "base_batches", "warmup", "base_rate", "base_end", "device")
+    return {setting: scale.facts()[setting] for setting in needed}
+
+
+def base_rate(scale: Scale, batches: int, place: int) -> float:
+    """Learning rate of batch `place`: a linear warmup, then a cosine to `base_end`."""
+    if place < scale.warmup:
+        return scale.base_rate * (place + 1) / scale.warmup
+    part = (place - scale.warmup) / max(1, batches - scale.warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * part))
+    return scale.base_rate * (scale.base_end + (1 - scale.base_end) * cosine)
+
+
+def _train_base(
+    kind: Kind, scale: Scale, texts: Texts, path: Path, device: torch.device, name: str
+) -> None:
+    model = build_model(scale.sizes, texts.vocabulary, device, SEED)
+    optimizer, done = make_optimizer(model), 0
+    batches = round(kind.batches * scale.base_batches)
+    if not batches:
+        _save(path, model, None, 0)
+        return
+    partial = path.with_suffix(".partial")
+    if partial.exists():
+        saved = torch.load(partial, map_location=device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        done = saved["batches"]
+    length = round(kind.length * scale.sizes.length)
+    own = windows(chosen(texts, kind.domains), "base", length)
+    order = BatchOrder(own, round(scale.batch / kind.length), SEED, device)
+    with progress_bar(None, total=batches, initial=done, desc=f"base {name}", unit="batch") as bar:
+        for places in _stretches(done, batches):
+            rate = lambda place: base_rate(scale, batches, place)  # noqa: E731
+            losses = train(model, optimizer, order, places, rate)
+            bar.set_postfix_str(f"loss {float(losses.mean()):.4f}", refresh=False)
+            bar.update(len(places))
+            _save(partial, model, optimizer, places.stop)
+    os.replace(partial, path)
+
+
+def _stretches(done: int, batches: int) -> Iterator[range]:
+    for start in range(done, batches, _SAVED_EVERY):
+        yield range(start, min(start + _SAVED_EVERY, batches))
+
+
+def _save(
+    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None, batches: int
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        "model": model.state_dict(),
+        "optimizer": None if optimizer is None else optimizer.state_dict(),
+        "batches": batches,
+    }
+    temporary = path.with_name(path.name + ".part")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def state_hash(state: Mapping[str, Any]) -> str:
+    """sha256 of the names and the bytes of all tensors, those of an optimizer too.
+
+    Args:
+        state: tensors, numbers and mappings of them.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(_leaves(state)):
+        digest.update(name.encode())
+        digest.update(value)
+    return digest.hexdigest()
+
+
+def _leaves(state: Any, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+    if isinstance(state, Tensor):
+        yield prefix, state.detach().cpu().contiguous().numpy().tobytes()
+    elif isinstance(state, Mapping):
+        for name, value in state.items():
+            yield from _leaves(value, f"{prefix}/{name}")
+    elif isinstance(state, list | tuple):
+        for place, value in enumerate(state):
+            yield from _leaves(value, f"{prefix}/{place:06d}")
+    else:
+        yield prefix, repr(state).encode()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,212 @@
+"""Does expansion pay, where, and against what? One protocol in three sizes.
+
+A base model is trained once; all arms go on from it, each with several seeds that decide the order
+of the data, the same for all arms. What is done already is not done again.
+
+    python benchmarks/reproduce/campaign.py cpu
+    python benchmarks/reproduce/campaign.py cpu --study main --budget 3600
+    python benchmarks/reproduce/campaign.py gpu --texts shards --out gpu.jsonl
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "gpu"))
+
+import checkout  # noqa: E402
+
+checkout.activate()
+
+import torch  # noqa: E402
+from arms import Arm  # noqa: E402
+from bases import Base, get_base  # noqa: E402
+from continued import run_arm  # noqa: E402
+from machine import describe, now, progress_bar  # noqa: E402
+from records import Record, append, done, key, read  # noqa: E402
+from scales import SCALES, Scale  # noqa: E402
+from studies import arms_of, studies  # noqa: E402
+from texts import Texts, load, prepare, prepare_small  # noqa: E402
+
+ROOT = checkout.ROOT
+
+
+class Job(NamedTuple):
+    """One run that is still to be done."""
+
+    arm: Arm
+    seed: int
+
+
+def expected_key(job: Job, scale: Scale, texts: Texts, base: Base) -> tuple[Any, ...]:
+    """The key of a job's result."""
+    return key(
+        {
+            "texts": texts.hash, "base": base.hash, "arm": job.arm.name, "seed": job.seed,
+            "scale": protocol(scale), "settings": as_json(job.arm.facts()),
+        }
+    )  # fmt: skip
+
+
+def protocol(scale: Scale) -> dict[str, Any]:
+    """Of a scale what changes a result; numbers of seeds and of workers do not."""
+    without = ("seeds", "other_seeds", "study_seeds", "confirm_seeds", "workers")
+    return as_json({k: v for k, v in scale.facts().items() if k not in without})
+
+
+def as_json(value: Any) -> Any:
+    """As it comes back from a file."""
+    return json.loads(json.dumps(value))
+
+
+def jobs_of(scale: Scale, chosen: Sequence[str]) -> list[Job]:
+    """All runs of some studies: every arm's first seed, then every arm's second, and so on."""
+    jobs = [
+        Job(arm, seed) for study in chosen for arm in arms_of(study) for seed in arm.seeds(scale)
+    ]
+    return sorted(
+        jobs, key=lambda job: (chosen.index(job.arm.study), job.seed - job.arm.first_seed)
+    )
+
+
+def run_job(
+    job: Job, scale: Scale, texts_folder: Path, folder: Path, facts: dict[str, Any]
+) -> list[Record]:
+    """One run in this process."""
+    device = torch.device(scale.device)
+    texts = load(texts_folder)
+    base = get_base(job.arm.base, scale, texts, folder, device)
+    found = run_arm(job.arm, job.seed, scale, base, texts, device)
+    common = {
+        "texts": texts.hash, "base": base.hash, "base_batches": base.batches,
+        "scale": protocol(scale), "settings": as_json(job.arm.facts()), "study": job.arm.study,
+        **facts, "date": now(),
+    }  # fmt: skip
+    return [as_json({**common, **record}) for record in found]
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    scale: Scale,
+    texts: Path,
+    folder: Path,
+    out: Path,
+    facts: dict[str, Any],
+    budget: float | None,
+) -> int:
+    """Run all jobs, each result written as it comes; the number of those that are left over.
+
+    Args:
+        jobs: in the order in which they are begun.
+        scale: its settings.
+        texts: folder of the prepared text.
+        folder: of bases.
+        out: file of results.
+        facts: of the machine and the command.
+        budget: seconds after which none is begun; default all.
+    """
+    deadline = None if budget is None else time.monotonic() + budget
+    left = 0
+    with progress_bar(None, total=len(jobs), desc=f"runs of {scale.name}", unit="run") as bar:
+        for found in _results(jobs, scale, texts, folder, facts, deadline):
+            if found is None:
+                left += 1
+                continue
+            append(out, found)
+            bar.set_postfix_str(f"{found[0]['arm']} {found[0]['seed']}", refresh=False)
+            bar.update()
+    return left
+
+
+def _results(
+    jobs: Sequence[Job],
+    scale: Scale,
+    texts: Path,
+    folder: Path,
+    facts: dict[str, Any],
+    deadline: float | None,
+) -> Iterator[list[Record] | None]:
+    settings = (scale, texts, folder, facts)
+    if scale.workers == 1:
+        for job in jobs:
+            late = deadline is not None and time.monotonic() > deadline
+            yield None if late else run_job(job, *settings)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(scale.workers, context, torch.set_num_threads, (1,)) as pool:
+        waiting, running = list(jobs), set[Future]()
+        while waiting or running:
+            while waiting and len(running) < scale.workers:
+                if deadline is not None and time.monotonic() > deadline:
+                    yield from [None] * len(waiting)
+                    waiting = []
+                    break
+                running.add(pool.submit(run_job, waiting.pop(0), *settings))
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield future.result()
+
+
+def prepare_texts(scale: Scale, data: Path | None, folder: Path) -> None:
+    """The text of a scale in its folder, unless it is there."""
+    if scale.text is None:
+        prepare_small(folder)
+        return
+    prepare(folder, data, **vars(scale.text))
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("scale", choices=list(SCALES), help="size of the protocol")
+    parser.add_argument("--study", nargs="+", choices=studies(), default=["main"])
+    parser.add_argument("--data", type=Path, help="RedPajama-format text; default installed text")
+    parser.add_argument("--texts", type=Path, help="folder of prepared text, made if missing")
+    parser.add_argument("--folder", type=Path, help="of bases; default runs/reproduce/<scale>")
+    parser.add_argument("--out", type=Path, help="results; default benchmarks/results/...jsonl")
+    parser.add_argument("--budget", type=float, help="seconds after which no run is begun")
+    parser.add_argument("--commit", help="where the checkout is not a git repository")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepare, train the base, run what is missing."""
+    options = parse(arguments)
+    scale = SCALES[options.scale]
+    if scale.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(f"scale: {scale.name} needs a CUDA device, and torch sees none here")
+    device = torch.device(scale.device)
+    if scale.device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True  # as Composer sets it for the whole process
+    folder = options.folder or ROOT / "runs" / "reproduce" / scale.name
+    texts_folder = options.texts or folder / "texts"
+    out = options.out or ROOT / "benchmarks" / "results" / f"reproduce-{scale.name}.jsonl"
+    if options.texts is None or not texts_folder.exists():
+        prepare_texts(scale, options.data, texts_folder)
+    texts = load(texts_folder)
+    jobs = jobs_of(scale, options.study)
+    bases = {
+        name: get_base(name, scale, texts, folder, device)
+        for name in dict.fromkeys(job.arm.base for job in jobs)
+    }
+    known = done(read(out))
+    missing = [
+        job for job in jobs if expected_key(job, scale, texts, bases[job.arm.base]) not in known
+    ]
+    facts = {
+        "command": " ".join(["campaign.py", *(sys.argv[1:] if arguments is None else arguments)]),
+        "machine": describe(device, options.commit), "texts_facts": texts.facts,
+    }  # fmt: skip
+    left = run_jobs(missing, scale, texts_folder, folder, out, facts, options.budget)
+    print(f"{len(jobs) - left} of {len(jobs)} runs are in {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

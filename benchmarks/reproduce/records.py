@@ -1,0 +1,60 @@
+"""Results of a campaign: a line of JSON for each run, which says all that it depends on."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def read(path: Path) -> list[Record]:
+    """All whole lines of a file; none where there is no file.
+
+    A last line without its end is what a killed campaign left: it is dropped, and said.
+
+    Raises:
+        ValueError: where any other line is no JSON.
+    """
+    if not path.exists():
+        return []
+    *lines, rest = path.read_text().split("\n")
+    if rest:
+        print(f"{path}: the last line is not whole and does not count", file=sys.stderr)
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path}:{number}: {error}. Remove this line: its run is done again"
+            ) from error
+    return records
+
+
+def append(path: Path, records: Iterable[Record]) -> None:
+    """Add lines and wait until the disk has them; a torn last line is cut off before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        file.seek(0)
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
+            file.truncate(whole)
+        text = "".join(json.dumps(record, sort_keys=True) + "\n" for record in records)
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def key(record: Record) -> tuple[Any, ...]:
+    """What makes two results the same: text, scale, base and arm with all settings, and seed."""
+    settings = json.dumps([record["scale"], record["settings"]], sort_keys=True)
+    return record["texts"], record["base"], record["arm"], record["seed"], settings
+
+
+def done(records: Sequence[Record]) -> set[tuple[Any, ...]]:
+    """The keys of all results."""
+    return {key(record) for record in records}
