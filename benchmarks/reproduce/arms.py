@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from scales import Scale
+from reproduce.scales import Scale
 
 SCHEDULES = ("constant", "stagewise", "wsd")
 # Share of a run in which warmup-stable-decay falls to zero.

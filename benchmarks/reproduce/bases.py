@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from machine import progress_bar
-from model import BatchOrder, build_model, make_optimizer, train
-from scales import Scale
-from texts import Texts, windows
+from reproduce.model import BatchOrder, build_model, make_optimizer, train
+from reproduce.scales import Scale
+from reproduce.texts import Texts, windows
 from torch import Tensor
 
 # Batches between two saves of a base's training, at which a killed one goes on.

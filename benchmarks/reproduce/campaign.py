@@ -18,21 +18,22 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "gpu"))
+BENCHMARKS = Path(__file__).resolve().parents[1]
+sys.path += [str(BENCHMARKS), str(BENCHMARKS / "gpu")]
 
 import checkout  # noqa: E402
 
 checkout.activate()
 
 import torch  # noqa: E402
-from arms import Arm  # noqa: E402
-from bases import Base, get_base  # noqa: E402
-from continued import run_arm  # noqa: E402
 from machine import describe, now, progress_bar  # noqa: E402
-from records import Record, append, done, key, read  # noqa: E402
-from scales import SCALES, Scale  # noqa: E402
-from studies import arms_of, studies  # noqa: E402
-from texts import Texts, load, prepare, prepare_small  # noqa: E402
+from reproduce.arms import Arm  # noqa: E402
+from reproduce.bases import Base, get_base  # noqa: E402
+from reproduce.continued import run_arm  # noqa: E402
+from reproduce.records import Record, append, done, key, read  # noqa: E402
+from reproduce.scales import SCALES, Scale  # noqa: E402
+from reproduce.studies import arms_of, studies  # noqa: E402
+from reproduce.texts import Texts, load, prepare, prepare_small  # noqa: E402
 
 ROOT = checkout.ROOT
 
@@ -176,7 +177,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare, train the base, run what is missing."""
+    """Prepare, train the base, run what is missing; 1 where the time did not suffice."""
     options = parse(arguments)
     scale = SCALES[options.scale]
     if scale.device == "cuda" and not torch.cuda.is_available():
@@ -205,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     left = run_jobs(missing, scale, texts_folder, folder, out, facts, options.budget)
     print(f"{len(jobs) - left} of {len(jobs)} runs are in {out}")
-    return 0
+    return int(left > 0)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from arms import AVERAGED, Arm
-from bases import KINDS, Base, chosen
-from model import BatchOrder, build_model, evaluate, make_optimizer, train
-from scales import Scale
-from texts import Texts, windows
+from reproduce.arms import AVERAGED, Arm
+from reproduce.bases import KINDS, Base, chosen
+from reproduce.model import BatchOrder, build_model, evaluate, make_optimizer, train
+from reproduce.scales import Scale
+from reproduce.texts import Texts, windows
+from reproduce.variations import Varied
 from torch import Tensor, nn
-from variations import Varied
 
 Record = dict[str, Any]
 

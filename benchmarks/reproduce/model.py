@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
-from scales import Sizes
+from reproduce.scales import Sizes
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 

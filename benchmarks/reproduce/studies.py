@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from arms import Arm, main_arms
+from reproduce.arms import Arm, main_arms
 
 _STUDIES: dict[str, Callable[[], list[Arm]]] = {
     "main": lambda: [arm for arm in main_arms() if arm.study == "main"],

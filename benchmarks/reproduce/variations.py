@@ -4,9 +4,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from arms import Arm
-from model import BatchOrder, token_losses
-from scales import Scale
+from reproduce.arms import Arm
+from reproduce.model import BatchOrder, token_losses
+from reproduce.scales import Scale
 from torch import nn
 
 from apex_composer import Expander, find_sites

@@ -1,0 +1,39 @@
+"""Learning rates and stages of arms, by hand."""
+
+import pytest
+from reproduce.arms import Arm, main_arms
+from reproduce.scales import SCALES
+
+CPU = SCALES["cpu"]
+
+
+def test_stages_end_one_after_the_other():
+    assert Arm("a").stage_ends(CPU) == [1000, 2000, 3000]
+    assert Arm("a", stage_batches=0.5).stage_ends(CPU) == [500, 1000, 1500]
+    assert Arm("a", stages=1).stage_ends(CPU) == [1000]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "place", "share"),
+    [
+        ("stagewise", 0, 1.0), ("stagewise", 999, 1.0), ("stagewise", 1000, 0.4),
+        ("stagewise", 2999, 0.1), ("constant", 2999, 1.0), ("wsd", 2399, 1.0), ("wsd", 2400, 1.0),
+        ("wsd", 2700, 0.5), ("wsd", 2999, 1 / 600),
+    ],
+)  # fmt: skip
+def test_rates(schedule, place, share):
+    assert Arm("a", schedule).learning_rate(CPU, place) == pytest.approx(share * CPU.rate)
+    half = Arm("a", schedule, rate=0.5).learning_rate(CPU, place)
+    assert half == pytest.approx(share * CPU.rate / 2)
+
+
+def test_rate_times_batches_is_the_papers_one():
+    """1e-4 x 10,000."""
+    assert CPU.rate * CPU.stage_batches == pytest.approx(1.0)
+
+
+def test_names_are_unique_and_a_baseline_has_as_many_seeds_as_what_is_compared():
+    arms = main_arms()
+    assert len({arm.name for arm in arms}) == len(arms)
+    seeds = {arm.name: len(arm.seeds(CPU)) for arm in arms}
+    assert seeds["vanilla_stagewise"] == seeds["apex_rank"] == seeds["apex_random"] == 5

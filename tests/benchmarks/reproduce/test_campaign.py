@@ -1,0 +1,174 @@
+"""The whole protocol in small: arms that must be equal are, and a killed campaign goes on."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from reproduce import bases, campaign, continued, records
+from reproduce.arms import Arm
+from reproduce.scales import SCALES
+from reproduce.texts import load, prepare_small
+
+pytestmark = pytest.mark.numeric
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of the smoke scale's text and base, after all runs of its main comparison."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    run(folder)
+    return folder
+
+
+def run(folder, *options: str) -> int:
+    return campaign.main(
+        ["smoke", "--folder", str(folder), "--out", str(folder / "results.jsonl"), *options]
+    )
+
+
+@pytest.fixture
+def results(folder):
+    return records.read(folder / "results.jsonl")
+
+
+def losses(results, arm, seed=1):
+    (found,) = (r["losses"] for r in results if (r["arm"], r["seed"]) == (arm, seed))
+    return found
+
+
+def test_selection_without_expansion_is_vanilla_bit_for_bit(results):
+    assert losses(results, "selection_only") == losses(results, "vanilla_stagewise")
+
+
+def test_arms_that_do_something_differ_from_vanilla(results):
+    vanilla = losses(results, "vanilla_stagewise")
+    others = {r["arm"] for r in results} - {"vanilla_stagewise", "selection_only"}
+    assert {"apex_rank", "apex_random", "weak_units_only", "vanilla_constant_averaged"} <= others
+    for arm in others:
+        assert losses(results, arm)[0] == vanilla[0]  # all begin from the one base
+        assert losses(results, arm)[-1] != vanilla[-1], arm
+
+
+def test_every_result_says_what_it_depends_on(results):
+    assert len({(r["base"], r["texts"]) for r in results}) == 1
+    for result in results:
+        assert {"commit", "device", "versions"} <= set(result["machine"])
+        assert result["command"].startswith("campaign.py smoke")
+        assert result["settings"]["name"] == result["arm"].removesuffix("_averaged")
+        assert result["scale"]["rate"] == SCALES["smoke"].rate
+
+
+def test_what_is_done_is_not_done_again(folder, capsys):
+    path = folder / "results.jsonl"
+    before = path.read_text()
+    run(folder)
+    assert path.read_text() == before
+    runs = len(campaign.jobs_of(SCALES["smoke"], ["main"]))
+    assert f"{runs} of {runs} runs" in capsys.readouterr().out
+
+
+def test_a_campaign_goes_on_where_it_was_killed(folder, results, tmp_path):
+    """The last line torn: its run alone is done again, to the same bits."""
+    path = tmp_path / "results.jsonl"
+    text = (folder / "results.jsonl").read_text()
+    path.write_text(text[:-40])
+    campaign.main(["smoke", "--folder", str(folder), "--out", str(path)])
+    again = records.read(path)
+    assert len(again) == len(results)
+    for old, new in zip(results, again, strict=True):
+        assert (old["arm"], old["seed"], old["losses"]) == (new["arm"], new["seed"], new["losses"])
+
+
+def test_a_run_that_no_time_is_left_for_is_not_begun(folder, tmp_path, capsys):
+    path = tmp_path / "results.jsonl"
+    assert campaign.main(["smoke", "--folder", str(folder), "--out", str(path), "--budget", "0"])
+    assert records.read(path) == []
+    assert "0 of" in capsys.readouterr().out
+
+
+def test_a_broken_line_is_named(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"arm": 1}\n{"arm"\n{}\n')
+    with pytest.raises(ValueError, match=r"results.jsonl:2: .*Remove this line"):
+        records.read(path)
+
+
+def test_appending_cuts_off_a_torn_line(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"arm": 1}\n{"ar')
+    records.append(path, [{"arm": 2}])
+    assert [json.loads(line)["arm"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_results_of_other_settings_do_not_count_as_done(folder, results):
+    scale, texts = SCALES["smoke"], load(folder / "texts")
+    base = bases.get_base("mixture", scale, texts, folder, torch.device("cpu"))
+    job = campaign.Job(Arm("apex_rank", apex={}, share="seeds"), 1)
+    known = records.done(results)
+    assert campaign.expected_key(job, scale, texts, base) in known
+    for other in (
+        campaign.expected_key(job, replace(scale, rate=1e-3), texts, base),
+        campaign.expected_key(job, scale, replace(texts, hash="another"), base),
+        campaign.expected_key(job, scale, texts, base._replace(hash="another")),
+        campaign.expected_key(job._replace(seed=9), scale, texts, base),
+        campaign.expected_key(
+            job._replace(arm=Arm("apex_rank", apex={"threshold": 0.25})), scale, texts, base
+        ),
+    ):
+        assert other not in known
+    # More seeds or workers change no result.
+    more = replace(scale, seeds=9, workers=2)
+    assert campaign.expected_key(job, more, texts, base) in known
+
+
+def test_a_base_goes_on_where_it_was_killed(folder, tmp_path, monkeypatch):
+    """Its hash is that of one trained in one go."""
+    scale, texts, device = SCALES["smoke"], load(folder / "texts"), torch.device("cpu")
+    monkeypatch.setattr(bases, "_SAVED_EVERY", 7)
+    train, calls = bases.train, []
+
+    def killed(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return train(*arguments, **settings)
+
+    monkeypatch.setattr(bases, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        bases.get_base("mixture", scale, texts, tmp_path, device)
+    again = bases.get_base("mixture", scale, texts, tmp_path, device)
+    whole = bases.get_base("mixture", scale, texts, folder, device)
+    assert again.hash == whole.hash
+    assert again.batches == scale.base_batches
+
+
+def test_a_base_of_a_missing_domain_is_refused(folder):
+    with pytest.raises(ValueError, match="github missing"):
+        bases.chosen(load(folder / "texts"), ("github",))
+
+
+def test_the_averaged_model_is_the_mean_of_its_checkpoints(folder):
+    model = torch.nn.Linear(2, 1, bias=False)
+    average = continued.Average(model, {2, 4})
+    for place, value in ((1, 5.0), (2, 1.0), (3, 7.0), (4, 4.0)):
+        torch.nn.init.constant_(model.weight, value)
+        average.add(place)
+    average.load()
+    assert model.weight.tolist() == [[2.5, 2.5]]
+
+
+def test_averaged_checkpoints_are_of_the_second_half():
+    places = continued.averaged_places(Arm("constant", "constant"), SCALES["cpu"])
+    assert sorted(places) == [1800, 2100, 2400, 2700, 3000]
+
+
+def test_fresh_optimizers_have_no_state(folder, tmp_path):
+    prepare_small(tmp_path / "texts")
+    scale, texts, device = SCALES["smoke"], load(tmp_path / "texts"), torch.device("cpu")
+    base = bases.get_base("mixture", scale, texts, folder, device)
+    kept, fresh = (
+        continued.load_base(base, Arm("one", keep_optimizer=keep), scale, texts, device)[1]
+        for keep in (True, False)
+    )
+    assert kept.state_dict()["state"] and not fresh.state_dict()["state"]
