@@ -32,9 +32,11 @@ class Arm:
         base: which base, see `bases.py`.
         study: what it belongs to: `main`, or the question that it varies one thing for.
         variation: settings of `variations.py`; empty for APEX as it is.
-        stage_batches: factor of the scale's batches per stage.
-        stages: number of stages; default all of the scale.
-        share: of the seeds' number: `seeds`, `other_seeds` or `study_seeds` of the scale.
+        stage_batches: factor of the scale's batches per stage, and so of the whole run's.
+        stages: number of stages that the whole run's batches are divided into, with the first of
+            the scale's rates; default all of the scale.
+        share: of the seeds' number: `seeds`, `other_seeds`, `study_seeds` or `confirm_seeds` of
+            the scale.
         first_seed: the first of its seeds.
     """
 
@@ -58,8 +60,9 @@ class Arm:
 
     def stage_ends(self, scale: Scale) -> list[int]:
         """Batches after which its stages end."""
-        length = max(1, round(self.stage_batches * scale.stage_batches))
-        return [length * (stage + 1) for stage in range(self.stages or len(scale.rates))]
+        stages = self.stages or len(scale.rates)
+        length = max(1, round(self.stage_batches * scale.batches / stages))
+        return [length * (stage + 1) for stage in range(stages)]
 
     def learning_rate(self, scale: Scale, place: int) -> float:
         """Of batch number `place`, counted from 0."""
@@ -99,3 +102,14 @@ def main_arms() -> list[Arm]:
 
 
 BASELINES = {"mixture": "vanilla_stagewise", "scratch": "scratch_vanilla"}
+
+
+def same_schedule(first: Arm, second: Arm) -> bool:
+    """Whether two arms go on from one base, with one learning rate at every batch.
+
+    Args:
+        first: an arm.
+        second: another one; stages without operators are its learning rates alone.
+    """
+    settings = ("schedule", "rate", "keep_optimizer", "base", "stage_batches", "stages")
+    return all(getattr(first, name) == getattr(second, name) for name in settings)

@@ -1,12 +1,156 @@
-"""Which questions a campaign asks, and the arms that answer each."""
+"""Which questions a campaign asks, and the arms that answer each.
 
-from collections.abc import Callable
+All but `main` and `scratch` vary one thing of APEX by rank with the scale's schedule, or of what it
+goes on from. An arm is compared with the conventional one of equal schedule, `baseline_of`; where
+a question has none of its own, it is `vanilla_stagewise` of `main`, which is run with more seeds.
+"""
 
-from reproduce.arms import Arm, main_arms
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from reproduce.arms import Arm, main_arms, same_schedule
+
+# Names of arms that looked best, and of what else they must beat (the tuned rate): run again with
+# fresh seeds, each with its baseline. None yet: there are no results of the other questions.
+CONFIRMED: tuple[str, ...] = ()
+FIRST_FRESH_SEED = 101
+
+
+def varied(name: str, study: str, *, apex: Mapping[str, Any] | None = None, **settings: Any) -> Arm:
+    """APEX by rank with one thing varied.
+
+    Args:
+        name: of the arm.
+        study: the question.
+        apex: settings of `Expander`; default the paper's.
+        settings: others of `Arm`.
+    """
+    return Arm(name, apex=apex or {}, study=study, share="study_seeds", **settings)
+
+
+def operator_rate() -> list[Arm]:
+    """Do operators learn too slowly?"""
+    return [
+        varied(f"apex_operator_rate_{scale:g}", "operator_rate", apex={"operator_lr_scale": scale})
+        for scale in (3.0, 10.0, 30.0, 100.0)
+    ]
+
+
+def operator_start() -> list[Arm]:
+    """How large should R be as it starts?"""
+    return [
+        varied(f"apex_right_scale_{scale:g}", "operator_start", variation={"right_scale": scale})
+        for scale in (0.3, 3.0, 10.0)
+    ]
+
+
+def operator_shape() -> list[Arm]:
+    """Is it the Monarch structure that costs, or that every weight has its own T?"""
+    # The kernels have no blocks of such a shape.
+    plain = {"implementation": "torch"}
+    dense = varied("apex_dense_operator", "operator_shape", apex=plain, variation={"dense": True})
+    return [dense, varied("apex_tied_gate_up", "operator_shape", variation={"tied": True})]
+
+
+def operator_decay() -> list[Arm]:
+    """Should operators be held back, as weights are?"""
+    return [varied("apex_operator_decay_0.1", "operator_decay", variation={"decay": 0.1})]
+
+
+def stage_length() -> list[Arm]:
+    """How long should a stage be, at the same rate and at the same rate times batches?"""
+    arms = []
+    for word, length in (("half", 0.5), ("double", 2.0)):
+        for kept, rate in (("rate", 1.0), ("product", 1 / length)):
+            own = {"rate": rate, "stage_batches": length, "study": "stage_length"}
+            name = f"stage_{word}_same_{kept}"
+            arms.append(Arm(f"vanilla_{name}", share="study_seeds", **own))
+            arms.append(varied(f"apex_{name}", **own))
+    return arms
+
+
+def stage_count() -> list[Arm]:
+    """How many stages should the same batches be divided into?"""
+    arms = []
+    for word, stages in (("one_stage", 1), ("two_stages", 2)):
+        own = {"stages": stages, "study": "stage_count"}
+        arms.append(Arm(f"vanilla_{word}", share="study_seeds", **own))
+        arms.append(varied(f"apex_{word}", **own))
+    return arms
+
+
+def threshold() -> list[Arm]:
+    """How many units should be selected?"""
+    return [
+        varied(f"apex_threshold_{share:g}", "threshold", apex={"threshold": share})
+        for share in (0.0625, 0.1875, 0.25)
+    ]
+
+
+def sites() -> list[Arm]:
+    """Which weights should be expanded?"""
+    return [
+        varied(f"apex_{which}_only", "sites", variation={"sites": which})
+        for which in ("ffn", "attention")
+    ]
+
+
+def gradient_selection() -> list[Arm]:
+    """Do gradients know better than norms which units are strong and which are weak?"""
+    return [
+        varied("apex_gradient_scores", "gradient_selection", variation={"scores": "gradient"}),
+        varied("apex_gradient_weak", "gradient_selection", variation={"scores": "gradient_weak"}),
+    ]
+
+
+def splitting() -> list[Arm]:
+    """Should weak units start from the strong ones?"""
+    alone, both = {"expansion": False}, {}
+    noisy = {"split": True, "noise": 0.1}
+    return [
+        varied("split", "splitting", apex=alone, variation={"split": True}),
+        varied("split_and_operators", "splitting", apex=both, variation={"split": True}),
+        varied("split_with_noise", "splitting", apex=alone, variation=noisy),
+    ]
+
+
+def other_base(base: str) -> list[Arm]:
+    """The comparison on another base: does what it goes on from, or with, bring it out?"""
+    own = {"base": base, "study": base, "share": "study_seeds"}
+    return [
+        Arm(f"{base}_vanilla_stagewise", **own),
+        Arm(f"{base}_apex_rank", apex={}, **own),
+        Arm(f"{base}_apex_random", apex={"method": "random"}, **own),
+        Arm(f"{base}_selection_only", apex={"expansion": False}, **own),
+    ]
+
+
+def confirm() -> list[Arm]:
+    """Does what looked best stand with fresh seeds?"""
+    known = {arm.name: arm for study in _STUDIES if study != "confirm" for arm in arms_of(study)}
+    wanted = dict.fromkeys(CONFIRMED)
+    wanted |= dict.fromkeys(baseline_of(known[name]).name for name in CONFIRMED)
+    fresh = {"study": "confirm", "share": "confirm_seeds", "first_seed": FIRST_FRESH_SEED}
+    return [replace(known[name], **fresh) for name in wanted]
+
 
 _STUDIES: dict[str, Callable[[], list[Arm]]] = {
     "main": lambda: [arm for arm in main_arms() if arm.study == "main"],
     "scratch": lambda: [arm for arm in main_arms() if arm.study == "scratch"],
+    "shift": lambda: other_base("shift"),
+    "context": lambda: other_base("context"),
+    "splitting": splitting,
+    "operator_rate": operator_rate,
+    "gradient_selection": gradient_selection,
+    "sites": sites,
+    "threshold": threshold,
+    "operator_start": operator_start,
+    "operator_shape": operator_shape,
+    "operator_decay": operator_decay,
+    "stage_count": stage_count,
+    "stage_length": stage_length,
+    "confirm": confirm,
 }
 
 
@@ -16,5 +160,20 @@ def studies() -> list[str]:
 
 
 def arms_of(study: str) -> list[Arm]:
-    """The arms of a question, its baseline among them."""
+    """The arms of a question."""
     return _STUDIES[study]()
+
+
+def baseline_of(arm: Arm) -> Arm:
+    """The conventional arm of equal base and schedule, which may be an arm of `main`.
+
+    Raises:
+        LookupError: where there is none.
+    """
+    for study in _STUDIES:
+        if study == "confirm":
+            continue
+        for other in arms_of(study):
+            if other.apex is None and same_schedule(arm, other):
+                return other
+    raise LookupError(f"{arm.name} has no conventional arm of equal schedule to be compared with")

@@ -1,15 +1,42 @@
-"""APEX in an arm, with one thing of it varied where the arm says so."""
+"""APEX in an arm, with one thing of it varied where the arm says so.
 
+| variation | value | what it does |
+|---|---|---|
+| `sites` | `attention`, `ffn` | only these weights are expanded |
+| `scores` | `gradient`, `gradient_weak` | units, or the weak ones alone, go by gradients |
+| `right_scale` | factor | of R as it starts |
+| `dense` | True | T is any n x n matrix |
+| `tied` | True | one T for gate and up |
+| `decay` | rate | weight decay of the operators' factors |
+| `split` | True | the weak units become copies of the strong ones, see `splitting.py` |
+| `noise` | share | of a copied row's size, that is added to the copy |
+"""
+
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from reproduce.arms import Arm
+from reproduce.gradient_scores import score_by_gradients
 from reproduce.model import BatchOrder, token_losses
+from reproduce.operator_variations import OPERATORS, vary_operators, vary_steps
 from reproduce.scales import Scale
-from torch import nn
+from reproduce.splitting import split, split_similarity
+from reproduce.stage_facts import (
+    masked_losses,
+    mean_loss,
+    norm_facts,
+    operator_facts,
+    overlap_facts,
+)
+from torch import Tensor, nn
 
 from apex_composer import Expander, find_sites
+from apex_composer.settings import check_keys
+
+TARGETS = {"attention": ["head"], "ffn": ["channel"]}
+VARIATIONS = ("sites", "scores", "split", "noise", *OPERATORS)
 
 
 class Varied:
@@ -22,6 +49,9 @@ class Varied:
         seed: of the selection and the operators.
         order: batches, of which some are assessed before the first stage.
         scale: its settings.
+
+    Raises:
+        TypeError: for an unknown variation.
     """
 
     def __init__(
@@ -33,12 +63,18 @@ class Varied:
         order: BatchOrder,
         scale: Scale,
     ):
-        self._model, self._optimizer = model, optimizer
+        check_keys("variation", arm.variation, VARIATIONS)
+        self._model, self._optimizer, self._seed = model, optimizer, seed
         self._arm, self._order, self._scale = arm, order, scale
-        self.expander = Expander(find_sites(model), seed=seed, **arm.apex)
+        sites = arm.variation.get("sites")
+        settings = dict(arm.apex)
+        if "scores" in arm.variation:
+            settings["method"] = "average"  # selects by whatever stands where the norms stood
+        targets = None if sites is None else TARGETS[sites]
+        self.expander = Expander(find_sites(model, targets), seed=seed, **settings)
 
     @property
-    def assessing(self) -> "AbstractContextManager[None]":
+    def assessing(self) -> Callable[[], AbstractContextManager[None]]:
         """The context of every forward pass that trains."""
         return self.expander.assessing
 
@@ -50,25 +86,49 @@ class Varied:
             nn.utils.clip_grad_norm_(self._model.parameters(), norm)
 
     def begin(self, stage: int) -> dict[str, Any]:
-        """Begin a stage; what is worth knowing of it."""
+        """Begin a stage; what is worth knowing of it, see `stage_facts.py`."""
+        facts: dict[str, Any] = {}
         if stage == 0:
+            facts["masked"] = masked_losses(self._model, self._batches(0), self._seed)
             self._assess()
+        facts |= norm_facts(self.expander.assessment.totals())
+        if scores := self._arm.variation.get("scores"):
+            score_by_gradients(self.expander, self._model, self._batches(stage), scores)
         self.expander.begin_stage()
+        facts |= overlap_facts(self.expander.history[-1])
+        vary_operators(self.expander, self._arm.variation)
         if stage == 0:
             self.expander.attach(self._optimizer)
-        return {}
+            vary_steps(self.expander, self._optimizer, self._arm)
+        if self._arm.variation.get("split"):
+            facts |= self._split(stage)
+        return facts
+
+    def _batches(self, stage: int) -> list[Tensor]:
+        """The first ones of a stage."""
+        first = 0 if stage == 0 else self._arm.stage_ends(self._scale)[stage - 1]
+        return [self._order.batch(first + place) for place in range(self._scale.probe_windows)]
 
     @torch.no_grad()
     def _assess(self) -> None:
         """Forward passes over the run's first batches, before any of them trains."""
-        for place in range(self._scale.probe_windows):
+        for batch in self._batches(0):
             with self.expander.assessing():
-                token_losses(self._model, self._order.batch(place))
+                token_losses(self._model, batch)
+
+    def _split(self, stage: int) -> dict[str, Any]:
+        batches = self._batches(stage)
+        before = mean_loss(self._model, batches)
+        noise = self._arm.variation.get("noise", 0.0)
+        split(self.expander, self._optimizer, self._seed, noise)
+        return {"split_losses": [before, mean_loss(self._model, batches)]}
 
     def measure(self) -> dict[str, Any]:
-        """At a stage's end: the operators' share of the rows that they write, by site."""
-        norms = self.expander.relative_norms()
-        return {"relative_norm": sum(norms.values()) / len(norms)} if norms else {}
+        """At a stage's end: of the operators, and of the copies that were made."""
+        facts = operator_facts(self.expander)
+        if self._arm.variation.get("split"):
+            facts["split_similarity"] = split_similarity(self.expander)
+        return facts
 
     def end(self) -> None:
         """Fuse, and leave the model as it was found."""

@@ -10,7 +10,8 @@ CPU = SCALES["cpu"]
 def test_stages_end_one_after_the_other():
     assert Arm("a").stage_ends(CPU) == [1000, 2000, 3000]
     assert Arm("a", stage_batches=0.5).stage_ends(CPU) == [500, 1000, 1500]
-    assert Arm("a", stages=1).stage_ends(CPU) == [1000]
+    assert Arm("a", stages=1).stage_ends(CPU) == [3000]
+    assert Arm("a", stages=2).stage_ends(CPU) == [1500, 3000]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from reproduce.arms import Arm
+from tiny_arms import equal, run, start, train_stage
+
+PLAIN = Arm("apex_rank", apex={})
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return run(PLAIN, batches=3)
+
+
+@pytest.fixture(scope="module")
+def vanilla():
+    return run(Arm("vanilla_stagewise"), batches=3)
+
+
+def test_selection_without_expansion_is_conventional_training_bit_for_bit(vanilla, plain):
+    assert equal(run(Arm("selection_only", apex={"expansion": False}), batches=3), vanilla)
+    assert not equal(plain, vanilla)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"apex": {"operator_lr_scale": 1.0}}, {"variation": {"right_scale": 1.0}}],
+    ids=["operator rate", "scale of R"],
+)
+def test_a_factor_of_one_is_the_paper_s_setting_bit_for_bit(plain, settings):
+    assert equal(run(Arm("apex_one", **{"apex": {}, **settings}), batches=3), plain)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"apex": {"operator_lr_scale": 10.0}},
+        {"apex": {"threshold": 0.25}},
+        {"variation": {"right_scale": 3.0}},
+        {"variation": {"dense": True}},
+        {"variation": {"tied": True}},
+        {"variation": {"decay": 0.1}},
+        {"variation": {"sites": "ffn"}},
+        {"variation": {"scores": "gradient"}},
+        {"variation": {"scores": "gradient_weak"}},
+        {"variation": {"split": True}},
+    ],
+    ids=str,
+)
+def test_every_variation_changes_the_run_and_comes_out_the_same_again(plain, vanilla, settings):
+    arm = Arm("varied", **{"apex": {}, **settings})
+    first = run(arm, batches=3)
+    assert not equal(first, plain) and not equal(first, vanilla)
+    assert equal(first, run(arm, batches=3))
+
+
+@pytest.mark.parametrize("which, other", [("ffn", "self_attn"), ("attention", "mlp")])
+def test_sites_that_are_left_out_take_conventional_training_s_first_step(which, other):
+    found = start(Arm("subset", apex={}, variation={"sites": which}))
+    plain = start(Arm("vanilla"))
+    for one in (found, plain):
+        train_stage(one, 0, 1)
+    own, expected = found.weights(), plain.weights()
+    assert all(torch.equal(own[name], expected[name]) for name in own if other in name)
+    assert not all(torch.equal(own[name], expected[name]) for name in own)
+    assert {site.group.unit for site in found.varied.expander.sites} == (
+        {"channel"} if which == "ffn" else {"head", "kv_head"}
+    )
+
+
+def test_an_unknown_variation_is_refused_by_name():
+    with pytest.raises(TypeError, match="variation: unknown key 'denze'. Did you mean 'dense'"):
+        start(Arm("typo", apex={}, variation={"denze": True}))
+
+
+def test_stages_say_what_their_units_and_operators_are(plain):
+    first, second = plain.begun
+    assert set(first["masked"]) == {"whole", "lowest", "top", "random", "heads", "channels"}
+    assert "masked" not in second and "overlap" not in first
+    assert set(second["overlap"]) == {"heads", "kv_heads", "channels"}
+    for facts in plain.ended:
+        assert set(facts["operators"]) == {
+            f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")
+        }
+        assert facts["relative_norm"] > 0 and facts["effective_rank"] > 1
