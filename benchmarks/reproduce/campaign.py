@@ -121,7 +121,7 @@ def run_jobs(
     folder: Path,
     out: Path,
     facts: dict[str, Any],
-    budget: float | None,
+    deadline: float | None,
 ) -> int:
     """Run all jobs, each result written as it comes; the number of those that are left over.
 
@@ -132,9 +132,8 @@ def run_jobs(
         folder: of bases.
         out: file of results.
         facts: of the machine and the command.
-        budget: seconds after which none is begun; default all.
+        deadline: moment of `time.monotonic` after which none is begun; None runs all.
     """
-    deadline = None if budget is None else time.monotonic() + budget
     left = 0
     with progress_bar(None, total=len(jobs), desc=f"runs of {scale.name}", unit="run") as bar:
         for found in _results(jobs, scale, texts, folder, facts, deadline):
@@ -194,14 +193,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--texts", type=Path, help="folder of prepared text, made if missing")
     parser.add_argument("--folder", type=Path, help="of bases; default runs/reproduce/<scale>")
     parser.add_argument("--out", type=Path, help="results; default benchmarks/results/...jsonl")
-    parser.add_argument("--budget", type=float, help="seconds after which no run is begun")
+    parser.add_argument(
+        "--budget", type=float, help="seconds after which no run is begun, the base's included"
+    )
     parser.add_argument("--commit", help="where the checkout is not a git repository")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare, train the base, run what is missing; 1 where the time did not suffice."""
-    options = parse(arguments)
+    options, start = parse(arguments), time.monotonic()
+    deadline = None if options.budget is None else start + options.budget
     scale = SCALES[options.scale]
     if scale.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"scale: {scale.name} needs a CUDA device, and torch sees none here")
@@ -227,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "command": " ".join(["campaign.py", *(sys.argv[1:] if arguments is None else arguments)]),
         "machine": describe(device, options.commit), "texts_facts": texts.facts,
     }  # fmt: skip
-    left = run_jobs(missing, scale, texts_folder, folder, out, facts, options.budget)
+    left = run_jobs(missing, scale, texts_folder, folder, out, facts, deadline)
     print(f"{len(jobs) - left} of {len(jobs)} runs are in {out}")
     return int(left > 0)
 

@@ -112,7 +112,7 @@ SCALES = {
     # About 9 minutes of an H100: the first stage, at equal rates, which decay does not explain.
     "gpu": Scale(
         "gpu", Sizes(1024, 8, 16, 16, 2816, 1024), TextNeeds(8192, 80_000_000, 250_000), batch=8,
-        base_batches=5_000, warmup=200, base_rate=1e-3, base_end=0.4, rate=1e-3,
+        base_batches=4_000, warmup=200, base_rate=1e-3, base_end=0.4, rate=1e-3,
         stage_batches=1000, rates=(1.0,), seeds=3, at_once=32, device="cuda",
     ),
 }  # fmt: skip
