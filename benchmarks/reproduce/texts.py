@@ -12,6 +12,7 @@ are divided, `text_streams.py` says.
 import argparse
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -201,4 +202,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).resolve().parents[1]))  # for `reproduce`
     main()
