@@ -59,8 +59,17 @@ class Arm:
         return range(self.first_seed, self.first_seed + getattr(scale, self.share))
 
     def stage_ends(self, scale: Scale) -> list[int]:
-        """Batches after which its stages end."""
+        """Batches after which its stages end.
+
+        Raises:
+            ValueError: where it has more stages than the scale has rates.
+        """
         stages = self.stages or len(scale.rates)
+        if stages > len(scale.rates):
+            raise ValueError(
+                f"stages: {self.name} has {stages}, allowed: at most {len(scale.rates)}, the rates "
+                f"of the scale {scale.name}"
+            )
         length = max(1, round(self.stage_batches * scale.batches / stages))
         return [length * (stage + 1) for stage in range(stages)]
 

@@ -14,6 +14,11 @@ def test_stages_end_one_after_the_other():
     assert Arm("a", stages=2).stage_ends(CPU) == [1500, 3000]
 
 
+def test_more_stages_than_rates_are_refused():
+    with pytest.raises(ValueError, match="stages: a has 4, allowed: at most 3, .* scale cpu"):
+        Arm("a", stages=4).stage_ends(CPU)
+
+
 @pytest.mark.parametrize(
     ("schedule", "place", "share"),
     [

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from reproduce.arms import Arm
@@ -77,6 +79,8 @@ def test_stages_say_what_their_units_and_operators_are(plain):
     assert set(first["masked"]) == {"whole", "lowest", "top", "random", "heads", "channels"}
     assert "masked" not in second and "overlap" not in first
     assert set(second["overlap"]) == {"heads", "kv_heads", "channels"}
+    for facts in plain.begun + plain.ended:
+        assert json.loads(json.dumps(facts)) == facts
     for facts in plain.ended:
         assert set(facts["operators"]) == {
             f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")
