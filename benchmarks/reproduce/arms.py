@@ -110,9 +110,6 @@ def main_arms() -> list[Arm]:
     ]
 
 
-BASELINES = {"mixture": "vanilla_stagewise", "scratch": "scratch_vanilla"}
-
-
 def same_schedule(first: Arm, second: Arm) -> bool:
     """Whether two arms go on from one base, with one learning rate at every batch.
 

@@ -9,7 +9,7 @@ so that the model computes what it did before without unit n: the weak unit is d
 one's function is kept. Sources: Chen, Goodfellow and Shlens, Net2Net, ICLR 2016; Wu et al.,
 Firefly neural architecture descent, NeurIPS 2020. Adam takes steps of one size whatever a gradient
 is multiplied by, so unequal shares alone hardly part the two: `split_similarity` says how far they
-have come, and noise on the copies (Net2Net, section 2.1) parts them from the start.
+have come. Noise on the copies, as in Net2Net, parts them a little more, and is not exact.
 """
 
 from collections.abc import Iterator

@@ -107,7 +107,7 @@ def gradient_selection() -> list[Arm]:
 def splitting() -> list[Arm]:
     """Should weak units start from the strong ones?"""
     alone, both = {"expansion": False}, {}
-    noisy = {"split": True, "noise": 0.1}
+    noisy = {"split": True, "noise": 0.3}
     return [
         varied("split", "splitting", apex=alone, variation={"split": True}),
         varied("split_and_operators", "splitting", apex=both, variation={"split": True}),
