@@ -16,6 +16,8 @@ Record = dict[str, Any]
 # Nats that a campaign should be able to see, with this probability.
 DELTA, POWER = 0.005, 0.8
 MOST_SEEDS = 10_000
+# Settings of an arm that make its learning rate at every batch, and where its optimizer begins.
+SCHEDULE = ("schedule", "rate", "keep_optimizer", "stage_batches", "stages")
 
 
 class Origin(NamedTuple):
@@ -100,37 +102,47 @@ def _runs(records: Sequence[Record]) -> Runs:
 
 
 def is_conventional(runs: Runs) -> bool:
-    """Whether it is plain training by stages at the scale's own rates."""
-    own = runs.settings
+    """Whether it is plain training, and no average of its checkpoints."""
     averaged = "averaged_batches" in runs.records[0]
-    plain = own["apex"] is None and not own["variation"] and not averaged
-    return plain and own["schedule"] == "stagewise" and own["rate"] == 1
+    return runs.settings["apex"] is None and not runs.settings["variation"] and not averaged
+
+
+def is_main_baseline(runs: Runs) -> bool:
+    """Whether it is plain training with the scale's own stages, rates and optimizer."""
+    schedule = tuple(runs.settings[name] for name in SCHEDULE)
+    return is_conventional(runs) and schedule == ("stagewise", 1.0, True, 1.0, None)
 
 
 def find_baseline(runs: Runs, others: Sequence[Runs]) -> Runs | None:
-    """The conventional runs that an arm is compared with; None for a baseline itself.
+    """The conventional runs of equal schedule; else those with the scale's rates by stage.
 
-    Those of the same stages are preferred, then those that begin with the optimizer's state as the
-    arm does. Stages of other lengths are compared only where both end at the same batch.
+    Stages of other lengths are compared only where both end at the same batch.
 
     Args:
         runs: of an arm.
         others: all of the same origin.
+
+    Returns:
+        None where there is none, as for the last-named themselves.
     """
-    if is_conventional(runs) and runs.settings["keep_optimizer"]:
-        return None
     fitting = [
         other
         for other in others
-        if other is not runs and is_conventional(other) and other.ends[-1] == runs.ends[-1]
-        and set(other.by_seed) & set(runs.by_seed) and other.settings != runs.settings
+        if other.settings != runs.settings and other.ends[-1] == runs.ends[-1]
+        and is_conventional(other) and set(other.by_seed) & set(runs.by_seed)
     ]  # fmt: skip
-    same = ("keep_optimizer", "stage_batches", "stages")
-    return max(
-        fitting,
-        key=lambda o: (o.ends == runs.ends, [o.settings[k] == runs.settings[k] for k in same]),
-        default=None,
-    )
+    if not is_conventional(runs):
+        equal = [o for o in fitting if all(o.settings[k] == runs.settings[k] for k in SCHEDULE)]
+        if equal:
+            return equal[0]
+    if (
+        is_main_baseline(runs)
+        and runs.settings["stage_batches"] == 1
+        and not runs.settings["stages"]
+    ):
+        return None
+    plain = [other for other in fitting if is_main_baseline(other)]
+    return max(plain, key=lambda other: other.ends == runs.ends, default=None)
 
 
 def loss(record: Record, place: int, domain: str | None = None) -> float:

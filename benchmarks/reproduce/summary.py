@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from comparisons import (
+from rich.console import Console
+
+from apex_composer.report.estimates import Estimate, estimate
+from apex_composer.report.read_metrics import flatten
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from reproduce.comparisons import (  # noqa: E402
     DELTA,
     Origin,
     Record,
@@ -21,11 +28,8 @@ from comparisons import (
     loss,
     noise,
 )
-from records import read
-from rich.console import Console
-from tables import NOTHING, Table, for_terminal, markdown, show, show_percent
-
-from apex_composer.report.estimates import Estimate, estimate
+from reproduce.records import read  # noqa: E402
+from reproduce.tables import NOTHING, Table, for_terminal, markdown, show, show_percent  # noqa: E402
 
 _FOLDER = "python benchmarks/reproduce/"
 
@@ -170,33 +174,26 @@ def _noise_cells(arms: Sequence[tuple[Runs, Runs | None]]) -> list[str]:
 
 def facts_table(study: Study) -> Table | None:
     """What was measured in every stage, its mean over seeds; None where nothing was."""
-    names = dict.fromkeys(
-        name
-        for record in study.records
-        for stage in record["stages"]
-        for name, value in stage.items()
-        if is_number(value)
-    )
+    count = _stages(study)
     rows = []
     for runs, _ in study.arms:
-        cells = [", ".join(_means(runs, name)) for name in names]
-        if any(cells):
-            rows.append([runs.arm, *(cell or NOTHING for cell in cells)])
-    title = f"Measured in each stage: {study.title}"
-    return Table(title, ["arm", *names], rows) if rows else None
+        found = [
+            [stage and flatten(stage) for stage in record["stages"]] for record in runs.records
+        ]
+        for name in dict.fromkeys(name for stages in found for own in stages for name in own):
+            cells = [
+                mean_of([stages[place].get(name) for stages in found])
+                for place in range(len(found[0]))
+            ]
+            rows.append([runs.arm, name, *_filled(cells, count)])
+    head = ["arm", "what", *(f"stage {number + 1}" for number in range(count))]
+    return Table(f"Measured in each stage: {study.title}", head, rows) if rows else None
 
 
-def _means(runs: Runs, name: str) -> Iterator[str]:
-    """Of a fact, stage by stage."""
-    for stages in zip(*(record["stages"] for record in runs.records), strict=True):
-        values = [stage[name] for stage in stages if is_number(stage.get(name))]
-        if values:
-            yield f"{statistics.fmean(values):.4g}"
-
-
-def is_number(value: object) -> bool:
-    """Whether it can be averaged."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def mean_of(values: Sequence[object]) -> str:
+    """Of those that are numbers."""
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return f"{statistics.fmean(numbers):.4g}" if numbers else NOTHING
 
 
 def _stages(study: Study) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from comparisons import as_ratio
+from reproduce.comparisons import as_ratio
 from rich.table import Table as RichTable
 
 from apex_composer.report.estimates import Estimate

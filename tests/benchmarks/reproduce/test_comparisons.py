@@ -1,15 +1,8 @@
 import math
-import sys
-from pathlib import Path
 
 import pytest
 from campaign_records import APEX, CONSTANT, make_record, small_campaign
-
-SCRIPTS = Path(__file__).parents[3] / "benchmarks" / "reproduce"
-if str(SCRIPTS) not in sys.path:
-    sys.path.append(str(SCRIPTS))
-
-from comparisons import (  # noqa: E402
+from reproduce.comparisons import (
     MOST_SEEDS,
     _t,
     as_ratio,
@@ -75,6 +68,8 @@ def test_the_baseline_has_the_same_stages_and_begins_alike():
         make_record("apex_long", 1, [3, 2, 1], ends=[100, 300], settings=APEX),
         make_record("apex_one_stage", 1, [3, 1], ends=[200], settings=APEX | {"stages": 1}),
         make_record("averaged", 1, [3, 1], ends=[200], settings=CONSTANT, averaged_batches=[200]),
+        make_record("fast", 1, [3, 2, 1], settings={"rate": 2.0}),
+        make_record("apex_fast", 1, [3, 2, 1], settings=APEX | {"rate": 2.0}),
         make_record("apex_other_seed", 9, [3, 2, 1], settings=APEX),
     ]
     found = arms(records)
@@ -89,6 +84,8 @@ def test_the_baseline_has_the_same_stages_and_begins_alike():
         "apex_long": None,
         "apex_one_stage": "vanilla_stagewise",
         "averaged": "vanilla_stagewise",
+        "fast": "vanilla_stagewise",
+        "apex_fast": "fast",
         "apex_other_seed": None,
     }
     # Stages that end elsewhere have other rates before the end.

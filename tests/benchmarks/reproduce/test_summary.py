@@ -1,14 +1,6 @@
-import sys
-from pathlib import Path
-
 import pytest
 from campaign_records import APEX, make_record, small_campaign, write_records
-
-SCRIPTS = Path(__file__).parents[3] / "benchmarks" / "reproduce"
-if str(SCRIPTS) not in sys.path:
-    sys.path.append(str(SCRIPTS))
-
-from summary import (  # noqa: E402
+from reproduce.summary import (
     differences_table,
     domains_table,
     facts_table,
@@ -42,7 +34,7 @@ def test_the_tables_of_a_small_campaign():
     noise = rows(noise_table(study))
     assert noise["apex_rank"][1:] == ["0.00100 (2)", "3"]
     assert noise["selection_only"][1:] == ["–", "–"] and noise["all"][1] == "0.00082 (3)"
-    assert rows(facts_table(study)) == {"apex_rank": ["0.02, 0.04"]}
+    assert facts_table(study).rows == [["apex_rank", "relative_norm", "0.02", "0.04"]]
 
 
 def test_arms_of_fewer_stages_stand_in_the_right_columns():
@@ -63,6 +55,15 @@ def test_a_question_takes_its_baseline_from_another_one():
     assert (main_study.name, norms.name) == ("main", "norms")
     assert list(rows(differences_table(norms))) == ["vanilla_stagewise", "apex"]
     assert [runs.arm for runs, _ in main_study.arms] == ["vanilla_stagewise"]
+
+
+def test_facts_within_facts_have_their_whole_name():
+    facts = [{"norms": {"heads": {"std": 0.5}}}, {"norms": {"heads": {"std": 0.25}}, "x": [1]}]
+    (study,) = studies_of([make_record("apex", 1, [3, 2, 1], settings=APEX, stages=facts)])
+    assert facts_table(study).rows == [
+        ["apex", "norms.heads.std", "0.5", "0.25"],
+        ["apex", "x", "–", "–"],
+    ]
 
 
 def test_bases_are_never_in_one_table():
