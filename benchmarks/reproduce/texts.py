@@ -63,7 +63,7 @@ def prepare(
         ValueError: a number is out of range, the folder holds texts made otherwise, or a domain
             has too few documents to be divided.
     """
-    from reproduce.text_streams import check_numbers, read_texts, write_streams
+    from text_streams import check_numbers, read_texts, write_streams
 
     from apex_composer.data_prep.read.sources import find_sources
     from apex_composer.demo.embedded import write_embedded_corpus
@@ -90,7 +90,7 @@ def prepare_small(folder: Path) -> None:
     Args:
         folder: to write, as `prepare` does.
     """
-    from reproduce.text_streams import write_streams
+    from text_streams import write_streams
 
     paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     pages = [path.read_text(encoding="utf-8") for path in paths]
