@@ -21,12 +21,14 @@ class Table(NamedTuple):
 
 
 def show(found: Estimate | None) -> str:
-    """`+0.0012 ± 0.0003`; a loss, which is larger than 1, without its sign."""
+    """`+0.00120 ± 0.00030`, `0` where all are equal in every bit; a loss, above 1, as `3.1000`."""
     if found is None:
         return NOTHING
-    half = "" if found.high is None else f" ± {found.high - found.mean:.4f}"
-    sign = "" if found.mean > 1 else "+"
-    return f"{found.mean:{sign}.4f}{half}".replace("-", "−")
+    if not any(found.values):
+        return "0"
+    form = ".4f" if found.mean > 1 else "+.5f"
+    half = "" if found.high is None else f" ± {found.high - found.mean:{form.strip('+')}}"
+    return f"{found.mean:{form}}{half}".replace("-", "−")
 
 
 def show_percent(nats: Estimate) -> str:

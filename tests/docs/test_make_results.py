@@ -46,7 +46,7 @@ def test_a_campaign_stands_beside_the_paper(tmp_path):
     page = make_results.make_page(tmp_path)
     assert "### Scale `cpu`, base mixture: width 8, 1 layers, 10 tokens a window" in page
     # APEX minus constant, decay alone, APEX at equal rates, and the paper's and the law's.
-    assert "| 1 | +0.0150 ± 0.0635 | +0.0000 ± 0.0000 | +0.0200 ± 0.0248 | −0.021 | 0 |" in page
+    assert "| 1 | +0.01500 ± 0.06353 | 0 | +0.02000 ± 0.02484 | −0.021 | 0 |" in page
     assert "the interval includes 0 and excludes the paper's −0.021" in page
     assert "differ by 0.00100: 3 pairs would show 0.005 nats" in page
     assert "### Operator rate, scale `cpu`" in page and "| vary | vanilla_stagewise | 1 |" in page

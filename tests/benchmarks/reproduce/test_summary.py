@@ -25,12 +25,12 @@ def test_the_tables_of_a_small_campaign():
     assert list(found)[0] == "vanilla_stagewise"
     assert found["vanilla_stagewise"] == ["–", "3", "3.2000 ± 0.2484", "3.1000 ± 0.2484", "–"]
     assert found["apex_rank"] == [
-        "vanilla_stagewise", "3", "+0.0200 ± 0.0248", "+0.0020 ± 0.0025",
+        "vanilla_stagewise", "3", "+0.02000 ± 0.02484", "+0.00200 ± 0.00248",
         "+0.20 % (−0.05 to +0.45)",
     ]  # fmt: skip
     assert found["vanilla_constant"][1] == "2"
     assert rows(losses_table(study))["apex_rank"] == ["1, 2, 3", "3.5000", "3.2200", "3.1020"]
-    assert rows(domains_table(study))["apex_rank"][1:] == ["+0.0020 ± 0.0025"] * 2
+    assert rows(domains_table(study))["apex_rank"][1:] == ["+0.00200 ± 0.00248"] * 2
     noise = rows(noise_table(study))
     assert noise["apex_rank"][1:] == ["0.00100 (2)", "3"]
     assert noise["selection_only"][1:] == ["–", "–"] and noise["all"][1] == "0.00082 (3)"
@@ -43,7 +43,7 @@ def test_arms_of_fewer_stages_stand_in_the_right_columns():
     records.append(make_record("apex", 1, [3, 1.25], ends=[200], settings=settings))
     (study,) = studies_of(records)
     found = rows(differences_table(study))["apex"]
-    assert found == ["vanilla_stagewise", "1", "–", "−0.2500", "−22.12 %"]
+    assert found == ["vanilla_stagewise", "1", "–", "−0.25000", "−22.12 %"]
     assert rows(losses_table(study))["apex"] == ["1", "3.0000", "–", "1.2500"]
     assert facts_table(study) is None
 
@@ -92,10 +92,10 @@ def test_the_command_prints_every_table(tmp_path, capsys, monkeypatch):
     path = write_records(tmp_path / "results.jsonl", small_campaign())
     assert main([str(path)]) == 0
     printed = capsys.readouterr().out
-    assert "+0.0200 ± 0.0248" in printed and "commit 0123456" in printed
+    assert "+0.02000 ± 0.02484" in printed and "commit 0123456" in printed
     assert main([str(path), "--markdown", "--study", "main"]) == 0
     printed = capsys.readouterr().out
-    assert "| apex_rank | vanilla_stagewise | 3 | +0.0200 ± 0.0248 |" in printed
+    assert "| apex_rank | vanilla_stagewise | 3 | +0.02000 ± 0.02484 |" in printed
     with pytest.raises(SystemExit):
         main([str(path), "--study", "none"])
     assert "--study: got none; the files have main" in capsys.readouterr().err
