@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from reproduce.scales import Scale
 from reproduce.texts import Texts, windows
 from torch import Tensor
 
-# Batches between two saves of a base's training, at which a killed one goes on.
-_SAVED_EVERY = 500
+# Batches between two looks at a base's training, and seconds between two saves of it, from which a
+# killed one goes on.
+_STRETCH = 500
+_SECONDS = 60.0
 SEED = 17
 
 
@@ -134,19 +137,22 @@ def _train_base(
     length = round(kind.length * scale.sizes.length)
     own = windows(chosen(texts, kind.domains), "base", length)
     order = BatchOrder(own, round(scale.batch / kind.length), SEED, device)
+    saved_at = time.monotonic()
     with progress_bar(None, total=batches, initial=done, desc=f"base {name}", unit="batch") as bar:
         for places in _stretches(done, batches):
             rate = lambda place: base_rate(scale, batches, place)  # noqa: E731
             losses = train(model, optimizer, order, places, rate)
             bar.set_postfix_str(f"loss {float(losses.mean()):.4f}", refresh=False)
             bar.update(len(places))
-            _save(partial, model, optimizer, places.stop)
+            if places.stop == batches or time.monotonic() - saved_at >= _SECONDS:
+                _save(partial, model, optimizer, places.stop)
+                saved_at = time.monotonic()
     os.replace(partial, path)
 
 
 def _stretches(done: int, batches: int) -> Iterator[range]:
-    for start in range(done, batches, _SAVED_EVERY):
-        yield range(start, min(start + _SAVED_EVERY, batches))
+    for start in range(done, batches, _STRETCH):
+        yield range(start, min(start + _STRETCH, batches))
 
 
 def _save(

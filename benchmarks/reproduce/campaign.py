@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,10 +67,26 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def jobs_of(scale: Scale, chosen: Sequence[str]) -> list[Job]:
-    """All runs of some studies: every arm's first seed, then every arm's second, and so on."""
+def jobs_of(scale: Scale, chosen: Sequence[str], names: Sequence[str] | None = None) -> list[Job]:
+    """All runs of some studies: every arm's first seed, then every arm's second, and so on.
+
+    Args:
+        scale: its numbers of seeds.
+        chosen: names of studies.
+        names: of arms; default all.
+
+    Raises:
+        SystemExit: where a study has no such arm.
+    """
+    known = [arm.name for study in chosen for arm in arms_of(study)]
+    if unknown := sorted(set(names or ()) - set(known)):
+        raise SystemExit(f"--arms: {', '.join(unknown)} is none of {', '.join(known)}")
     jobs = [
-        Job(arm, seed) for study in chosen for arm in arms_of(study) for seed in arm.seeds(scale)
+        Job(arm, seed)
+        for study in chosen
+        for arm in arms_of(study)
+        for seed in arm.seeds(scale)
+        if names is None or arm.name in names
     ]
     return sorted(
         jobs, key=lambda job: (chosen.index(job.arm.study), job.seed - job.arm.first_seed)
@@ -80,16 +97,21 @@ def run_job(
     job: Job, scale: Scale, texts_folder: Path, folder: Path, facts: dict[str, Any]
 ) -> list[Record]:
     """One run in this process."""
-    device = torch.device(scale.device)
-    texts = load(texts_folder)
-    base = get_base(job.arm.base, scale, texts, folder, device)
-    found = run_arm(job.arm, job.seed, scale, base, texts, device)
+    texts, base = _loaded(job.arm.base, scale, texts_folder, folder)
+    found = run_arm(job.arm, job.seed, scale, base, texts, torch.device(scale.device))
     common = {
         "texts": texts.hash, "base": base.hash, "base_batches": base.batches,
         "scale": protocol(scale), "settings": as_json(job.arm.facts()), "study": job.arm.study,
         **facts, "date": now(),
     }  # fmt: skip
     return [as_json({**common, **record}) for record in found]
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str, scale: Scale, texts_folder: Path, folder: Path) -> tuple[Texts, Base]:
+    """Both, read and hashed once for many runs."""
+    texts = load(texts_folder)
+    return texts, get_base(name, scale, texts, folder, torch.device(scale.device))
 
 
 def run_jobs(
@@ -99,7 +121,7 @@ def run_jobs(
     folder: Path,
     out: Path,
     facts: dict[str, Any],
-    budget: float | None,
+    deadline: float | None,
 ) -> int:
     """Run all jobs, each result written as it comes; the number of those that are left over.
 
@@ -110,9 +132,8 @@ def run_jobs(
         folder: of bases.
         out: file of results.
         facts: of the machine and the command.
-        budget: seconds after which none is begun; default all.
+        deadline: moment of `time.monotonic` after which none is begun; None runs all.
     """
-    deadline = None if budget is None else time.monotonic() + budget
     left = 0
     with progress_bar(None, total=len(jobs), desc=f"runs of {scale.name}", unit="run") as bar:
         for found in _results(jobs, scale, texts, folder, facts, deadline):
@@ -167,18 +188,22 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("scale", choices=list(SCALES), help="size of the protocol")
     parser.add_argument("--study", nargs="+", choices=studies(), default=["main"])
+    parser.add_argument("--arms", nargs="+", help="only these; default all of the studies")
     parser.add_argument("--data", type=Path, help="RedPajama-format text; default installed text")
     parser.add_argument("--texts", type=Path, help="folder of prepared text, made if missing")
     parser.add_argument("--folder", type=Path, help="of bases; default runs/reproduce/<scale>")
     parser.add_argument("--out", type=Path, help="results; default benchmarks/results/...jsonl")
-    parser.add_argument("--budget", type=float, help="seconds after which no run is begun")
+    parser.add_argument(
+        "--budget", type=float, help="seconds after which no run is begun, the base's included"
+    )
     parser.add_argument("--commit", help="where the checkout is not a git repository")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare, train the base, run what is missing; 1 where the time did not suffice."""
-    options = parse(arguments)
+    options, start = parse(arguments), time.monotonic()
+    deadline = None if options.budget is None else start + options.budget
     scale = SCALES[options.scale]
     if scale.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"scale: {scale.name} needs a CUDA device, and torch sees none here")
@@ -191,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.texts is None or not texts_folder.exists():
         prepare_texts(scale, options.data, texts_folder)
     texts = load(texts_folder)
-    jobs = jobs_of(scale, options.study)
+    jobs = jobs_of(scale, options.study, options.arms)
     bases = {
         name: get_base(name, scale, texts, folder, device)
         for name in dict.fromkeys(job.arm.base for job in jobs)
@@ -204,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "command": " ".join(["campaign.py", *(sys.argv[1:] if arguments is None else arguments)]),
         "machine": describe(device, options.commit), "texts_facts": texts.facts,
     }  # fmt: skip
-    left = run_jobs(missing, scale, texts_folder, folder, out, facts, options.budget)
+    left = run_jobs(missing, scale, texts_folder, folder, out, facts, deadline)
     print(f"{len(jobs) - left} of {len(jobs)} runs are in {out}")
     return int(left > 0)
 

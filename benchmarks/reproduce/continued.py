@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,8 @@ def load_base(
     model.load_state_dict(base.model)
     optimizer = make_optimizer(model)
     if arm.keep_optimizer and base.optimizer is not None:
-        optimizer.load_state_dict(base.optimizer)
+        # A copy: torch takes the tensors as they are and trains in them.
+        optimizer.load_state_dict(deepcopy(base.optimizer))
     return model, optimizer
 
 

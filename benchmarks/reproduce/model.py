@@ -1,4 +1,4 @@
-"""The models of a campaign, and one loop that trains and evaluates them: plain torch on the core."""
+"""The models of a campaign, and the loop that trains and evaluates them: torch on the core."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext

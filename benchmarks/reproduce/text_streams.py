@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from texts import DESCRIPTION, SPLITS, TOKENIZER
+from reproduce.texts import DESCRIPTION, SPLITS, TOKENIZER
 
 from apex_composer.data_prep.atomic_files import new_file, new_folder, write_json, write_text
 from apex_composer.data_prep.choose.estimate import take_samples

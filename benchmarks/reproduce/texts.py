@@ -12,6 +12,7 @@ are divided, `text_streams.py` says.
 import argparse
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def prepare(
         ValueError: a number is out of range, the folder holds texts made otherwise, or a domain
             has too few documents to be divided.
     """
-    from text_streams import check_numbers, read_texts, write_streams
+    from reproduce.text_streams import check_numbers, read_texts, write_streams
 
     from apex_composer.data_prep.read.sources import find_sources
     from apex_composer.demo.embedded import write_embedded_corpus
@@ -90,7 +91,7 @@ def prepare_small(folder: Path) -> None:
     Args:
         folder: to write, as `prepare` does.
     """
-    from text_streams import write_streams
+    from reproduce.text_streams import write_streams
 
     paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     pages = [path.read_text(encoding="utf-8") for path in paths]
@@ -201,4 +202,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).resolve().parents[1]))  # for `reproduce`
     main()

@@ -125,7 +125,8 @@ def test_results_of_other_settings_do_not_count_as_done(folder, results):
 def test_a_base_goes_on_where_it_was_killed(folder, tmp_path, monkeypatch):
     """Its hash is that of one trained in one go."""
     scale, texts, device = SCALES["smoke"], load(folder / "texts"), torch.device("cpu")
-    monkeypatch.setattr(bases, "_SAVED_EVERY", 7)
+    monkeypatch.setattr(bases, "_STRETCH", 7)
+    monkeypatch.setattr(bases, "_SECONDS", 0.0)
     train, calls = bases.train, []
 
     def killed(*arguments, **settings):

@@ -1,17 +1,11 @@
 import importlib
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from corpus import sentences, write_corpus, write_jsonl
-
-SCRIPTS = Path(__file__).parents[3] / "benchmarks" / "reproduce"
-if str(SCRIPTS) not in sys.path:
-    sys.path.append(str(SCRIPTS))
-
-from texts import SPLITS, load, main, prepare, prepare_small, windows  # noqa: E402
+from reproduce.texts import SPLITS, load, main, prepare, prepare_small, windows
 
 SIZES = {"vocabulary": 300, "domain_bytes": 10_000_000, "held_out_tokens": 2000}
 DOMAINS = ("book", "github")
@@ -83,7 +77,7 @@ def test_the_splits_have_the_tokens_that_were_asked_for(prepared):
 def test_the_tokenizer_learns_the_same_of_every_domain_and_nothing_that_is_held_out(
     prepared, data, tmp_path, monkeypatch
 ):
-    import text_streams
+    from reproduce import text_streams
 
     learned, train = [], text_streams.train_tokenizer
 
@@ -111,7 +105,7 @@ def test_the_same_texts_in_other_files_give_the_same_streams(prepared, tmp_path)
 
 
 def test_texts_that_fit_are_left_and_others_are_refused(prepared, data, monkeypatch):
-    import text_streams
+    from reproduce import text_streams
 
     monkeypatch.setattr(text_streams, "write_streams", None)  # calling it would fail
     prepare(prepared, data, **SIZES)
@@ -124,7 +118,7 @@ def test_texts_that_fit_are_left_and_others_are_refused(prepared, data, monkeypa
 
 
 def test_a_failure_leaves_nothing_half_written(data, tmp_path, monkeypatch):
-    import text_streams
+    from reproduce import text_streams
 
     monkeypatch.delattr(text_streams, "write_text")  # after the streams, before texts.json
     with pytest.raises(NameError):
@@ -189,16 +183,16 @@ def test_pages_of_this_repository_are_small_texts(tmp_path):
 
 
 def test_loading_needs_numpy_alone(prepared, monkeypatch):
-    for name in ("apex_composer", "text_streams", "tokenizers", "torch", "tqdm"):
+    for name in ("apex_composer", "reproduce.text_streams", "tokenizers", "torch", "tqdm"):
         monkeypatch.setitem(sys.modules, name, None)  # importing it fails
-    monkeypatch.delitem(sys.modules, "texts")
-    loaded = importlib.import_module("texts").load(prepared)
+    monkeypatch.delitem(sys.modules, "reproduce.texts")
+    loaded = importlib.import_module("reproduce.texts").load(prepared)
     assert loaded.domains == DOMAINS and len(loaded.hash) == 64
     assert isinstance(loaded.streams["base"]["book"], np.memmap)
 
 
 def test_the_hash_is_that_of_the_streams(prepared):
-    from text_streams import hash_streams
+    from reproduce.text_streams import hash_streams
 
     loaded = load(prepared)
     assert hash_streams(loaded.streams) == loaded.hash
