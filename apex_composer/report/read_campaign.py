@@ -84,8 +84,9 @@ def _variations(record: Record) -> tuple[bool, int]:
 
 
 def _origin(record: Record) -> tuple[str, ...]:
-    """What runs share that may be compared."""
-    return record["texts"], record["base"], json.dumps(record["scale"], sort_keys=True)
+    """What runs share that may be compared; the name of a base says which text they read."""
+    name, scale = record["settings"]["base"], json.dumps(record["scale"], sort_keys=True)
+    return record["texts"], record["base"], name, scale
 
 
 def _place(records: Sequence[Record]) -> dict[tuple[str, ...], Record]:

@@ -26,11 +26,13 @@ class Origin(NamedTuple):
     Attributes:
         texts: hash of the text.
         base: hash of the base.
+        kind: of base, which says what text they read.
         scale: all its settings, as JSON.
     """
 
     texts: str
     base: str
+    kind: str
     scale: str
 
 
@@ -74,7 +76,8 @@ def by_origin(records: Iterable[Record]) -> dict[Origin, list[Runs]]:
     """
     found: dict[Origin, dict[str, list[Record]]] = {}
     for record in records:
-        origin = Origin(record["texts"], record["base"], _text(record["scale"]))
+        kind = record["settings"]["base"]
+        origin = Origin(record["texts"], record["base"], kind, _text(record["scale"]))
         arm = _text([record["arm"], _settings(record)])
         found.setdefault(origin, {}).setdefault(arm, []).append(record)
     return {origin: [_runs(own) for own in arms.values()] for origin, arms in found.items()}

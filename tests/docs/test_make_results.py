@@ -41,15 +41,25 @@ def test_what_has_no_results_is_pending(tmp_path):
 
 
 def test_a_campaign_stands_beside_the_paper(tmp_path):
-    vary = make_record("vary", 1, [3.5, 3.1, 3.1], study="operator_rate", settings=APEX)
-    write_records(tmp_path / "reproduce-cpu.jsonl", [*small_campaign(), vary])
+    settings = APEX | {"variation": {"x": 1}}
+    masked = {"whole": 3.0, "lowest": 3.01, "random": 3.2, "top": 5.0}
+    facts = [{"masked": masked}, {"relative_norm": 0.05, "effective_rank": 7.5}]
+    given = {"study": "operator_rate", "settings": settings, "stages": facts}
+    vary = make_record("vary", 1, [3.5, 3.2, 3.1], **given)
+    one = make_record("one_stage", 1, [3.5, 3.1], ends=[200], study="count", settings=settings)
+    write_records(tmp_path / "reproduce-cpu.jsonl", [*small_campaign(), vary, one])
     page = make_results.make_page(tmp_path)
     assert "### Scale `cpu`, base mixture: width 8, 1 layers, 10 tokens a window" in page
     # APEX minus constant, decay alone, APEX at equal rates, and the paper's and the law's.
     assert "| 1 | +0.01500 ± 0.06353 | 0 | +0.02000 ± 0.02484 | −0.021 | 0 |" in page
     assert "the interval includes 0 and excludes the paper's −0.021" in page
     assert "differ by 0.00100: 3 pairs would show 0.005 nats" in page
-    assert "### Operator rate, scale `cpu`" in page and "| vary | vanilla_stagewise | 1 |" in page
+    told = page.partition("## One thing at a time")[2]
+    row = "| vary | vanilla_stagewise | 1 | +0.10000 | +0.10000 | +10.52 % | 0.05 | 7.5 |"
+    assert f"| operator rate {row}" in told
+    assert "| count | one_stage | vanilla_stagewise | 1 | – | +0.10000 | +10.52 % | – | – |" in told
+    assert told.count("| – | vanilla_stagewise |") == 1
+    assert "lowest norms, this base's loss is 0.0100 nats higher" in told
     assert "`python benchmarks/reproduce/campaign.py cpu`; cpu, 2 threads" in page
     told = page.partition("## Pending")[2]
     assert "`cpu`" not in told and "`gpu`" in told
