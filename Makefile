@@ -97,8 +97,9 @@ format: $(STAMP)  ## repair style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)  ## write docs/settings.md anew, from signatures, docstrings and the command line
+docs: $(STAMP)  ## write docs/settings.md and docs/results.md anew, from the code and from what was measured
 	$(BIN)/python docs/make_settings.py
+	$(BIN)/python docs/make_results.py
 
 bench: $(STAMP)  ## time an APEX step against a vanilla one
 	$(BIN)/python benchmarks/step_overhead.py

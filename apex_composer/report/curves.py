@@ -62,7 +62,7 @@ def make_axis(answer: Answer) -> Axis:
     by_tokens = all(len(curve.tokens) == len(curve.values) for curve in curves)
     # A data loader that does not count tokens leaves zeros.
     by_tokens = by_tokens and all(any(run.loss.tokens) for run in kept)
-    most = max((run.loss.tokens[-1] for run in kept), default=0) if by_tokens else 0
+    most = max((c.tokens[-1] for c in curves if len(c.tokens)), default=0) if by_tokens else 0
     size, unit = in_units(most)
     label = f"{'tokens' if by_tokens else 'batches'} trained{f' ({unit})' if unit else ''}"
     styles = {run.folder: n for n, group in enumerate(answer.groups) for run in group.runs}

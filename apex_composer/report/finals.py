@@ -19,8 +19,8 @@ class Final:
         loss_difference: minus that of the first baseline, nats per token; None for the baseline
             itself, without a baseline, and where the baseline has not evaluated this domain.
         perplexity_difference: the same of perplexities.
-        paired: whether differences are between runs of equal seeds; otherwise their interval is
-            Welch's, and they have one value, the difference of the means.
+        paired: whether differences are between runs of equal seeds, those that the group has;
+            otherwise their interval is Welch's, and they have one value, that of the means.
     """
 
     loss: Estimate
@@ -31,8 +31,8 @@ class Final:
 
 
 def are_paired(group: Group, baseline: Group) -> bool:
-    """Whether both have the same seeds: of the training, and of the data order and all others."""
-    if group.seeds != baseline.seeds or None in group.seeds:
+    """Whether the baseline has all its seeds: of the training, the data order and all others."""
+    if not set(group.seeds) <= set(baseline.seeds) or None in group.seeds:
         return False
     return not differing_seeds(group, baseline)
 
@@ -64,6 +64,9 @@ def find_final(group: Group, baseline: Group | None, domain: str) -> Final | Non
     if others is None:
         return Final(loss, perplexity, None, None, False)
     paired = are_paired(group, baseline)
+    if paired:
+        by_seed = dict(zip(baseline.seeds, others, strict=True))
+        others = [by_seed[seed] for seed in group.seeds]
     loss_difference = _subtract(own, others, paired)
     of_perplexity = _subtract([_exp(x) for x in own], [_exp(x) for x in others], paired)
     return Final(loss, perplexity, loss_difference, of_perplexity, paired)

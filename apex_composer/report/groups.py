@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from apex_composer.report.run import Run
@@ -166,8 +167,14 @@ def differing(groups: Sequence[Group], hidden: bool = False) -> dict[str, tuple[
 
 
 def differing_seeds(one: Group, other: Group) -> list[str]:
-    """Seeds that both have set and that differ between a run and its counterpart, by their keys."""
-    pairs = [(a.settings, b.settings) for a, b in zip(one.runs, other.runs, strict=False)]
+    """Seeds that both have set and that differ between a run and its counterpart, by their keys.
+
+    A counterpart has the same `seed`, or where there is none the same place.
+    """
+    by_seed = dict(zip(other.seeds, other.runs, strict=True))
+    places = zip_longest(one.seeds, one.runs, other.runs)
+    found = [(run, by_seed.get(seed, beside)) for seed, run, beside in places]
+    pairs = [(a.settings, b.settings) for a, b in found if a and b]
     return sorted({k for a, b in pairs for k in a if is_seed(k) and k in b and a[k] != b[k]})
 
 

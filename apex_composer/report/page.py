@@ -57,6 +57,7 @@ def make_title(compared: Answer) -> str:
     last = [group.name for group in compared.groups if group.baseline]
     if len(compared.groups) > MOST_NAMES:
         first = [f"{len(first)} runs"] if first else []
+        last = [*compared.baselines[:1], *([f"{len(last) - 1} more"] if len(last) > 1 else [])]
     return " against ".join(", ".join(names) for names in (first, last) if names)
 
 

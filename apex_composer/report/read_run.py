@@ -9,6 +9,7 @@ from typing import Any
 from apex_composer.callbacks.metrics_file import NAME
 from apex_composer.data_prep.atomic_files import read_json
 from apex_composer.data_prep.paths import MANIFEST
+from apex_composer.report.read_campaign import read_campaign, split_path
 from apex_composer.report.read_metrics import read_metrics
 from apex_composer.report.read_old_jobs import (
     METRICS,
@@ -33,25 +34,32 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
     Args:
         paths: a run's folder (`runs/tinyllama-apex`), the folder of its metrics or the file; what
-            `make train` or `make compare` wrote; or any folder of runs.
+            `make train` or `make compare` wrote; any folder of runs; or a campaign's file of
+            results, with or without a part of them: `results.jsonl/<base>/<study>/<arm>`.
 
     Raises:
         FileNotFoundError: a path does not exist, or holds no run; the message says what is looked
             for.
         ValueError: a file is damaged or of something else; the message names it.
     """
-    folders: dict[Path, Path] = {}
+    runs: dict[Path, Run] = {}
     for path in map(Path, paths):
+        campaign = split_path(path)
+        if campaign is not None:
+            for run in read_campaign(*campaign):
+                runs.setdefault(run.folder.resolve(), run)
+            continue
         own = list(find_runs(_run_folder(path)))
         if not own:
             raise FileNotFoundError(
                 f"{path} holds no run: neither {NAME} (loggers: {{local_metrics: {{}}}} in the "
                 f"YAML) nor {METRICS} or {RESULT} of make train or make compare. Give the folder "
-                "of a run."
+                "of a run, or a campaign's .jsonl."
             )
-        for folder in own:  # which may be given twice, by other paths
-            folders.setdefault(folder.resolve(), folder)
-    return name_apart([read_run(folder) for folder in folders.values()])
+        for folder in own:
+            if folder.resolve() not in runs:  # which may be given twice, by other paths
+                runs[folder.resolve()] = read_run(folder)
+    return name_apart(list(runs.values()))
 
 
 def find_runs(folder: Path, depth: int = DEPTH) -> Iterator[Path]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from apex_composer.report.crossings import TOTAL, Reach, show_tokens
-from apex_composer.report.finals import Final, same_validation
+from apex_composer.report.finals import Final, are_paired, same_validation
 from apex_composer.report.groups import (
     APEX,
     Group,
@@ -113,6 +113,14 @@ def find_cautions(
                 yield from _about_ends(other, baseline)
             if not same_validation(other, baseline):
                 yield f"{other.name} and {baseline.name} evaluate different text: no total."
+        fewer = [
+            g.name for g in groups if len(g.runs) < len(baseline.runs) and are_paired(g, baseline)
+        ]
+        if fewer:
+            yield (
+                f"Of fewer seeds than {baseline.name}, so that their differences are to its runs "
+                f"of the same seeds: {_some(fewer)}."
+            )
     for group in groups:
         if _diverged(group, finals):
             yield f"{group.name} has diverged: its last loss on held-out text is no number."

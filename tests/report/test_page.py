@@ -134,6 +134,10 @@ def test_titles():
     assert make_title(example_answer({"one": [example_run("one")]})) == "one"
     many = {str(n): [example_run(str(n), batches=20)] for n in range(7)}
     assert make_title(example_answer(many)) == "6 runs against 0"
+    answer = example_answer(many)
+    groups = tuple(replace(group, baseline=int(group.name) < 3) for group in answer.groups)
+    several = replace(answer, groups=groups, baselines=("1", "0", "2"))
+    assert make_title(several) == "4 runs against 1, 2 more"
 
 
 def test_numbers_for_people():

@@ -1,0 +1,262 @@
+"""Records of a campaign as differences: which runs may be compared, by how much they differ.
+
+A difference is of two runs from the same base that saw the same batches in the same order.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from apex_composer.report.estimates import Estimate, estimate, t_quantile
+
+Record = dict[str, Any]
+# Nats that a campaign should be able to see, with this probability.
+DELTA, POWER = 0.005, 0.8
+MOST_SEEDS = 10_000
+# Settings of an arm that make its learning rate at every batch, and where its optimizer begins.
+SCHEDULE = ("schedule", "rate", "keep_optimizer", "stage_batches", "stages")
+
+
+class Origin(NamedTuple):
+    """What runs must share to be compared.
+
+    Attributes:
+        texts: hash of the text.
+        base: hash of the base.
+        kind: of base, which says what text they read.
+        scale: all its settings, as JSON.
+    """
+
+    texts: str
+    base: str
+    kind: str
+    scale: str
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of one arm from one base, one for each seed.
+
+    Attributes:
+        arm: its name.
+        settings: of the arm, without its name and its study.
+        by_seed: results.
+        studies: that asked for them.
+    """
+
+    arm: str
+    settings: Mapping[str, Any]
+    by_seed: Mapping[int, Record]
+    studies: tuple[str, ...]
+
+    @property
+    def records(self) -> list[Record]:
+        """Results in the order of the seeds."""
+        return [self.by_seed[seed] for seed in sorted(self.by_seed)]
+
+    @property
+    def ends(self) -> list[int]:
+        """Batches at which it was evaluated, the start included."""
+        return [0, *self.records[0]["stage_ends"]]
+
+    def of(self, study: str) -> "Runs":
+        """Those that one study asked for."""
+        own = {seed: one for seed, one in self.by_seed.items() if one["study"] == study}
+        return Runs(self.arm, self.settings, own, (study,))
+
+
+def by_origin(records: Iterable[Record]) -> dict[Origin, list[Runs]]:
+    """Records sorted by what they may be compared with, and there by arm.
+
+    Raises:
+        ValueError: where two records are of the same arm, settings and seed.
+    """
+    found: dict[Origin, dict[str, list[Record]]] = {}
+    for record in records:
+        kind = record["settings"]["base"]
+        origin = Origin(record["texts"], record["base"], kind, _text(record["scale"]))
+        arm = _text([record["arm"], _settings(record)])
+        found.setdefault(origin, {}).setdefault(arm, []).append(record)
+    return {origin: [_runs(own) for own in arms.values()] for origin, arms in found.items()}
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    return {k: v for k, v in record["settings"].items() if k not in ("name", "study")}
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _runs(records: Sequence[Record]) -> Runs:
+    by_seed: dict[int, Record] = {}
+    for record in records:
+        other = by_seed.setdefault(record["seed"], record)
+        if other["losses"] != record["losses"]:
+            raise ValueError(
+                f"{record['arm']}, seed {record['seed']}: two results ({other['date']} and "
+                f"{record['date']}) of the same base and settings differ. Remove one of the lines"
+            )
+    studies = tuple(dict.fromkeys(record["study"] for record in records))
+    return Runs(records[0]["arm"], _settings(records[0]), by_seed, studies)
+
+
+def is_conventional(runs: Runs) -> bool:
+    """Whether it is plain training, and no average of its checkpoints."""
+    averaged = "averaged_batches" in runs.records[0]
+    return runs.settings["apex"] is None and not runs.settings["variation"] and not averaged
+
+
+def is_main_baseline(runs: Runs) -> bool:
+    """Whether it is plain training with the scale's own stages, rates and optimizer."""
+    schedule = tuple(runs.settings[name] for name in SCHEDULE)
+    return is_conventional(runs) and schedule == ("stagewise", 1.0, True, 1.0, None)
+
+
+def find_baseline(runs: Runs, others: Sequence[Runs]) -> Runs | None:
+    """The conventional runs of equal schedule; else those with the scale's rates by stage.
+
+    Stages of other lengths are compared only where both end at the same batch.
+
+    Args:
+        runs: of an arm.
+        others: all of the same origin.
+
+    Returns:
+        None where there is none, as for the last-named themselves.
+    """
+    fitting = [
+        other
+        for other in others
+        if other.settings != runs.settings and other.ends[-1] == runs.ends[-1]
+        and is_conventional(other) and set(other.by_seed) & set(runs.by_seed)
+    ]  # fmt: skip
+    if not is_conventional(runs):
+        equal = [o for o in fitting if all(o.settings[k] == runs.settings[k] for k in SCHEDULE)]
+        if equal:
+            return equal[0]
+    if (
+        is_main_baseline(runs)
+        and runs.settings["stage_batches"] == 1
+        and not runs.settings["stages"]
+    ):
+        return None
+    plain = [other for other in fitting if is_main_baseline(other)]
+    return max(plain, key=lambda other: other.ends == runs.ends, default=None)
+
+
+def loss(record: Record, place: int, domain: str | None = None) -> float:
+    """Nats per token at an evaluation: of a domain, or the mean over domains."""
+    losses = record["losses"][place]
+    return statistics.fmean(losses.values()) if domain is None else losses[domain]
+
+
+def difference(
+    runs: Runs, baseline: Runs, batch: int, domain: str | None = None
+) -> Estimate | None:
+    """Loss minus the baseline's in nats, over the seeds that both have.
+
+    Args:
+        batch: at which both were evaluated; where only their last ones agree, only that counts.
+        domain: default the mean over domains.
+
+    Returns:
+        None where it cannot be compared.
+    """
+    shared = runs.ends == baseline.ends or batch == runs.ends[-1] == baseline.ends[-1]
+    seeds = sorted(set(runs.by_seed) & set(baseline.by_seed))
+    if not shared or not seeds or batch not in runs.ends or batch not in baseline.ends:
+        return None
+    places = runs.ends.index(batch), baseline.ends.index(batch)
+    return estimate(
+        [
+            loss(runs.by_seed[seed], places[0], domain)
+            - loss(baseline.by_seed[seed], places[1], domain)
+            for seed in seeds
+        ]
+    )
+
+
+def as_ratio(nats: Estimate) -> Estimate:
+    """A difference of losses as a ratio of perplexities: the geometric mean, exp(mean)."""
+    ends = [None if end is None else math.exp(end) for end in (nats.low, nats.high)]
+    return Estimate(math.exp(nats.mean), *ends, tuple(math.exp(value) for value in nats.values))
+
+
+class Noise(NamedTuple):
+    """How far results scatter by chance, in nats.
+
+    Attributes:
+        single: standard deviation of one arm's last losses between seeds.
+        single_freedom: its degrees of freedom.
+        paired: standard deviation of the differences with the baseline; None without several.
+        paired_freedom: its degrees of freedom.
+        seeds: pairs that would be needed to see `DELTA`; None where `paired` is.
+    """
+
+    single: float | None
+    single_freedom: int
+    paired: float | None
+    paired_freedom: int
+    seeds: int | None
+
+
+def noise(arms: Sequence[tuple[Runs, Runs | None]]) -> Noise:
+    """Pooled over arms: the root of the mean variance, weighted by degrees of freedom.
+
+    What is equal to its baseline in every bit says nothing of chance and is left out.
+
+    Args:
+        arms: each with its baseline.
+    """
+    singles = [[loss(record, -1) for record in runs.records] for runs, _ in arms]
+    found = [difference(runs, base, runs.ends[-1]) for runs, base in arms if base is not None]
+    pairs = [own.values for own in found if own is not None and any(own.values)]
+    single, paired = _pooled(singles), _pooled(pairs)
+    seeds = None if paired[0] is None else seeds_needed(paired[0])
+    return Noise(*single, *paired, seeds)
+
+
+def _pooled(samples: Iterable[Sequence[float]]) -> tuple[float | None, int]:
+    kept = [own for own in samples if len(own) > 1 and all(map(math.isfinite, own))]
+    freedom = sum(len(own) - 1 for own in kept)
+    if not freedom:
+        return None, 0
+    squares = sum((len(own) - 1) * statistics.variance(own) for own in kept)
+    return math.sqrt(squares / freedom), freedom
+
+
+def seeds_needed(deviation: float, delta: float = DELTA, power: float = POWER) -> int:
+    """Pairs of runs that show a difference: two-sided test at 95 %, paired Student's t.
+
+        the smallest n >= 2 with n >= ((t(n-1, 0.975) + t(n-1, power)) * deviation / delta)**2
+
+    W. D. Dupont, W. D. Plummer: Power and sample size calculations, Controlled Clinical Trials 11
+    (1990) 116-128.
+
+    Args:
+        deviation: standard deviation of the differences.
+        delta: that is to be seen, in the same unit.
+        power: probability of seeing it.
+
+    Returns:
+        `MOST_SEEDS` where it is that or more.
+    """
+    for n in range(2, MOST_SEEDS):
+        if n >= ((t_quantile(n - 1) + _t(n - 1, power)) * deviation / delta) ** 2:
+            return n
+    return MOST_SEEDS
+
+
+def _t(freedom: int, probability: float) -> float:
+    """Student's quantile by Abramowitz and Stegun 26.7.5: at most 1 % off at 0.8."""
+    z = statistics.NormalDist().inv_cdf(probability)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))

@@ -1,0 +1,138 @@
+import math
+
+import pytest
+from campaign_records import APEX, CONSTANT, make_record, small_campaign
+from reproduce.comparisons import (
+    MOST_SEEDS,
+    _t,
+    as_ratio,
+    by_origin,
+    difference,
+    find_baseline,
+    noise,
+    seeds_needed,
+)
+
+
+def arms(records) -> dict:
+    (found,) = by_origin(records).values()
+    return {runs.arm: runs for runs in found}
+
+
+def test_differences_are_of_equal_seeds_and_intervals_students():
+    found = arms(small_campaign())
+    apex, base = found["apex_rank"], found["vanilla_stagewise"]
+    assert find_baseline(apex, list(found.values())) is base
+    assert find_baseline(base, list(found.values())) is None
+    first = difference(apex, base, 100)
+    assert first.values == pytest.approx((0.01, 0.02, 0.03)) and first.mean == pytest.approx(0.02)
+    half = 4.3027 * 0.01 / math.sqrt(3)
+    assert (first.low, first.high) == pytest.approx((0.02 - half, 0.02 + half))
+    assert difference(apex, base, 200).mean == pytest.approx(0.002)
+    assert difference(apex, base, 200, "book").mean == pytest.approx(0.002)
+    assert difference(apex, base, 0).values == pytest.approx((0, 0, 0))
+    assert difference(apex, base, 150) is None
+    constant = difference(found["vanilla_constant"], base, 200)
+    assert constant.values == pytest.approx((0.1, 0.1))  # of the two seeds that it has
+
+
+def test_a_domain_has_its_own_difference():
+    wide = [make_record("apex_rank", 1, [3.0, 2.9, 2.8], spread=0.7, settings=APEX)]
+    found = arms([make_record("vanilla_stagewise", 1, [3.0, 2.9, 2.8]), *wide])
+    pair = found["apex_rank"], found["vanilla_stagewise"], 200
+    assert difference(*pair, "code").mean == pytest.approx(0.2)
+    assert difference(*pair, "book").mean == pytest.approx(-0.2)
+    assert difference(*pair).mean == pytest.approx(0) and difference(*pair).low is None
+
+
+@pytest.mark.parametrize("changes", [{"base": "c" * 64}, {"texts": "u"}, {"scale": {"name": "x"}}])
+def test_what_is_of_another_base_text_or_scale_is_never_compared(changes):
+    records = [make_record("vanilla_stagewise", 1, [3, 2, 1])]
+    records.append(make_record("apex_rank", 1, [3, 2, 1], settings=APEX, **changes))
+    found = by_origin(records)
+    assert [[runs.arm for runs in own] for own in found.values()] == [
+        ["vanilla_stagewise"],
+        ["apex_rank"],
+    ]
+
+
+def test_the_baseline_has_the_same_stages_and_begins_alike():
+    short = {"stage_batches": 0.5}
+    records = [
+        make_record("vanilla_stagewise", 1, [3, 2, 1]),
+        make_record("fresh", 1, [3, 2, 1], settings={"keep_optimizer": False}),
+        make_record("short", 1, [3, 2, 1], ends=[50, 100], settings=short),
+        make_record("apex", 1, [3, 2, 1], settings=APEX),
+        make_record("apex_fresh", 1, [3, 2, 1], settings=APEX | {"keep_optimizer": False}),
+        make_record("apex_short", 1, [3, 2, 1], ends=[50, 100], settings=APEX | short),
+        make_record("apex_long", 1, [3, 2, 1], ends=[100, 300], settings=APEX),
+        make_record("apex_one_stage", 1, [3, 1], ends=[200], settings=APEX | {"stages": 1}),
+        make_record("averaged", 1, [3, 1], ends=[200], settings=CONSTANT, averaged_batches=[200]),
+        make_record("fast", 1, [3, 2, 1], settings={"rate": 2.0}),
+        make_record("apex_fast", 1, [3, 2, 1], settings=APEX | {"rate": 2.0}),
+        make_record("apex_other_seed", 9, [3, 2, 1], settings=APEX),
+    ]
+    found = arms(records)
+    chosen = {name: find_baseline(runs, list(found.values())) for name, runs in found.items()}
+    assert {name: base and base.arm for name, base in chosen.items()} == {
+        "vanilla_stagewise": None,
+        "fresh": "vanilla_stagewise",
+        "short": None,
+        "apex": "vanilla_stagewise",
+        "apex_fresh": "fresh",
+        "apex_short": "short",
+        "apex_long": None,
+        "apex_one_stage": "vanilla_stagewise",
+        "averaged": "vanilla_stagewise",
+        "fast": "vanilla_stagewise",
+        "apex_fast": "fast",
+        "apex_other_seed": None,
+    }
+    # Stages that end elsewhere have other rates before the end.
+    apex, base = found["apex_one_stage"], found["vanilla_stagewise"]
+    assert difference(apex, base, 0) is None and difference(apex, base, 200).mean == 0
+
+
+def test_two_results_of_one_run_must_agree():
+    record = make_record("vanilla_stagewise", 1, [3, 2, 1])
+    again = make_record("vanilla_stagewise", 1, [3, 2, 1], study="rates")
+    (found,) = arms([record, again]).values()
+    assert list(found.by_seed) == [1] and found.studies == ("main", "rates")
+    again["losses"][1]["book"] += 1
+    with pytest.raises(ValueError, match="vanilla_stagewise, seed 1: two results.*Remove one"):
+        by_origin([record, again])
+
+
+def test_perplexities_are_compared_as_ratios():
+    found = arms(small_campaign())
+    nats = difference(found["apex_rank"], found["vanilla_stagewise"], 100)
+    ratio = as_ratio(nats)
+    assert ratio.mean == pytest.approx(math.exp(0.02)) and ratio.high > ratio.mean > ratio.low
+    assert ratio.values == pytest.approx([math.exp(x) for x in (0.01, 0.02, 0.03)])
+
+
+def test_noise_is_pooled_over_arms_and_leaves_out_what_is_equal_in_every_bit():
+    found = arms(small_campaign())
+    base = found["vanilla_stagewise"]
+    apex = noise([(found["apex_rank"], base)])
+    assert apex.paired == pytest.approx(0.001) and apex.paired_freedom == 2
+    assert apex.single == pytest.approx(0.101) and apex.single_freedom == 2
+    same = noise([(found["selection_only"], base)])
+    assert (same.paired, same.seeds) == (None, None) and same.single == pytest.approx(0.1)
+    both = noise([(found[name], base) for name in ("apex_rank", "selection_only")])
+    assert both.single == pytest.approx(math.sqrt((0.101**2 + 0.1**2) / 2))
+    assert (both.single_freedom, both.paired_freedom) == (4, 2)
+
+
+def test_the_seeds_that_are_needed():
+    assert seeds_needed(12, delta=8) == 20  # the example of MedCalc's manual for paired samples
+    assert seeds_needed(0.0, 0.005) == 2 and seeds_needed(1e9, 0.005) == MOST_SEEDS
+    needed = [seeds_needed(deviation) for deviation in (0.0005, 0.0013, 0.005, 0.05)]
+    assert needed == sorted(needed) and needed[-1] > 500
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"), [(1, 1.376), (2, 1.061), (4, 0.941), (10, 0.879), (30, 0.854)]
+)
+def test_the_quantile_of_the_power(freedom, quantile):
+    assert _t(freedom, 0.8) == pytest.approx(quantile, rel=0.01)

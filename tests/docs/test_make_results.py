@@ -1,0 +1,97 @@
+"""docs/results.md is what benchmarks/results/ holds."""
+
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from campaign_records import APEX, make_record, small_campaign, write_records
+
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs" / "make_results.py")
+make_results = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(make_results)
+
+
+def test_the_page_is_what_the_results_say():
+    page = make_results.make_page()
+    assert make_results.PAGE.read_text() == page, "docs/results.md is old: `make docs`"
+    assert len(page.splitlines()) < 200
+
+
+def test_the_readme_says_what_was_measured():
+    readme = (ROOT / "README.md").read_text()
+    found = re.search(r"takes ([\d.]+) % (longer|less) with APEX", readme)
+    (row,) = re.findall(r"`apex_kernels` .*", make_results.PAGE.read_text())
+    measured = float(row.split("|")[3].split()[0].replace("−", "-"))
+    assert found and (float(found[1]), found[2]) == (
+        round(abs(measured), 1),
+        "longer" if measured > 0 else "less",
+    )
+
+
+def test_what_has_no_results_is_pending(tmp_path):
+    page = make_results.make_page(tmp_path)
+    assert "| 1 | 5.87 | 5.75 | −0.021 | 0 | −0.021 |" in page
+    assert "| 3 | 5.83 | 5.44 | −0.069 | −0.046 | −0.023 |" in page
+    told = page.partition("## Pending")[2]
+    assert "Campaign `cpu`" in told and "Campaign `gpu`" in told and "Kernels and steps" in told
+
+
+def test_a_campaign_stands_beside_the_paper(tmp_path):
+    settings = APEX | {"variation": {"x": 1}}
+    masked = {"whole": 3.0, "lowest": 3.01, "random": 3.2, "top": 5.0}
+    facts = [{"masked": masked}, {"relative_norm": 0.05, "effective_rank": 7.5}]
+    given = {"study": "operator_rate", "settings": settings, "stages": facts}
+    vary = make_record("vary", 1, [3.5, 3.2, 3.1], **given)
+    one = make_record("one_stage", 1, [3.5, 3.1], ends=[200], study="count", settings=settings)
+    write_records(tmp_path / "reproduce-cpu.jsonl", [*small_campaign(), vary, one])
+    page = make_results.make_page(tmp_path)
+    assert "### Scale `cpu`, base mixture: width 8, 1 layers, 10 tokens a window" in page
+    # APEX minus constant, decay alone, APEX at equal rates, and the paper's and the law's.
+    assert "| 1 | +0.01500 ± 0.06353 | 0 | +0.02000 ± 0.02484 | −0.021 | 0 |" in page
+    assert "the interval includes 0 and excludes the paper's −0.021" in page
+    assert "differ by 0.00100: 3 pairs would show 0.005 nats" in page
+    told = page.partition("## One thing at a time")[2]
+    row = "| vary | vanilla_stagewise | 1 | +0.10000 | +0.10000 | +10.52 % | 0.05 | 7.5 |"
+    assert f"| operator rate {row}" in told
+    assert "| count | one_stage | vanilla_stagewise | 1 | – | +0.10000 | +10.52 % | – | – |" in told
+    assert told.count("| – | vanilla_stagewise |") == 1
+    assert "lowest norms, this base's loss is 0.0100 nats higher" in told
+    assert "`python benchmarks/reproduce/campaign.py cpu`; cpu, 2 threads" in page
+    told = page.partition("## Pending")[2]
+    assert "`cpu`" not in told and "`gpu`" in told
+
+
+def test_the_batches_until_the_constant_rate_is_reached(tmp_path):
+    arms = {"vanilla_constant": [4.0, 3.0], "vanilla_stagewise": [3.0, 2.5], "apex_rank": [4, 2]}
+    settings = {"vanilla_constant": {"schedule": "constant"}, "apex_rank": APEX}
+    records = [
+        make_record(arm, 1, [5.0, *losses], settings=settings.get(arm))
+        for arm, losses in arms.items()
+    ]
+    write_records(tmp_path / "reproduce-gpu.jsonl", records)
+    page = make_results.make_page(tmp_path)
+    assert "with decay after 50 % of the batches, by APEX after 75 % (paper: 33 %)" in page
+    assert "one seed, so without an interval" in page and "degrees of freedom" not in page
+
+
+@pytest.mark.parametrize(("low", "high", "told"), [(-0.3, -0.1, "excludes 0"), (-1, 1, "includes")])
+def test_intervals_in_words(low, high, told):
+    estimate = make_results.Estimate((low + high) / 2, low, high, (low, high))
+    assert told in make_results.judge(estimate)
+    assert "includes the paper's −0.200" in make_results.judge(estimate, -0.2)
+
+
+def test_of_several_gpu_files_the_newest_counts(tmp_path):
+    (path,) = (ROOT / "benchmarks" / "results").glob("2026-11-26-nvidia-h100-80gb-hbm3.json")
+    shutil.copy(path, tmp_path / "2026-11-26-one.json")
+    results = json.loads(path.read_text())
+    results["machine"] |= {"date": "2026-12-01T00:00:00+00:00", "device": "NVIDIA H200"}
+    del results["parts"]["bandwidth"], results["parts"]["correctness"]
+    (tmp_path / "2026-12-01-two.json").write_text(json.dumps(results))
+    page = make_results.make_page(tmp_path)
+    assert "NVIDIA H200" in page and "2026-12-01-two.json" in page and "**Kernels.**" not in page
+    assert "| `apex_kernels` | 6.665 | 39,333 | +1.40 % (+1.29 to +1.67) |" in page
