@@ -1,7 +1,7 @@
 # Everything a user or a contributor types. Each target makes the environment first if it is not there yet.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install train compare test test-core test-long test-report lint format docs bench clean
+.PHONY: help install train compare reproduce test test-core test-long test-report lint format docs bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,6 +15,9 @@ DATA ?=
 OUT ?= runs/demo
 # Runs of every method in `make compare`.
 SEEDS ?= 1
+# Size of `make reproduce`, and further options of its campaign, for example CAMPAIGN="--study main --budget 3600".
+SCALE ?= smoke
+CAMPAIGN ?=
 # A process for each core, up to four: each holds a torch of its own. The tests of a file stay together.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 # Arguments for pytest, for example TESTS="tests/test_yamls.py -x".
@@ -74,6 +77,9 @@ train: $(STAMP)  ## the whole job, from text to an APEX-trained model (DATA=fold
 
 compare: $(STAMP)  ## every method from the base model of make train, in one table (DATA=folder, OUT=runs/demo, SEEDS=1)
 	$(BIN)/apex-composer compare --out "$(OUT)" --seeds "$(SEEDS)" $(if $(DATA),--data "$(DATA)")
+
+reproduce: $(STAMP)  ## does expansion pay? every arm from one base, resumable (SCALE=smoke|cpu|gpu, DATA=folder, CAMPAIGN=options)
+	$(BIN)/python benchmarks/reproduce/campaign.py $(SCALE) $(if $(DATA),--data "$(DATA)") $(CAMPAIGN)
 
 test: $(STAMP)  ## all tests, the numeric ones as on lesser CPUs too; no GPU, no network
 	$(BIN)/python -m pytest -m "not long and not browser" $(if $(TESTS),$(TESTS),$(PARALLEL))

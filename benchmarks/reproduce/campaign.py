@@ -208,6 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if scale.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"scale: {scale.name} needs a CUDA device, and torch sees none here")
     device = torch.device(scale.device)
+    if scale.workers == 1:  # several threads gain nothing on models this small
+        torch.set_num_threads(1)
     if scale.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True  # as Composer sets it for the whole process
     folder = options.folder or ROOT / "runs" / "reproduce" / scale.name
