@@ -200,6 +200,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def command(options: argparse.Namespace) -> str:
+    """What makes the same results elsewhere: without this machine's folders."""
+    parts = ["python benchmarks/reproduce/campaign.py", options.scale, "--study", *options.study]
+    parts += ["--arms", *options.arms] if options.arms else []
+    return " ".join([*parts, *(["--data", options.data.name] if options.data else [])])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare, train the base, run what is missing; 1 where the time did not suffice."""
     options, start = parse(arguments), time.monotonic()
@@ -228,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         job for job in jobs if expected_key(job, scale, texts, bases[job.arm.base]) not in known
     ]
     facts = {
-        "command": " ".join(["campaign.py", *(sys.argv[1:] if arguments is None else arguments)]),
+        "command": command(options),
         "machine": describe(device, options.commit), "texts_facts": texts.facts,
     }  # fmt: skip
     left = run_jobs(missing, scale, texts_folder, folder, out, facts, deadline)

@@ -54,7 +54,7 @@ def test_every_result_says_what_it_depends_on(results):
     assert len({(r["base"], r["texts"]) for r in results}) == 1
     for result in results:
         assert {"commit", "device", "versions"} <= set(result["machine"])
-        assert result["command"].startswith("campaign.py smoke")
+        assert result["command"].endswith("reproduce/campaign.py smoke --study main")
         assert result["settings"]["name"] == result["arm"].removesuffix("_averaged")
         assert result["scale"]["rate"] == SCALES["smoke"].rate
 
