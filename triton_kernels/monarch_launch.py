@@ -198,7 +198,7 @@ class Launcher(NamedTuple):
         self, scratch: Tensor, partials: Tensor, splits: int, first: int, count: int
     ) -> None:
         tables, layout = self.tables, self.layout
-        tile = tiles.backward_tiles(self.p, layout.width)
+        tile = tiles.left_backward_tiles(self.p, layout.width)
         kernels.left_backward_kernel[(splits, self.q, count)](
             tables.gradients.table, tables.lefts.table, tables.disadvantageous.table, scratch[0],
             scratch[-1], partials, first, *layout.sizes, self.result_size,
@@ -211,19 +211,21 @@ class Launcher(NamedTuple):
         self, scratch: Tensor, partials: Tensor, splits: int, first: int, count: int
     ) -> None:
         tables, layout = self.tables, self.layout
-        tile = tiles.backward_tiles(self.q, layout.width)
+        tile = tiles.right_backward_tiles(self.q, layout.width)
         kernels.right_backward_kernel[(splits, self.p, count)](
             tables.weights.table, tables.gradients.table, tables.rights.table,
             tables.advantageous.table, scratch[0], partials.view(-1)[self.left_size :], first,
             *layout.sizes, self.result_size, tile.turns(layout.width, splits), splits, self.p,
             self.q, tile.rows, tile.step, tile.columns, layout.transposed,
-            tables.aligned(gradients=True), self.precision, num_warps=tile.warps, num_stages=1,
+            tables.aligned(gradients=True), self.precision, num_warps=tile.warps,
+            num_stages=tile.stages,
         )  # fmt: skip
 
     def _splits(self, count: int) -> int:
         width = self.layout.width
-        counts = (tiles.backward_tiles(b, width).turns(width, 1) for b in (self.p, self.q))
-        return tiles.split_count(count * min(self.p, self.q), min(counts))
+        left = tiles.left_backward_tiles(self.p, width).turns(width, 1)
+        right = tiles.right_backward_tiles(self.q, width).turns(width, 1)
+        return tiles.split_count(count * min(self.p, self.q), min(left, right))
 
     def _grid(self, columns: int, blocks: int, count: int) -> tuple[int, int, int]:
         return tiles.divide_up(self.layout.width, columns), blocks, count

@@ -19,23 +19,24 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 @triton.jit(do_not_specialize=["turns", "splits"])
 def sum_tokens_kernel(
     activation, mask, partials, tokens, width, sample_stride, token_stride, turns, splits,
-    TOKENS: tl.constexpr, COLUMNS: tl.constexpr, MASKED: tl.constexpr,
+    TOKENS: tl.constexpr, COLUMNS: tl.constexpr, TURNS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The first stage of `ops.reference.unit_square_sums`: over the tokens of one split."""
     split, sample = tl.program_id(1), tl.program_id(2).to(tl.int64)
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < width
     total = tl.zeros((TOKENS, COLUMNS), tl.float32)
-    for turn in range(turns):
-        rows = (split * turns + turn) * TOKENS + tl.arange(0, TOKENS)
-        counted = rows < tokens
-        if MASKED:
-            counted &= tl.load(mask + sample * tokens + rows, mask=counted, other=0) != 0
-        places = sample * sample_stride + rows.to(tl.int64)[:, None] * token_stride
-        loaded = counted[:, None] & inside[None, :]
-        values = tl.load(activation + places + columns[None, :], mask=loaded, other=0.0)
-        values = values.to(tl.float32)
-        total += values * values
+    for first in range(0, turns, TURNS):
+        for turn in tl.static_range(TURNS):  # their loads do not wait for each other
+            rows = (split * turns + first + turn) * TOKENS + tl.arange(0, TOKENS)
+            counted = rows < tokens
+            if MASKED:
+                counted &= tl.load(mask + sample * tokens + rows, mask=counted, other=0) != 0
+            places = sample * sample_stride + rows.to(tl.int64)[:, None] * token_stride
+            loaded = counted[:, None] & inside[None, :]
+            values = tl.load(activation + places + columns[None, :], mask=loaded, other=0.0)
+            values = values.to(tl.float32)
+            total += values * values
     place = (sample * splits + split) * width + columns
     tl.store(partials + place, tl.sum(total, axis=0), mask=inside)
 
@@ -101,7 +102,8 @@ def unit_square_sums(
     with on_device(activation.device):
         sum_tokens_kernel[(tiles.divide_up(width, plan.columns), plan.splits, samples)](
             activation, mask, partials, tokens, width, *activation.stride()[:2], plan.turns,
-            plan.splits, plan.tokens, plan.columns, mask is not None,
+            plan.splits, plan.tokens, plan.columns, tiles.SUM_TURNS, mask is not None,
+            num_warps=tiles.SUM_WARPS,
         )  # fmt: skip
         finish_sums(partials, out, unit_size)
     return out

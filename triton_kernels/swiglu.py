@@ -32,6 +32,13 @@ def _one_plus_exp(x, INTERPRETED: tl.constexpr):
     return 1.0 + libdevice.exp(x)
 
 
+@triton.jit
+def _tile_of_program(width, COLUMNS: tl.constexpr):
+    # Programs that run at the same time work on the same tokens: whole rows of memory.
+    parts = tl.cdiv(width, COLUMNS)
+    return tl.program_id(0) // parts, tl.program_id(0) % parts
+
+
 @triton.jit(do_not_specialize=["turns", "splits"])
 def swiglu_forward_kernel(
     gate, up, product, mask, partials, tokens, width,
@@ -40,8 +47,9 @@ def swiglu_forward_kernel(
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """`F.silu(gate) * up` for `turns` tiles of tokens and one of columns; its sums of squares."""
-    split, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    split, part = _tile_of_program(width, COLUMNS)
+    sample = tl.program_id(1).to(tl.int64)
+    columns = part * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < width
     total = tl.zeros((TOKENS, COLUMNS), tl.float32)
     for turn in range(turns):
@@ -77,8 +85,9 @@ def swiglu_backward_kernel(
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Autograd's gradients of `F.silu(gate) * up` for one tile; silu(gate) is computed again."""
-    rows = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    place, part = _tile_of_program(width, COLUMNS)
+    rows = place * TOKENS + tl.arange(0, TOKENS)
+    columns = part * COLUMNS + tl.arange(0, COLUMNS)
     mask = (rows < tokens)[:, None] & (columns < width)[None, :]
     line, column = rows.to(tl.int64)[:, None], columns[None, :]
     received = tl.load(incoming + line * incoming_token + column, mask=mask, other=0.0)
@@ -162,19 +171,20 @@ def _forward(gate: Tensor, up: Tensor, square_sums: Tensor | None, mask: Tensor 
         if square_sums is not None:
             square_sums.zero_()
         return product
-    partials = None
+    partials, warps = None, 4
     if square_sums is not None:
         plan, partials = first_stage(gate)
+        warps = tiles.SUM_WARPS
     else:
         gate, up = _one_sample(gate), _one_sample(up)
         plan = tiles.elementwise_tiles(*gate.shape[1:])
     samples, tokens, width = gate.shape
     with on_device(gate.device):
-        swiglu_forward_kernel[(plan.splits, tiles.divide_up(width, plan.columns), samples)](
+        swiglu_forward_kernel[(plan.splits * tiles.divide_up(width, plan.columns), samples)](
             gate, up, product, mask, partials, tokens, width, *gate.stride()[:2],
             *up.stride()[:2], plan.turns, plan.splits, plan.tokens, plan.columns,
             square_sums is not None, square_sums is not None and mask is not None,
-            interpreted(),
+            interpreted(), num_warps=warps,
         )  # fmt: skip
         if square_sums is not None:
             finish_sums(partials, square_sums, 1)
@@ -194,7 +204,7 @@ def _backward(
     incoming, gate, up = (_one_sample(t) for t in (incoming.contiguous(), gate, up))
     plan = tiles.elementwise_tiles(*gate.shape[1:])
     with on_device(gate.device):
-        swiglu_backward_kernel[(plan.splits, tiles.divide_up(gate.shape[2], plan.columns))](
+        swiglu_backward_kernel[(plan.splits * tiles.divide_up(gate.shape[2], plan.columns),)](
             incoming, gate, up, gate_gradient, up_gradient, *gate.shape[1:],
             incoming.stride(1), gate.stride(1), up.stride(1),
             plan.tokens, plan.columns, for_gate, for_up, interpreted(),

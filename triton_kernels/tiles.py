@@ -13,7 +13,6 @@ _SMALLEST = 16
 # Programs that keep a GPU of 100 to 150 multiprocessors busy. A fixed number rather than the
 # device's own, so that the order of a sum, and with it its last bits, is the same on every device.
 _ENOUGH_PROGRAMS = 1024
-_ENOUGH_PROGRAMS_PER_SAMPLE = 256
 
 # Edge of the largest blocks of Monarch factors: a block's gradient has to fit into the registers of
 # one program.
@@ -38,13 +37,15 @@ def padded(size: int) -> int:
 class BlockTiles(NamedTuple):
     """Of one block and its rows of a [n, width] matrix.
 
-    `rows` and steps of `step` cover the block, `columns` a part of the width.
+    `rows` and steps of `step` cover the block, `columns` a part of the width. While one tile is
+    worked on, the next `stages - 1` are on their way.
     """
 
     rows: int
     step: int
     columns: int
     warps: int
+    stages: int = 1
 
     def turns(self, width: int, splits: int) -> int:
         """Tiles that one of `splits` programs goes through."""
@@ -60,43 +61,57 @@ def product_tiles(block: int, width: int) -> BlockTiles:
     """
     rows = padded(block)
     step = 16 if divide_up(block, 16) % 2 else 32
-    columns = min(64 if rows <= 64 else 32, padded(width))
+    columns = min(128 if rows <= 32 else 32, padded(width))
     return BlockTiles(rows, step, columns, 4)
 
 
-def backward_tiles(block: int, width: int) -> BlockTiles:
-    """For dL[j], dZ[:, j] and dR[i], the addition to G[P].
+def left_backward_tiles(block: int, width: int) -> BlockTiles:
+    """For dL[j], dZ[:, j].
 
     Args:
-        block: p or q.
+        block: p.
         width: columns of X.
     """
+    return _backward_tiles(block, width, {16: (64, 4), 32: (32, 2), 64: (16, 4), 128: (16, 8)})
+
+
+def right_backward_tiles(block: int, width: int) -> BlockTiles:
+    """For dR[i], the addition to G[P].
+
+    Args:
+        block: q.
+        width: columns of X.
+    """
+    return _backward_tiles(block, width, {16: (64, 4), 32: (32, 2), 64: (16, 4, 2), 128: (16, 8)})
+
+
+def _backward_tiles(block: int, width: int, choices: dict[int, tuple[int, ...]]) -> BlockTiles:
+    """By the padded block: columns, warps and stages."""
     rows = padded(block)
-    # Two operands, their splitting into three tf32 parts and two results fill the registers.
-    columns = max(1024 // rows, _SMALLEST)
     # A whole block of 128 rows would need 144 KB of shared memory, more than most GPUs have, and
     # spill hundreds of bytes per thread.
-    step, warps = (rows, 4) if rows <= 64 else (_SMALLEST, 8)
-    return BlockTiles(rows, step, min(columns, padded(width)), warps)
+    step = rows if rows <= 64 else _SMALLEST
+    columns, *others = choices[rows]
+    return BlockTiles(rows, step, min(columns, padded(width)), *others)
 
 
 def shared_memory(p: int, q: int) -> int:
     """Bytes that one program of the Monarch kernels needs at most, up to compute capability 8.9.
 
-    The gradient map's products need more than all others: both tf32 parts of two operands, or the
-    block's gradient on its way out of the registers, in rows that are 4 numbers apart. Later
-    ones may need more, far below the 232,448 that they have: where this is 40,960 (blocks of
-    64 x 64 and 32 x 64), 9.0 needs 49,152 with triton 3.8, and 10.0 needs 57,352 with older ones.
+    The gradient map's products need more than all others: both tf32 parts of two operands and
+    what is on its way for the next turns, or the block's gradient on its way out of the registers,
+    in rows that are 4 numbers apart. Later ones may need more, far below the 232,448 that they
+    have: where this is 45,056 (blocks of 32 x 43), 9.0 needs 49,152.
 
     Args:
         p: as in the factors.
         q: as in the factors.
     """
     needs = []
-    for block in (p, q):
-        tile = backward_tiles(block, width=1024 // _SMALLEST)  # as wide as a tile can be
+    for tile in (left_backward_tiles(p, width=64), right_backward_tiles(q, width=64)):
         operands = 2 * 4 * tile.step * (tile.rows + tile.columns)
-        needs.append(max(operands, 4 * tile.rows * (tile.rows + 4)))
+        coming = 4 * tile.rows * tile.columns * (tile.stages - 1)
+        needs.append(max(operands + coming, 4 * tile.rows * (tile.rows + 4)))
     return max(needs)
 
 
@@ -127,17 +142,22 @@ def token_tiles(tokens: int, width: int) -> TokenTiles:
     Args:
         tokens: of a sample.
         width: of the activation.
+
+    Returns:
+        Tiles for `SUM_WARPS` warps, with a multiple of `SUM_TURNS` turns.
     """
-    tile = elementwise_tiles(tokens, width)
-    count = tile.splits
-    sums = divide_up(width, tile.columns)
-    turns = divide_up(count, split_count(sums, count, enough=_ENOUGH_PROGRAMS_PER_SAMPLE))
-    return tile._replace(turns=turns, splits=divide_up(count, turns))
+    rows, columns = 8, min(128, power_of_two(width))
+    turns = SUM_TURNS * divide_up(tokens, rows * SUM_TURNS * _MOST_SPLITS)
+    return TokenTiles(rows, columns, turns, divide_up(tokens, rows * turns))
 
 
 # Edges of the square tiles that are written the other way round than they are read.
 TRANSPOSE_ROWS = 32
 TRANSPOSE_COLUMNS = 64
+
+# Of sums over tokens: so many tiles are on their way to a program at once.
+SUM_TURNS = 8
+SUM_WARPS = 2
 
 # Entries that one program adds up over the splits.
 SUM_BLOCK = 1024
@@ -148,15 +168,14 @@ SUM_COLUMNS = 64
 _MOST_SPLITS = 64
 
 
-def split_count(programs: int, tiles: int, enough: int = _ENOUGH_PROGRAMS) -> int:
+def split_count(programs: int, tiles: int) -> int:
     """Into how many parts to cut each of some sums, so that there are enough programs.
 
     Args:
         programs: how many sums there are.
         tiles: length of each sum.
-        enough: programs, default what fills a GPU.
 
     Returns:
         At most 64 and at most `tiles`; a power of two where it is below `tiles`.
     """
-    return min(power_of_two(divide_up(enough, programs)), tiles, _MOST_SPLITS)
+    return min(power_of_two(divide_up(_ENOUGH_PROGRAMS, programs)), tiles, _MOST_SPLITS)

@@ -24,6 +24,11 @@ from apex_composer.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
+# Norms that wait to be ranked together. Ranks take dozens of small launches, which for a few
+# samples at a time cost more than the norms themselves; all of a step's are 32 MB (TinyLLaMA-1.1B,
+# 64 samples).
+_MOST_UNRANKED_BYTES = 64 * 2**20
+
 
 @lru_cache
 def _say_packed(implementation: str) -> None:
@@ -35,9 +40,11 @@ def _say_packed(implementation: str) -> None:
 class _Cohort:
     groups: list[Group]
     count: int  # K
-    square_sums: Tensor | None = None  # [groups, B, U], one buffer for all forward passes
+    square_sums: Tensor | None = None  # [groups, B, U] of the present forward pass
     filled: set[int] = field(default_factory=set)  # indices of the groups that it holds
     ahead: set[int] = field(default_factory=set)  # filled by a kernel before the hook is called
+    # square_sums of forward passes, each with valid [B] (None: all samples count)
+    unranked: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
     pending: Counts | None = None
     committed: Counts | None = None
 
@@ -110,13 +117,11 @@ class Assessment:
     def _reserve(self, cohort: _Cohort, index: int, samples: int, activation: Tensor) -> Tensor:
         """Where a group's norms of this forward pass go: [samples, U]."""
         if index in cohort.filled:  # the next microbatch inside one open()
-            self._rank()
-        shape = (len(cohort.groups), samples, cohort.groups[0].units)
-        dtype = torch.promote_types(activation.dtype, torch.float32)
-        buffer = cohort.square_sums
-        if buffer is None or buffer.shape != shape or buffer.dtype != dtype:
-            with torch.inference_mode(False):  # training will write into it too
-                cohort.square_sums = torch.empty(shape, dtype=dtype, device=activation.device)
+            self._end_pass()
+        if not cohort.filled:
+            shape = (len(cohort.groups), samples, cohort.groups[0].units)
+            dtype = torch.promote_types(activation.dtype, torch.float32)
+            cohort.square_sums = torch.empty(shape, dtype=dtype, device=activation.device)
         cohort.filled.add(index)
         return cohort.square_sums[index]
 
@@ -166,10 +171,8 @@ class Assessment:
             _say_packed(self._implementation)
 
     def close(self) -> None:
-        """Rank what the last forward pass left, and stop counting."""
-        if self._cohorts:  # none where all units are drawn at random
-            with self._stopwatch.block(self._cohorts[0].groups[0].probe.weight.device):
-                self._rank()
+        """Keep what the last forward pass left, and stop counting."""
+        self._end_pass()
         self._mask, self._packed, self._open = None, None, False
 
     @contextmanager
@@ -185,9 +188,8 @@ class Assessment:
         finally:
             self.discard()
 
-    @torch.inference_mode(False)  # its counts are added to in training, where that is off
-    @torch.no_grad()
-    def _rank(self) -> None:
+    def _end_pass(self) -> None:
+        """Put the norms of a whole forward pass with those that wait to be ranked."""
         valid = None if self._mask is None or self._full else self._mask.any(dim=1)
         valid = valid if self._packed is None else self._packed.valid
         for cohort in self._cohorts:
@@ -197,12 +199,21 @@ class Assessment:
             if missing:
                 raise RuntimeError(f"this forward pass did not reach {', '.join(missing)}")
             cohort.filled = set()
-            counts = count_samples(cohort.square_sums, cohort.count, valid)
-            cohort.pending = add_counts(cohort.pending, counts)
+            cohort.unranked.append((cohort.square_sums, valid))
+            if sum(norms.nbytes for norms, _ in cohort.unranked) >= _MOST_UNRANKED_BYTES:
+                self._rank(cohort)
+
+    def _rank(self, cohort: _Cohort) -> None:
+        if cohort.unranked:
+            with self._stopwatch.block(cohort.groups[0].probe.weight.device):
+                counts = _counts_of(cohort.unranked, cohort.count)
+                cohort.pending = add_counts(cohort.pending, counts)
+            cohort.unranked = []
 
     def commit(self) -> None:
         """Make the counts since the last commit part of the scores."""
         for cohort in self._cohorts:
+            self._rank(cohort)
             cohort.committed = add_counts(cohort.committed, cohort.pending)
             cohort.pending = None
 
@@ -210,7 +221,8 @@ class Assessment:
         """Forget the counts since the last commit (a batch that is tried again)."""
         self._mask, self._packed, self._open = None, None, False
         for cohort in self._cohorts:
-            cohort.filled, cohort.ahead, cohort.pending = set(), set(), None
+            cohort.filled, cohort.ahead = set(), set()
+            cohort.unranked, cohort.pending = [], None
 
     def reset(self) -> None:
         """Forget all scores."""
@@ -249,6 +261,17 @@ class Assessment:
                 torch.stack(norm_sums).to(device),
                 torch.tensor(samples[0], device=device),
             )
+
+
+@torch.inference_mode(False)  # its counts are added to in training, where that is off
+@torch.no_grad()
+def _counts_of(passes: Sequence[tuple[Tensor, Tensor | None]], count: int) -> Counts:
+    """Counts of all samples of some forward passes."""
+    square_sums = torch.cat([norms for norms, _ in passes], dim=1)
+    if all(valid is None for _, valid in passes):
+        return count_samples(square_sums, count, None)
+    valid = [norms.new_ones(norms.shape[1], dtype=bool) if v is None else v for norms, v in passes]
+    return count_samples(square_sums, count, torch.cat(valid))
 
 
 def assessments(model: torch.nn.Module) -> list[Assessment]:

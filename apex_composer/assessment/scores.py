@@ -26,8 +26,8 @@ def indicator_of_largest(values: Tensor, count: int) -> Tensor:
     boundary = values.topk(count, dim=-1).values[..., -1:]
     above = values > boundary
     tied = values == boundary
-    free = count - above.sum(dim=-1, keepdim=True)
-    return above | (tied & (tied.cumsum(dim=-1) <= free))
+    free = count - above.sum(dim=-1, keepdim=True, dtype=torch.int32)
+    return above | (tied & (tied.cumsum(dim=-1, dtype=torch.int32) <= free))
 
 
 def rank_scores(norms: Tensor, count: int, valid: Tensor | None = None) -> Tensor:

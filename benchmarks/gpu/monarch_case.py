@@ -60,7 +60,7 @@ LLAMA_2_7B = [
 
 
 class MonarchCase:
-    """Matrices of one shape with random factors and sets, the sets in mixed order of units.
+    """Matrices of one shape with random factors and sets.
 
     What is in neither set is NaN: a kernel that reads it shows.
 
@@ -68,16 +68,15 @@ class MonarchCase:
         shape: of the matrices.
         device: where they are made.
         seed: of the numbers.
+        mixed: whether the sets are in mixed order of units; default ascending, as in training.
     """
 
-    def __init__(self, shape: Shape, device: torch.device, seed: int = 17):
-        self.shape, self.device = shape, device
+    def __init__(self, shape: Shape, device: torch.device, seed: int = 17, *, mixed: bool = False):
+        self.shape, self.device, self._mixed = shape, device, mixed
         self._generator = torch.Generator(device).manual_seed(seed)
         count, p, q = shape.matrices, shape.p, shape.q
-        chosen = [self._indices() for _ in range(count)]
-        self.advantageous = [indices[: shape.n].clone() for indices in chosen]
-        self.disadvantageous = [indices[shape.n : 2 * shape.n].clone() for indices in chosen]
-        self.spare = [indices[2 * shape.n :].clone() for indices in chosen]
+        chosen = [self._sets() for _ in range(count)]
+        self.advantageous, self.disadvantageous, self.spare = map(list, zip(*chosen, strict=True))
         sizes = (shape.size, shape.width) if shape.axis == 0 else (shape.width, shape.size)
         self.weights = [self._normal(*sizes) for _ in range(count)]
         self.gradients = [self._normal(*sizes) for _ in range(count)]
@@ -90,13 +89,16 @@ class MonarchCase:
     def _normal(self, *sizes: int) -> Tensor:
         return torch.randn(sizes, generator=self._generator, device=self.device)
 
-    def _indices(self) -> Tensor:
-        unit_size = self.shape.unit_size
+    def _sets(self) -> tuple[Tensor, ...]:
+        """P, N and what is in neither."""
+        unit_size, n = self.shape.unit_size, self.shape.n
         units = torch.randperm(
             self.shape.size // unit_size, generator=self._generator, device=self.device
         )
         within = torch.arange(unit_size, device=self.device)
-        return (units.unsqueeze(1) * unit_size + within).flatten()
+        indices = (units.unsqueeze(1) * unit_size + within).flatten()
+        sets = indices.split([n, n, len(indices) - 2 * n])
+        return tuple(own.clone() if self._mixed else own.sort().values for own in sets)
 
     def batch(self, **settings) -> triton_kernels.MonarchBatch:
         """The kernels' batch of the case's own tensors, which it changes."""

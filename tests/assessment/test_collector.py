@@ -6,6 +6,7 @@ from by_hand import ByHand, assert_same, make_assessment, tiny_llama, totals_of
 from helpers import tokens
 
 from apex_composer import Expander, Group, find_sites
+from apex_composer.assessment import collector, scores
 from apex_composer.assessment.collector import Assessment
 from apex_composer.assessment.scores import GroupTotals
 
@@ -104,6 +105,35 @@ def test_several_forwards_in_one_block_count_each():
             model(ids)
     assert_same(assessment.totals(), totals_of(model, *batches))
     assert assessment.totals()["model.layers.0.mlp.channels"].samples == 9
+
+
+@pytest.mark.parametrize(("most", "before", "after"), [(1, 3, 3), (2**20, 0, 1)])
+def test_forward_passes_are_ranked_together_unless_they_hold_too_much(
+    monkeypatch, most, before, after
+):
+    """Of one of three passes a sample is nothing but padding."""
+    model, ids, ranked = tiny_llama(), tokens(4), []
+
+    def count_samples(*arguments):
+        ranked.append(arguments)
+        return scores.count_samples(*arguments)
+
+    monkeypatch.setattr(collector, "_MOST_UNRANKED_BYTES", most)
+    monkeypatch.setattr(collector, "count_samples", count_samples)
+    assessment, hand = make_assessment(model), ByHand(model)
+    mask = torch.ones_like(ids)
+    mask[1] = 0
+    for own, counting in ((None, ids), (mask, ids[[0, 2, 3]]), (None, ids)):
+        assessment.open(own)
+        with torch.no_grad():
+            model(ids)
+        assessment.close()
+        hand.count(counting)
+    cohorts = 2  # heads and channels
+    assert len(ranked) == before * cohorts
+    assessment.commit()
+    assert len(ranked) == after * cohorts
+    hand.check(assessment.totals())
 
 
 def test_forwards_outside_do_not_count():

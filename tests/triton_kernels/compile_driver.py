@@ -168,8 +168,9 @@ def resources(variant) -> dict[str, int]:
     }
     found |= {"shared": variant.metadata.shared, "warps": variant.metadata.num_warps}
     patterns = {
-        "loads": r"ld\.global",
-        "loads_v4": r"ld\.global[^\n]*\.v4",
+        # cp.async brings what the next turns need; .cg is 16 bytes, .ca may be less
+        "loads": r"ld\.global|cp\.async\.c[ag]",
+        "loads_v4": r"ld\.global[^\n]*\.v4|cp\.async\.cg",
         "loads_v2": r"ld\.global[^\n]*\.v2",
         "stores_v4": r"st\.global[^\n]*\.v4",
         "matrix_products": r"mma\.sync|wgmma\.mma",

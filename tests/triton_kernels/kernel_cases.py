@@ -51,7 +51,7 @@ def odd_shape(p: int, q: int, width: int, axis: int, matrices: int = 2) -> Shape
 
 def small_case(p: int, q: int, width: int, axis: int, device, matrices: int = 2) -> MonarchCase:
     """A case of an odd shape."""
-    return MonarchCase(odd_shape(p, q, width, axis, matrices), device)
+    return MonarchCase(odd_shape(p, q, width, axis, matrices), device, mixed=True)
 
 
 def copies(tensors: list[Tensor]) -> list[Tensor]:

@@ -45,15 +45,15 @@ def test_every_kernel_is_compiled_for_every_generation(kernels):
     assert found == {(capability, name) for capability in SHARED_LIMITS for name in names}
 
 
-def test_no_registers_spill(kernels):
-    # ieee is for comparisons; ptxas spills two registers of it on sm_90.
-    # Of the largest blocks a gradient nearly fills the registers: a few numbers may be left over,
-    # most with triton 3.8, 152 bytes.
-    allowed = {k["case"]: 160 if "blocks of 64 and 128" in k["case"] else 0 for k in kernels}
+def test_hardly_any_registers_spill(kernels):
+    # A block's gradient nearly fills the registers: of columns a few numbers may be left over, of
+    # the largest blocks most with triton 3.8, 152 bytes. float32 SwiGLU leaves two.
+    allowed = {"down": 48, "float32": 8, "blocks of 64 and 128": 160}
     assert [
         label(k)
         for k in kernels
-        if k["stack"] + k["local"] > allowed[k["case"]] and "ieee" not in k["case"]
+        if k["stack"] + k["local"]
+        > max((v for end, v in allowed.items() if k["case"].endswith(end)), default=0)
     ] == []
 
 

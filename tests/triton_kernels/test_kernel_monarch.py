@@ -63,7 +63,7 @@ def check_all(found, torchs, exact, precision: str, *, factors: bool) -> None:
 
 @every_shape
 def test_fold_equals_the_reference(shape, precision, device):
-    case = MonarchCase(shape, device)
+    case = MonarchCase(shape, device, mixed=True)
     before = copies(case.weights)
     case.batch(input_precision=precision).fold()
     for place, (found, start) in enumerate(zip(case.weights, before, strict=True)):
@@ -79,7 +79,7 @@ def test_fold_equals_the_reference(shape, precision, device):
 
 @every_shape
 def test_mapped_gradients_equal_the_reference(shape, precision, device):
-    case = MonarchCase(shape, device)
+    case = MonarchCase(shape, device, mixed=True)
     before, weights = copies(case.gradients), copies(case.weights)
     lefts, rights = case.batch(input_precision=precision).map_gradient(case.gradients)
     for place, start in enumerate(before):
@@ -97,7 +97,7 @@ def test_mapped_gradients_equal_the_reference(shape, precision, device):
 
 @small_and_large
 def test_a_second_run_gives_the_same_bits_and_nothing_waits(shape, device):
-    case = MonarchCase(shape, device)
+    case = MonarchCase(shape, device, mixed=True)
     weights, gradients, batch = copies(case.weights), copies(case.gradients), case.batch()
     results = []
     for mode in ("default", "error"):  # the first run compiles
@@ -119,7 +119,7 @@ def test_a_second_run_gives_the_same_bits_and_nothing_waits(shape, device):
 
 @small_and_large
 def test_unfolding_subtracts_the_very_bits_that_folding_added(shape, device):
-    case = MonarchCase(shape, device)
+    case = MonarchCase(shape, device, mixed=True)
     base = copies(case.weights)
     for place, weight in enumerate(case.weights):
         case.rows(weight)[case.disadvantageous[place]] = 0

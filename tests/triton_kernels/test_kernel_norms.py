@@ -14,6 +14,7 @@ SIZES = [(2, 70, 4, 64), (2, 33, 3, 80), (3, 65, 300, 1), (1, 5, 7, 3), (2, 1, 1
 # Heads and channels of TinyLLaMA and LLaMA-2-7B, and an odd number of tokens.
 LARGE = [[4, 4096, 32, 64], [4, 4096, 5632, 1], [4, 4096, 32, 128], [2, 4096, 11008, 1]]
 LARGE += [[2, 4097, 3, 80]]
+LONG = (1, 4100, 1, 4)  # so many tokens that a split has more than one round of tiles
 all_sizes = pytest.mark.parametrize("size", [*SIZES, *on_gpus(LARGE)], ids=str)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -39,7 +40,7 @@ def test_sums_equal_the_reference(size, dtype, device):
 @pytest.mark.parametrize(
     ("size", "dtype"),
     [
-        *((size, torch.float16) for size in SIZES),
+        *((size, torch.float16) for size in [*SIZES, LONG]),
         *on_gpus([(size, dtype) for size in LARGE for dtype in DTYPES]),
     ],
     ids=str,
