@@ -122,6 +122,19 @@ def test_results_of_other_settings_do_not_count_as_done(folder, results):
     assert campaign.expected_key(job, more, texts, base) in known
 
 
+def test_the_bases_optimizer_does_not_reach_weak_units(folder):
+    scale, texts, device = SCALES["smoke"], load(folder / "texts"), torch.device("cpu")
+    base = bases.get_base("mixture", scale, texts, folder, device)
+    kept, fresh = (
+        continued.run_arm(
+            Arm("weak", apex={"trainable": "disadvantageous"}, keep_optimizer=keep),
+            1, scale, base, texts, device,
+        )
+        for keep in (True, False)
+    )  # fmt: skip
+    assert kept[0]["losses"] == fresh[0]["losses"]
+
+
 def test_a_base_goes_on_where_it_was_killed(folder, tmp_path, monkeypatch):
     """Its hash is that of one trained in one go."""
     scale, texts, device = SCALES["smoke"], load(folder / "texts"), torch.device("cpu")
