@@ -9,15 +9,11 @@ of the data, the same for all arms. What is done already is not done again.
 """
 
 import argparse
-import json
-import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 sys.path += [str(BENCHMARKS), str(BENCHMARKS / "gpu")]
@@ -27,23 +23,15 @@ import checkout  # noqa: E402
 checkout.activate()
 
 import torch  # noqa: E402
-from machine import describe, now, progress_bar  # noqa: E402
-from reproduce.arms import Arm  # noqa: E402
+from machine import describe  # noqa: E402
 from reproduce.bases import Base, get_base  # noqa: E402
-from reproduce.continued import run_arm  # noqa: E402
-from reproduce.records import Record, append, done, key, read  # noqa: E402
+from reproduce.records import as_json, diverged_file, done, key, protocol, read  # noqa: E402
+from reproduce.runs import Job, Settings, run_jobs  # noqa: E402
 from reproduce.scales import SCALES, Scale  # noqa: E402
 from reproduce.studies import arms_of, studies  # noqa: E402
 from reproduce.texts import Texts, load, prepare, prepare_small  # noqa: E402
 
 ROOT = checkout.ROOT
-
-
-class Job(NamedTuple):
-    """One run that is still to be done."""
-
-    arm: Arm
-    seed: int
 
 
 def expected_key(job: Job, scale: Scale, texts: Texts, base: Base) -> tuple[Any, ...]:
@@ -54,17 +42,6 @@ def expected_key(job: Job, scale: Scale, texts: Texts, base: Base) -> tuple[Any,
             "scale": protocol(scale), "settings": as_json(job.arm.facts()),
         }
     )  # fmt: skip
-
-
-def protocol(scale: Scale) -> dict[str, Any]:
-    """Of a scale what changes a result; numbers of seeds and of workers do not."""
-    without = ("seeds", "other_seeds", "study_seeds", "confirm_seeds", "workers")
-    return as_json({k: v for k, v in scale.facts().items() if k not in without})
-
-
-def as_json(value: Any) -> Any:
-    """As it comes back from a file."""
-    return json.loads(json.dumps(value))
 
 
 def jobs_of(scale: Scale, chosen: Sequence[str], names: Sequence[str] | None = None) -> list[Job]:
@@ -91,88 +68,6 @@ def jobs_of(scale: Scale, chosen: Sequence[str], names: Sequence[str] | None = N
     return sorted(
         jobs, key=lambda job: (chosen.index(job.arm.study), job.seed - job.arm.first_seed)
     )
-
-
-def run_job(
-    job: Job, scale: Scale, texts_folder: Path, folder: Path, facts: dict[str, Any]
-) -> list[Record]:
-    """One run in this process."""
-    texts, base = _loaded(job.arm.base, scale, texts_folder, folder)
-    found = run_arm(job.arm, job.seed, scale, base, texts, torch.device(scale.device))
-    common = {
-        "texts": texts.hash, "base": base.hash, "base_batches": base.batches,
-        "scale": protocol(scale), "settings": as_json(job.arm.facts()), "study": job.arm.study,
-        **facts, "date": now(),
-    }  # fmt: skip
-    return [as_json({**common, **record}) for record in found]
-
-
-@lru_cache(maxsize=1)
-def _loaded(name: str, scale: Scale, texts_folder: Path, folder: Path) -> tuple[Texts, Base]:
-    """Both, read and hashed once for many runs."""
-    texts = load(texts_folder)
-    return texts, get_base(name, scale, texts, folder, torch.device(scale.device))
-
-
-def run_jobs(
-    jobs: Sequence[Job],
-    scale: Scale,
-    texts: Path,
-    folder: Path,
-    out: Path,
-    facts: dict[str, Any],
-    deadline: float | None,
-) -> int:
-    """Run all jobs, each result written as it comes; the number of those that are left over.
-
-    Args:
-        jobs: in the order in which they are begun.
-        scale: its settings.
-        texts: folder of the prepared text.
-        folder: of bases.
-        out: file of results.
-        facts: of the machine and the command.
-        deadline: moment of `time.monotonic` after which none is begun; None runs all.
-    """
-    left = 0
-    with progress_bar(None, total=len(jobs), desc=f"runs of {scale.name}", unit="run") as bar:
-        for found in _results(jobs, scale, texts, folder, facts, deadline):
-            if found is None:
-                left += 1
-                continue
-            append(out, found)
-            bar.set_postfix_str(f"{found[0]['arm']} {found[0]['seed']}", refresh=False)
-            bar.update()
-    return left
-
-
-def _results(
-    jobs: Sequence[Job],
-    scale: Scale,
-    texts: Path,
-    folder: Path,
-    facts: dict[str, Any],
-    deadline: float | None,
-) -> Iterator[list[Record] | None]:
-    settings = (scale, texts, folder, facts)
-    if scale.workers == 1:
-        for job in jobs:
-            late = deadline is not None and time.monotonic() > deadline
-            yield None if late else run_job(job, *settings)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(scale.workers, context, torch.set_num_threads, (1,)) as pool:
-        waiting, running = list(jobs), set[Future]()
-        while waiting or running:
-            while waiting and len(running) < scale.workers:
-                if deadline is not None and time.monotonic() > deadline:
-                    yield from [None] * len(waiting)
-                    waiting = []
-                    break
-                running.add(pool.submit(run_job, waiting.pop(0), *settings))
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield future.result()
 
 
 def prepare_texts(scale: Scale, data: Path | None, folder: Path) -> None:
@@ -230,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name: get_base(name, scale, texts, folder, device)
         for name in dict.fromkeys(job.arm.base for job in jobs)
     }
-    known = done(read(out))
+    known = done(read(out)) | done(read(diverged_file(out)))
     missing = [
         job for job in jobs if expected_key(job, scale, texts, bases[job.arm.base]) not in known
     ]
@@ -238,8 +133,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "command": command(options),
         "machine": describe(device, options.commit), "texts_facts": texts.facts,
     }  # fmt: skip
-    left = run_jobs(missing, scale, texts_folder, folder, out, facts, deadline)
-    print(f"{len(jobs) - left} of {len(jobs)} runs are in {out}")
+    settings = Settings(scale, texts_folder, folder, facts, deadline)
+    left = run_jobs(missing, settings, out)
+    print(f"{len(jobs) - left} of {len(jobs)} runs are done, results in {out}")
+    for record in read(diverged_file(out)):
+        print(f"no result of {record['arm']} {record['seed']}: {record['diverged']}")
     return int(left > 0)
 
 

@@ -7,7 +7,25 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from reproduce.scales import Scale
+
 Record = dict[str, Any]
+
+
+def as_json(value: Any) -> Any:
+    """As it comes back from a file."""
+    return json.loads(json.dumps(value))
+
+
+def protocol(scale: Scale) -> dict[str, Any]:
+    """Of a scale what changes a result; numbers of seeds and of workers do not."""
+    without = ("seeds", "other_seeds", "study_seeds", "confirm_seeds", "workers")
+    return as_json({k: v for k, v in scale.facts().items() if k not in without})
+
+
+def diverged_file(out: Path) -> Path:
+    """Where the runs are listed that have no result, since their loss became no finite number."""
+    return out.with_suffix(f".diverged{out.suffix}")
 
 
 def read(path: Path) -> list[Record]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reproduce import bases, campaign, continued, records
+from reproduce import bases, campaign, continued, records, runs
 from reproduce.arms import Arm
 from reproduce.scales import SCALES
 from reproduce.texts import load, prepare_small
@@ -17,14 +17,12 @@ pytestmark = pytest.mark.numeric
 def folder(tmp_path_factory):
     """Of the smoke scale's text and base, after all runs of its main comparison."""
     folder = tmp_path_factory.mktemp("reproduce")
-    run(folder)
+    assert run(folder) == 0
     return folder
 
 
-def run(folder, *options: str) -> int:
-    return campaign.main(
-        ["smoke", "--folder", str(folder), "--out", str(folder / "results.jsonl"), *options]
-    )
+def run(folder, *options: str, out="results.jsonl") -> int:
+    return campaign.main(["smoke", "--folder", str(folder), "--out", str(folder / out), *options])
 
 
 @pytest.fixture
@@ -64,8 +62,8 @@ def test_what_is_done_is_not_done_again(folder, capsys):
     before = path.read_text()
     run(folder)
     assert path.read_text() == before
-    runs = len(campaign.jobs_of(SCALES["smoke"], ["main"]))
-    assert f"{runs} of {runs} runs" in capsys.readouterr().out
+    count = len(campaign.jobs_of(SCALES["smoke"], ["main"]))
+    assert f"{count} of {count} runs" in capsys.readouterr().out
 
 
 def test_a_campaign_goes_on_where_it_was_killed(folder, results, tmp_path):
@@ -104,7 +102,7 @@ def test_appending_cuts_off_a_torn_line(tmp_path):
 def test_results_of_other_settings_do_not_count_as_done(folder, results):
     scale, texts = SCALES["smoke"], load(folder / "texts")
     base = bases.get_base("mixture", scale, texts, folder, torch.device("cpu"))
-    job = campaign.Job(Arm("apex_rank", apex={}, share="seeds"), 1)
+    job = runs.Job(Arm("apex_rank", apex={}, share="seeds"), 1)
     known = records.done(results)
     assert campaign.expected_key(job, scale, texts, base) in known
     for other in (
