@@ -132,7 +132,8 @@ def _ended_in_workers(jobs: Sequence[Job], settings: Settings) -> Iterator[Ended
         try:
             while True:
                 while waiting and len(running) < workers and not settings.late:
-                    running[pool.submit(run_job, waiting[0], settings)] = waiting.pop(0)
+                    job = waiting.pop(0)
+                    running[pool.submit(run_job, job, settings)] = job
                 if not running:
                     return
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)

@@ -1,5 +1,9 @@
 """What becomes of runs that fail, and of the others."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+
 import pytest
 import torch
 from reproduce import bases, campaign, continued, records, runs
@@ -73,3 +77,37 @@ def test_operators_of_a_run_that_diverged_are_not_measured(folder, tmp_path):
     wild = Arm("wild", apex={}, rate=1e30)
     with pytest.raises(FloatingPointError, match="the run diverged"):
         continued.run_arm(wild, 1, scale, base, texts, device)
+
+
+@pytest.fixture
+def two_workers(monkeypatch):
+    """Threads in place of processes, which take seconds to begin."""
+    threads = lambda workers, context, begin: ThreadPoolExecutor(workers)  # noqa: E731
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", threads)
+    monkeypatch.setitem(SCALES, "smoke", replace(SCALES["smoke"], workers=2))
+
+
+def test_two_workers_find_what_one_does(run, tmp_path, two_workers, monkeypatch):
+    status, arms = run()
+    assert (status, set(arms)) == (0, set(ARMS))
+    two = {record["arm"]: record["losses"] for record in records.read(tmp_path / "results.jsonl")}
+    (tmp_path / "results.jsonl").unlink()
+    monkeypatch.undo()
+    run()
+    one = {record["arm"]: record["losses"] for record in records.read(tmp_path / "results.jsonl")}
+    assert one == two
+
+
+def test_a_run_that_failed_in_a_worker_ends_no_other(run, failing, two_workers, capsys):
+    failing(ZeroDivisionError("a mistake"))
+    status, arms = run()
+    assert (status, set(arms)) == (1, {ARMS[0], ARMS[2]})
+    assert "vanilla_rate_0.4 1 failed: ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_worker_that_was_killed_ends_the_campaign_with_the_names_of_its_runs():
+    future = Future()
+    future.set_exception(BrokenProcessPool())
+    running = {future: runs.Job(Arm("a"), 1), Future(): runs.Job(Arm("b"), 2)}
+    with pytest.raises(SystemExit, match="a worker was killed.*while a 1 and b 2 ran"):
+        runs._result(future, running)
