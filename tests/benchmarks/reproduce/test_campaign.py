@@ -3,9 +3,10 @@
 import json
 from dataclasses import replace
 
+import machine
 import pytest
 import torch
-from reproduce import bases, campaign, continued, records, runs
+from reproduce import alone, bases, campaign, continued, records, runs
 from reproduce.arms import Arm
 from reproduce.scales import SCALES
 from reproduce.texts import load, prepare_small
@@ -51,7 +52,8 @@ def test_arms_that_do_something_differ_from_vanilla(results):
 def test_every_result_says_what_it_depends_on(results):
     assert len({(r["base"], r["texts"]) for r in results}) == 1
     for result in results:
-        assert {"commit", "device", "versions"} <= set(result["machine"])
+        assert {"commit", "device", "versions", "threads"} <= set(result["machine"])
+        assert result["machine"]["device"] == machine.processor()
         assert result["command"].endswith("reproduce/campaign.py smoke --study main")
         assert result["settings"]["name"] == result["arm"].removesuffix("_averaged")
         assert result["scale"]["rate"] == SCALES["smoke"].rate
@@ -76,6 +78,65 @@ def test_a_campaign_goes_on_where_it_was_killed(folder, results, tmp_path):
     assert len(again) == len(results)
     for old, new in zip(results, again, strict=True):
         assert (old["arm"], old["seed"], old["losses"]) == (new["arm"], new["seed"], new["losses"])
+
+
+def test_an_average_without_its_run_is_no_result(folder, results, tmp_path):
+    """Both are one write, of which a killed campaign may leave the first line."""
+    path = tmp_path / "results.jsonl"
+    pair = [record for record in results if record["arm"].startswith("vanilla_constant")][:2]
+    records.append(path, pair)
+    assert [record["arm"] for record in pair] == ["vanilla_constant_averaged", "vanilla_constant"]
+    path.write_text(path.read_text()[:-40])
+    found = records.done(records.read(path))
+    scale, texts = SCALES["smoke"], load(folder / "texts")
+    base = bases.get_base("mixture", scale, texts, folder, torch.device("cpu"))
+    job = next(j for j in campaign.jobs_of(scale, ["main"]) if j.arm.name == "vanilla_constant")
+    assert campaign.expected_key(job, scale, texts, base) not in found
+    records.append(path, pair[1:])
+    assert campaign.expected_key(job, scale, texts, base) in records.done(records.read(path))
+
+
+def test_two_campaigns_in_one_folder_are_refused(folder):
+    with alone.alone_in(folder), pytest.raises(SystemExit, match="another campaign works in"):
+        run(folder)
+
+
+def test_what_a_run_could_not_read_is_refused_before_a_base_is_trained(folder):
+    scale, texts = SCALES["smoke"], load(folder / "texts")
+    main = campaign.jobs_of(scale, ["main"])
+    campaign.check_texts(main, scale, texts)
+    with pytest.raises(ValueError, match="github missing"):
+        campaign.check_texts(campaign.jobs_of(scale, ["shift"]), scale, texts)
+    long = replace(scale, sizes=replace(scale.sizes, length=10_000))
+    with pytest.raises(ValueError, match="held_out/.* a window of length=10000"):
+        campaign.check_texts(main, long, texts)
+    with pytest.raises(ValueError, match="do not fill a batch"):
+        campaign.check_texts(main, replace(scale, batch=100_000), texts)
+    with pytest.raises(ValueError, match="stages: .* has 2, allowed: at most 1"):
+        one = replace(scale, rates=(1.0,))
+        campaign.check_texts(campaign.jobs_of(one, ["stage_count"]), one, texts)
+
+
+def test_data_that_would_not_be_read_is_refused(folder, tmp_path):
+    with pytest.raises(SystemExit, match="--data: the scale smoke reads the pages of"):
+        run(folder, "--data", str(tmp_path))
+    with pytest.raises(SystemExit, match="--data: "):
+        run(folder, "--data", str(tmp_path), "--texts", str(folder / "texts"))
+
+
+def test_how_long_it_will_take_is_said_beforehand(results):
+    scale = replace(SCALES["cpu"], workers=2)
+    jobs = campaign.jobs_of(scale, ["main"], ["vanilla_wsd"])
+    text = "cpu: 2 runs of 6,000 batches are to be done"
+    assert campaign.estimate(jobs, scale, "a", []) == (
+        f"{text}; the main comparison took {scale.duration}"
+    )
+    shared = {"scale": {"name": "cpu"}, "stage_ends": [1000, 2000]}
+    known = [
+        {**shared, "seconds": seconds, "machine": {"device": device}}
+        for seconds, device in ((200, "a"), (202, "a"), (20, "b"), (198, "a"))
+    ]
+    assert campaign.estimate(jobs, scale, "a", known) == f"{text}, about 5 minutes by earlier ones"
 
 
 def test_a_run_that_no_time_is_left_for_is_not_begun(folder, tmp_path, capsys):
