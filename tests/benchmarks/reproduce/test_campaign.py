@@ -181,6 +181,19 @@ def test_results_of_other_settings_do_not_count_as_done(folder, results):
     assert campaign.expected_key(job, more, texts, base) in known
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_operators_that_hardly_learn_leave_vanilla_bit_for_bit(folder, keep):
+    """Batches, clipping, decay, rates, optimizer state and evaluations are the same."""
+    scale, texts, device = SCALES["smoke"], load(folder / "texts"), torch.device("cpu")
+    base = bases.get_base("mixture", scale, texts, folder, device)
+    vanilla, apex = (
+        continued.run_arm(Arm("a", apex=own, keep_optimizer=keep), 1, scale, base, texts, device)
+        for own in (None, {"operator_lr_scale": 1e-30})
+    )
+    assert vanilla[0]["losses"] == apex[0]["losses"]
+    assert vanilla[0]["training_losses"] == apex[0]["training_losses"]
+
+
 def test_the_bases_optimizer_does_not_reach_weak_units(folder):
     scale, texts, device = SCALES["smoke"], load(folder / "texts"), torch.device("cpu")
     base = bases.get_base("mixture", scale, texts, folder, device)
