@@ -1,5 +1,6 @@
 """What a result depends on besides the code: device, driver, versions, commit."""
 
+import platform
 import subprocess
 import sys
 from argparse import ArgumentParser
@@ -107,6 +108,16 @@ def tf32_allowed() -> Iterator[None]:
 def device_name(device: torch.device) -> str:
     """As the driver calls it; on the CPU, that nothing was compiled."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU (interpreted)"
+
+
+def processor() -> str:
+    """The CPU's model, as the system calls it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # no Linux
+        lines = []
+    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return found[0] if found else platform.processor() or platform.machine()
 
 
 def describe(device: torch.device, commit: str | None = None) -> dict[str, Any]:

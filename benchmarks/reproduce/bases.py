@@ -130,7 +130,8 @@ def _train_base(
         return
     partial = path.with_suffix(".partial")
     if partial.exists():
-        saved = torch.load(partial, map_location=device, weights_only=True)
+        # On the CPU, where AdamW counts its steps: on a GPU each would be waited for.
+        saved = torch.load(partial, map_location="cpu", weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         done = saved["batches"]

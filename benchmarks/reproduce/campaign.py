@@ -9,15 +9,13 @@ of the data, the same for all arms. What is done already is not done again.
 """
 
 import argparse
-import json
-import multiprocessing
+import os
+import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 sys.path += [str(BENCHMARKS), str(BENCHMARKS / "gpu")]
@@ -27,44 +25,35 @@ import checkout  # noqa: E402
 checkout.activate()
 
 import torch  # noqa: E402
-from machine import describe, now, progress_bar  # noqa: E402
-from reproduce.arms import Arm  # noqa: E402
-from reproduce.bases import Base, get_base  # noqa: E402
-from reproduce.continued import run_arm  # noqa: E402
-from reproduce.records import Record, append, done, key, read  # noqa: E402
+from machine import describe, processor  # noqa: E402
+from reproduce.alone import alone_in  # noqa: E402
+from reproduce.bases import KINDS, Base, chosen, get_base  # noqa: E402
+from reproduce.model import BatchOrder  # noqa: E402
+from reproduce.records import (  # noqa: E402
+    Record,
+    as_json,
+    diverged_file,
+    done,
+    key,
+    protocol,
+    read,
+)
+from reproduce.runs import Job, Settings, run_jobs  # noqa: E402
 from reproduce.scales import SCALES, Scale  # noqa: E402
 from reproduce.studies import arms_of, studies  # noqa: E402
-from reproduce.texts import Texts, load, prepare, prepare_small  # noqa: E402
+from reproduce.texts import Texts, load, prepare, prepare_small, windows  # noqa: E402
 
 ROOT = checkout.ROOT
 
 
-class Job(NamedTuple):
-    """One run that is still to be done."""
-
-    arm: Arm
-    seed: int
-
-
 def expected_key(job: Job, scale: Scale, texts: Texts, base: Base) -> tuple[Any, ...]:
-    """The key of a job's result."""
+    """The key of a job's last result, which is written behind that of an average."""
     return key(
         {
             "texts": texts.hash, "base": base.hash, "arm": job.arm.name, "seed": job.seed,
             "scale": protocol(scale), "settings": as_json(job.arm.facts()),
         }
     )  # fmt: skip
-
-
-def protocol(scale: Scale) -> dict[str, Any]:
-    """Of a scale what changes a result; numbers of seeds and of workers do not."""
-    without = ("seeds", "other_seeds", "study_seeds", "confirm_seeds", "workers")
-    return as_json({k: v for k, v in scale.facts().items() if k not in without})
-
-
-def as_json(value: Any) -> Any:
-    """As it comes back from a file."""
-    return json.loads(json.dumps(value))
 
 
 def jobs_of(scale: Scale, chosen: Sequence[str], names: Sequence[str] | None = None) -> list[Job]:
@@ -93,91 +82,33 @@ def jobs_of(scale: Scale, chosen: Sequence[str], names: Sequence[str] | None = N
     )
 
 
-def run_job(
-    job: Job, scale: Scale, texts_folder: Path, folder: Path, facts: dict[str, Any]
-) -> list[Record]:
-    """One run in this process."""
-    texts, base = _loaded(job.arm.base, scale, texts_folder, folder)
-    found = run_arm(job.arm, job.seed, scale, base, texts, torch.device(scale.device))
-    common = {
-        "texts": texts.hash, "base": base.hash, "base_batches": base.batches,
-        "scale": protocol(scale), "settings": as_json(job.arm.facts()), "study": job.arm.study,
-        **facts, "date": now(),
-    }  # fmt: skip
-    return [as_json({**common, **record}) for record in found]
+def check_texts(jobs: Sequence[Job], scale: Scale, texts: Texts) -> None:
+    """Refuse, before a base takes its time, what a run could not read or do.
 
-
-@lru_cache(maxsize=1)
-def _loaded(name: str, scale: Scale, texts_folder: Path, folder: Path) -> tuple[Texts, Base]:
-    """Both, read and hashed once for many runs."""
-    texts = load(texts_folder)
-    return texts, get_base(name, scale, texts, folder, torch.device(scale.device))
-
-
-def run_jobs(
-    jobs: Sequence[Job],
-    scale: Scale,
-    texts: Path,
-    folder: Path,
-    out: Path,
-    facts: dict[str, Any],
-    deadline: float | None,
-) -> int:
-    """Run all jobs, each result written as it comes; the number of those that are left over.
-
-    Args:
-        jobs: in the order in which they are begun.
-        scale: its settings.
-        texts: folder of the prepared text.
-        folder: of bases.
-        out: file of results.
-        facts: of the machine and the command.
-        deadline: moment of `time.monotonic` after which none is begun; None runs all.
+    Raises:
+        ValueError: a domain is missing or too short, or an arm has too many stages.
     """
-    left = 0
-    with progress_bar(None, total=len(jobs), desc=f"runs of {scale.name}", unit="run") as bar:
-        for found in _results(jobs, scale, texts, folder, facts, deadline):
-            if found is None:
-                left += 1
-                continue
-            append(out, found)
-            bar.set_postfix_str(f"{found[0]['arm']} {found[0]['seed']}", refresh=False)
-            bar.update()
-    return left
-
-
-def _results(
-    jobs: Sequence[Job],
-    scale: Scale,
-    texts: Path,
-    folder: Path,
-    facts: dict[str, Any],
-    deadline: float | None,
-) -> Iterator[list[Record] | None]:
-    settings = (scale, texts, folder, facts)
-    if scale.workers == 1:
-        for job in jobs:
-            late = deadline is not None and time.monotonic() > deadline
-            yield None if late else run_job(job, *settings)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(scale.workers, context, torch.set_num_threads, (1,)) as pool:
-        waiting, running = list(jobs), set[Future]()
-        while waiting or running:
-            while waiting and len(running) < scale.workers:
-                if deadline is not None and time.monotonic() > deadline:
-                    yield from [None] * len(waiting)
-                    waiting = []
-                    break
-                running.add(pool.submit(run_job, waiting.pop(0), *settings))
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield future.result()
+    length, device = scale.sizes.length, torch.device("cpu")
+    windows(texts, "held_out", length)
+    for name in dict.fromkeys(job.arm.base for job in jobs):
+        kind = KINDS[name]
+        if kind.batches:
+            own = windows(chosen(texts, kind.domains), "base", round(kind.length * length))
+            BatchOrder(own, round(scale.batch / kind.length), 0, device)
+        own = windows(chosen(texts, kind.continued), "continued", length)
+        BatchOrder(own, scale.batch, 0, device)
+    for job in jobs:
+        job.arm.stage_ends(scale)
 
 
 def prepare_texts(scale: Scale, data: Path | None, folder: Path) -> None:
     """The text of a scale in its folder, unless it is there."""
     if scale.text is None:
+        if data is not None:
+            raise SystemExit(
+                f"--data: the scale {scale.name} reads the pages of this repository alone. Allowed "
+                "with cpu and gpu"
+            )
         prepare_small(folder)
         return
     prepare(folder, data, **vars(scale.text))
@@ -207,41 +138,87 @@ def command(options: argparse.Namespace) -> str:
     return " ".join([*parts, *(["--data", options.data.name] if options.data else [])])
 
 
+def machine(scale: Scale, commit: str | None) -> dict[str, Any]:
+    """What a result depends on besides the code; a CPU by its model and what runs on it."""
+    found = describe(torch.device(scale.device), commit)
+    if scale.device == "cpu":
+        found |= {"device": processor(), "cores": os.cpu_count(), "threads": 1}
+    return found | {"workers": scale.workers}
+
+
+def estimate(jobs: Sequence[Job], scale: Scale, device: str, results: Sequence[Record]) -> str:
+    """How long these runs will take: by earlier ones of this machine, or as it was elsewhere."""
+    speeds = [
+        record["seconds"] / record["stage_ends"][-1]
+        for record in results
+        if record["scale"]["name"] == scale.name and record["machine"]["device"] == device
+    ]
+    batches = sum(job.arm.stage_ends(scale)[-1] for job in jobs)
+    text = f"{scale.name}: {len(jobs)} runs of {batches:,} batches are to be done"
+    if not speeds:
+        return f"{text}; the main comparison took {scale.duration}"
+    minutes = batches * statistics.median(speeds) / scale.workers / 60
+    return f"{text}, about {minutes:.0f} minutes by earlier ones"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare, train the base, run what is missing; 1 where the time did not suffice."""
+    """Prepare, train the base, run what is missing; 1 where a run is left over, or failed."""
     options, start = parse(arguments), time.monotonic()
     deadline = None if options.budget is None else start + options.budget
     scale = SCALES[options.scale]
     if scale.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"scale: {scale.name} needs a CUDA device, and torch sees none here")
-    device = torch.device(scale.device)
     if scale.workers == 1:  # several threads gain nothing on models this small
         torch.set_num_threads(1)
     if scale.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True  # as Composer sets it for the whole process
     folder = options.folder or ROOT / "runs" / "reproduce" / scale.name
+    jobs = jobs_of(scale, options.study, options.arms)
+    with alone_in(folder):
+        return run_missing(jobs, scale, folder, deadline, options)
+
+
+def run_missing(
+    jobs: Sequence[Job],
+    scale: Scale,
+    folder: Path,
+    deadline: float | None,
+    options: argparse.Namespace,
+) -> int:
+    """Those of a campaign that have no result yet."""
     texts_folder = options.texts or folder / "texts"
     out = options.out or ROOT / "benchmarks" / "results" / f"reproduce-{scale.name}.jsonl"
-    if options.texts is None or not texts_folder.exists():
+    if options.texts is None or options.data is not None or not texts_folder.exists():
         prepare_texts(scale, options.data, texts_folder)
-    texts = load(texts_folder)
-    jobs = jobs_of(scale, options.study, options.arms)
+    texts, results = load(texts_folder), read(out)
+    check_texts(jobs, scale, texts)
+    facts = {
+        "command": command(options), "machine": machine(scale, options.commit),
+        "texts_facts": texts.facts,
+    }  # fmt: skip
+    if not results:
+        print(estimate(jobs, scale, facts["machine"]["device"], results))
     bases = {
-        name: get_base(name, scale, texts, folder, device)
+        name: get_base(name, scale, texts, folder, torch.device(scale.device))
         for name in dict.fromkeys(job.arm.base for job in jobs)
     }
-    known = done(read(out))
+    known = done(results) | done(read(diverged_file(out)))
     missing = [
         job for job in jobs if expected_key(job, scale, texts, bases[job.arm.base]) not in known
     ]
-    facts = {
-        "command": command(options),
-        "machine": describe(device, options.commit), "texts_facts": texts.facts,
-    }  # fmt: skip
-    left = run_jobs(missing, scale, texts_folder, folder, out, facts, deadline)
-    print(f"{len(jobs) - left} of {len(jobs)} runs are in {out}")
+    if missing and results:
+        print(estimate(missing, scale, facts["machine"]["device"], results))
+    left = run_jobs(missing, Settings(scale, texts_folder, folder, facts, deadline), out)
+    print(f"{len(jobs) - left} of {len(jobs)} runs are done, results in {out}")
+    for record in read(diverged_file(out)):
+        print(f"no result of {record['arm']} {record['seed']}: {record['diverged']}")
     return int(left > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: all results so far are kept, the same command goes on")

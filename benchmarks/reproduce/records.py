@@ -1,5 +1,6 @@
 """Results of a campaign: a line of JSON for each run, which says all that it depends on."""
 
+import fcntl
 import json
 import os
 import sys
@@ -7,7 +8,25 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from reproduce.scales import Scale
+
 Record = dict[str, Any]
+
+
+def as_json(value: Any) -> Any:
+    """As it comes back from a file."""
+    return json.loads(json.dumps(value))
+
+
+def protocol(scale: Scale) -> dict[str, Any]:
+    """Of a scale what changes a result; numbers of seeds and of workers do not."""
+    without = ("seeds", "other_seeds", "study_seeds", "confirm_seeds", "workers", "duration")
+    return as_json({k: v for k, v in scale.facts().items() if k not in without})
+
+
+def diverged_file(out: Path) -> Path:
+    """Where the runs are listed that have no result, since their loss became no finite number."""
+    return out.with_suffix(f".diverged{out.suffix}")
 
 
 def read(path: Path) -> list[Record]:
@@ -35,9 +54,13 @@ def read(path: Path) -> list[Record]:
 
 
 def append(path: Path, records: Iterable[Record]) -> None:
-    """Add lines and wait until the disk has them; a torn last line is cut off before."""
+    """Add lines and wait until the disk has them; a torn last line is cut off before.
+
+    Of two processes one waits for the other, whose unfinished line is not a torn one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         content = file.read()
         whole = content.rfind(b"\n") + 1

@@ -6,7 +6,6 @@ twice, in whatever domain. The tokenizer learns before tokens can be counted, so
 from it than will be held out: the rest of that goes to the continued runs.
 """
 
-import hashlib
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from reproduce.texts import DESCRIPTION, SPLITS, TOKENIZER
+from reproduce.texts import DESCRIPTION, SPLITS, TOKENIZER, hash_streams
 
 from apex_composer.data_prep.atomic_files import new_file, new_folder, write_json, write_text
 from apex_composer.data_prep.choose.estimate import take_samples
@@ -188,13 +187,3 @@ def divide(
             file=sys.stderr,
         )
     return divided
-
-
-def hash_streams(streams: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-    """The sha256 of all streams and their names, in the order of these."""
-    digest = hashlib.sha256()
-    for split, domains in sorted(streams.items()):
-        for domain, stream in sorted(domains.items()):
-            digest.update(f"{split}/{domain} {len(stream)}\n".encode())
-            digest.update(stream.tobytes())
-    return digest.hexdigest()

@@ -135,7 +135,7 @@ def load(folder: Path) -> Texts:
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: a stream is not what texts.json says.
+        ValueError: the streams are not what texts.json says.
     """
     try:
         facts = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
@@ -146,7 +146,22 @@ def load(folder: Path) -> Texts:
             f"{error.filename} does not exist. Where apex-composer is installed, run `python "
             f"benchmarks/reproduce/texts.py {folder}`, and copy the folder to where it is missing."
         ) from error
+    if hash_streams(streams) != facts["hash"]:
+        raise ValueError(
+            f"{folder}: its streams are not those that {DESCRIPTION} has the hash of. Remove it "
+            "and prepare it again, or copy it again"
+        )
     return Texts(facts["hash"], domains, streams, facts["vocabulary"], facts)
+
+
+def hash_streams(streams: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """The sha256 of all streams and their names, in the order of these."""
+    digest = hashlib.sha256()
+    for split, domains in sorted(streams.items()):
+        for domain, stream in sorted(domains.items()):
+            digest.update(f"{split}/{domain} {len(stream)}\n".encode())
+            digest.update(np.ascontiguousarray(stream))
+    return digest.hexdigest()
 
 
 def _load_stream(folder: Path, split: str, domain: str, facts: Mapping[str, Any]) -> np.ndarray:

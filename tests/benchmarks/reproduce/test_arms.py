@@ -3,6 +3,7 @@
 import pytest
 from reproduce.arms import Arm, main_arms
 from reproduce.scales import SCALES
+from reproduce.studies import baseline_of
 
 CPU = SCALES["cpu"]
 
@@ -43,3 +44,9 @@ def test_names_are_unique_and_a_baseline_has_as_many_seeds_as_what_is_compared()
     assert len({arm.name for arm in arms}) == len(arms)
     seeds = {arm.name: len(arm.seeds(CPU)) for arm in arms}
     assert seeds["vanilla_stagewise"] == seeds["apex_rank"] == seeds["apex_random"] == 5
+
+
+def test_weak_units_are_compared_with_an_optimizer_as_fresh_as_theirs():
+    """Their rows' moments begin at zero, whatever the base's optimizer knows."""
+    (arm,) = (arm for arm in main_arms() if arm.name == "weak_units_only")
+    assert baseline_of(arm).name == "vanilla_stagewise_fresh"

@@ -3,9 +3,10 @@
 import json
 from dataclasses import replace
 
+import machine
 import pytest
 import torch
-from reproduce import bases, campaign, continued, records
+from reproduce import alone, bases, campaign, continued, records, runs
 from reproduce.arms import Arm
 from reproduce.scales import SCALES
 from reproduce.texts import load, prepare_small
@@ -17,14 +18,12 @@ pytestmark = pytest.mark.numeric
 def folder(tmp_path_factory):
     """Of the smoke scale's text and base, after all runs of its main comparison."""
     folder = tmp_path_factory.mktemp("reproduce")
-    run(folder)
+    assert run(folder) == 0
     return folder
 
 
-def run(folder, *options: str) -> int:
-    return campaign.main(
-        ["smoke", "--folder", str(folder), "--out", str(folder / "results.jsonl"), *options]
-    )
+def run(folder, *options: str, out="results.jsonl") -> int:
+    return campaign.main(["smoke", "--folder", str(folder), "--out", str(folder / out), *options])
 
 
 @pytest.fixture
@@ -53,7 +52,8 @@ def test_arms_that_do_something_differ_from_vanilla(results):
 def test_every_result_says_what_it_depends_on(results):
     assert len({(r["base"], r["texts"]) for r in results}) == 1
     for result in results:
-        assert {"commit", "device", "versions"} <= set(result["machine"])
+        assert {"commit", "device", "versions", "threads"} <= set(result["machine"])
+        assert result["machine"]["device"] == machine.processor()
         assert result["command"].endswith("reproduce/campaign.py smoke --study main")
         assert result["settings"]["name"] == result["arm"].removesuffix("_averaged")
         assert result["scale"]["rate"] == SCALES["smoke"].rate
@@ -64,8 +64,8 @@ def test_what_is_done_is_not_done_again(folder, capsys):
     before = path.read_text()
     run(folder)
     assert path.read_text() == before
-    runs = len(campaign.jobs_of(SCALES["smoke"], ["main"]))
-    assert f"{runs} of {runs} runs" in capsys.readouterr().out
+    count = len(campaign.jobs_of(SCALES["smoke"], ["main"]))
+    assert f"{count} of {count} runs" in capsys.readouterr().out
 
 
 def test_a_campaign_goes_on_where_it_was_killed(folder, results, tmp_path):
@@ -78,6 +78,65 @@ def test_a_campaign_goes_on_where_it_was_killed(folder, results, tmp_path):
     assert len(again) == len(results)
     for old, new in zip(results, again, strict=True):
         assert (old["arm"], old["seed"], old["losses"]) == (new["arm"], new["seed"], new["losses"])
+
+
+def test_an_average_without_its_run_is_no_result(folder, results, tmp_path):
+    """Both are one write, of which a killed campaign may leave the first line."""
+    path = tmp_path / "results.jsonl"
+    pair = [record for record in results if record["arm"].startswith("vanilla_constant")][:2]
+    records.append(path, pair)
+    assert [record["arm"] for record in pair] == ["vanilla_constant_averaged", "vanilla_constant"]
+    path.write_text(path.read_text()[:-40])
+    found = records.done(records.read(path))
+    scale, texts = SCALES["smoke"], load(folder / "texts")
+    base = bases.get_base("mixture", scale, texts, folder, torch.device("cpu"))
+    job = next(j for j in campaign.jobs_of(scale, ["main"]) if j.arm.name == "vanilla_constant")
+    assert campaign.expected_key(job, scale, texts, base) not in found
+    records.append(path, pair[1:])
+    assert campaign.expected_key(job, scale, texts, base) in records.done(records.read(path))
+
+
+def test_two_campaigns_in_one_folder_are_refused(folder):
+    with alone.alone_in(folder), pytest.raises(SystemExit, match="another campaign works in"):
+        run(folder)
+
+
+def test_what_a_run_could_not_read_is_refused_before_a_base_is_trained(folder):
+    scale, texts = SCALES["smoke"], load(folder / "texts")
+    main = campaign.jobs_of(scale, ["main"])
+    campaign.check_texts(main, scale, texts)
+    with pytest.raises(ValueError, match="github missing"):
+        campaign.check_texts(campaign.jobs_of(scale, ["shift"]), scale, texts)
+    long = replace(scale, sizes=replace(scale.sizes, length=10_000))
+    with pytest.raises(ValueError, match="held_out/.* a window of length=10000"):
+        campaign.check_texts(main, long, texts)
+    with pytest.raises(ValueError, match="do not fill a batch"):
+        campaign.check_texts(main, replace(scale, batch=100_000), texts)
+    with pytest.raises(ValueError, match="stages: .* has 2, allowed: at most 1"):
+        one = replace(scale, rates=(1.0,))
+        campaign.check_texts(campaign.jobs_of(one, ["stage_count"]), one, texts)
+
+
+def test_data_that_would_not_be_read_is_refused(folder, tmp_path):
+    with pytest.raises(SystemExit, match="--data: the scale smoke reads the pages of"):
+        run(folder, "--data", str(tmp_path))
+    with pytest.raises(SystemExit, match="--data: "):
+        run(folder, "--data", str(tmp_path), "--texts", str(folder / "texts"))
+
+
+def test_how_long_it_will_take_is_said_beforehand(results):
+    scale = replace(SCALES["cpu"], workers=2)
+    jobs = campaign.jobs_of(scale, ["main"], ["vanilla_wsd"])
+    text = "cpu: 2 runs of 6,000 batches are to be done"
+    assert campaign.estimate(jobs, scale, "a", []) == (
+        f"{text}; the main comparison took {scale.duration}"
+    )
+    shared = {"scale": {"name": "cpu"}, "stage_ends": [1000, 2000]}
+    known = [
+        {**shared, "seconds": seconds, "machine": {"device": device}}
+        for seconds, device in ((200, "a"), (202, "a"), (20, "b"), (198, "a"))
+    ]
+    assert campaign.estimate(jobs, scale, "a", known) == f"{text}, about 5 minutes by earlier ones"
 
 
 def test_a_run_that_no_time_is_left_for_is_not_begun(folder, tmp_path, capsys):
@@ -104,7 +163,7 @@ def test_appending_cuts_off_a_torn_line(tmp_path):
 def test_results_of_other_settings_do_not_count_as_done(folder, results):
     scale, texts = SCALES["smoke"], load(folder / "texts")
     base = bases.get_base("mixture", scale, texts, folder, torch.device("cpu"))
-    job = campaign.Job(Arm("apex_rank", apex={}, share="seeds"), 1)
+    job = runs.Job(Arm("apex_rank", apex={}, share="seeds"), 1)
     known = records.done(results)
     assert campaign.expected_key(job, scale, texts, base) in known
     for other in (
@@ -120,6 +179,32 @@ def test_results_of_other_settings_do_not_count_as_done(folder, results):
     # More seeds or workers change no result.
     more = replace(scale, seeds=9, workers=2)
     assert campaign.expected_key(job, more, texts, base) in known
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_operators_that_hardly_learn_leave_vanilla_bit_for_bit(folder, keep):
+    """Batches, clipping, decay, rates, optimizer state and evaluations are the same."""
+    scale, texts, device = SCALES["smoke"], load(folder / "texts"), torch.device("cpu")
+    base = bases.get_base("mixture", scale, texts, folder, device)
+    vanilla, apex = (
+        continued.run_arm(Arm("a", apex=own, keep_optimizer=keep), 1, scale, base, texts, device)
+        for own in (None, {"operator_lr_scale": 1e-30})
+    )
+    assert vanilla[0]["losses"] == apex[0]["losses"]
+    assert vanilla[0]["training_losses"] == apex[0]["training_losses"]
+
+
+def test_the_bases_optimizer_does_not_reach_weak_units(folder):
+    scale, texts, device = SCALES["smoke"], load(folder / "texts"), torch.device("cpu")
+    base = bases.get_base("mixture", scale, texts, folder, device)
+    kept, fresh = (
+        continued.run_arm(
+            Arm("weak", apex={"trainable": "disadvantageous"}, keep_optimizer=keep),
+            1, scale, base, texts, device,
+        )
+        for keep in (True, False)
+    )  # fmt: skip
+    assert kept[0]["losses"] == fresh[0]["losses"]
 
 
 def test_a_base_goes_on_where_it_was_killed(folder, tmp_path, monkeypatch):

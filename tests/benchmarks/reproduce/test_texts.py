@@ -192,7 +192,7 @@ def test_loading_needs_numpy_alone(prepared, monkeypatch):
 
 
 def test_the_hash_is_that_of_the_streams(prepared):
-    from reproduce.text_streams import hash_streams
+    from reproduce.texts import hash_streams
 
     loaded = load(prepared)
     assert hash_streams(loaded.streams) == loaded.hash
@@ -204,6 +204,11 @@ def test_the_hash_is_that_of_the_streams(prepared):
 def test_texts_that_are_missing_or_damaged_are_not_loaded(copied, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"texts.json does not exist.*reproduce/texts.py"):
         load(tmp_path / "missing")
+    changed = np.array(np.load(copied / "held_out" / "book.npy"))
+    changed[7] ^= 1
+    np.save(copied / "held_out" / "book.npy", changed)
+    with pytest.raises(ValueError, match="its streams are not those that texts.json has the hash"):
+        load(copied)
     np.save(copied / "base" / "book.npy", np.zeros(3, np.uint16))
     with pytest.raises(ValueError, match=r"book.npy holds uint16 of shape \(3,\), texts.json says"):
         load(copied)
