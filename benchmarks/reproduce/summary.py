@@ -31,8 +31,6 @@ from reproduce.comparisons import (  # noqa: E402
 from reproduce.records import read  # noqa: E402
 from reproduce.tables import NOTHING, Table, for_terminal, markdown, show, show_percent  # noqa: E402
 
-_FOLDER = "python benchmarks/reproduce/"
-
 
 class Study(NamedTuple):
     """One question's arms from one base.
@@ -211,7 +209,7 @@ def provenance(records: Sequence[Record]) -> str:
     days = sorted({record["date"][:10] for record in records})
     seeds = sorted({record["seed"] for record in records})
     parts = [
-        " and ".join(f"`{_FOLDER}{text}`" for text in _each(records, lambda r: r["command"])),
+        " and ".join(f"`{text}`" for text in _each(records, lambda r: r["command"])),
         ", ".join(_each(machines, lambda m: f"{m['device']}, torch {m['versions']['torch']}")),
         " to ".join(dict.fromkeys([days[0], days[-1]])),
         f"commit {', '.join(_each(machines, lambda m: str(m['commit'])[:7]))}",

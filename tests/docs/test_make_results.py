@@ -60,7 +60,7 @@ def test_a_campaign_stands_beside_the_paper(tmp_path):
     assert "| count | one_stage | vanilla_stagewise | 1 | – | +0.10000 | +10.52 % | – | – |" in told
     assert told.count("| – | vanilla_stagewise |") == 1
     assert "lowest norms, this base's loss is 0.0100 nats higher" in told
-    assert "`python benchmarks/reproduce/campaign.py cpu`; cpu, 2 threads" in page
+    assert "\n`python benchmarks/reproduce/campaign.py cpu --study main`; cpu, 2 threads" in page
     told = page.partition("## Pending")[2]
     assert "`cpu`" not in told and "`gpu`" in told
 
