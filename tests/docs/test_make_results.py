@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -19,6 +20,15 @@ def test_the_page_is_what_the_results_say():
     page = make_results.make_page()
     assert make_results.PAGE.read_text() == page, "docs/results.md is old: `make docs`"
     assert len(page.splitlines()) < 200
+
+
+def test_all_pages_give_one_prediction_of_what_decay_is_worth():
+    told = " ".join((ROOT / "docs" / "ambiguities.md").read_text().split())
+    given = [0.0, *map(float, re.search(r"says 0, (0\.\d+) and (0\.\d+) without", told).groups())]
+    assert given == list(make_results.LAW)  # tests/docs/test_ambiguities.py computes it
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    gap = math.log(make_results.PAPER[-1][0] / make_results.PAPER[-1][1])
+    assert f"gain of {gap:.3f} nats, published loss curves predict {given[-1]:.3f}" in readme
 
 
 def test_the_readme_says_what_was_measured():

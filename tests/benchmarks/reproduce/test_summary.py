@@ -82,8 +82,8 @@ def test_where_results_come_from():
     records[-1]["date"] = "2026-11-27T00:00:00+00:00"
     assert provenance(records) == (
         "`python benchmarks/reproduce/campaign.py cpu --study main`; cpu, 2 threads, torch 2.7.0; "
-        "2026-11-26 to 2026-11-27; commit 0123456; base mixture bbbbbbbb, 12,000 batches; text tttttttt; "
-        "seeds 1, 2, 3"
+        "2026-11-26 to 2026-11-27; commit 0123456; base mixture bbbbbbbb, 12,000 batches; "
+        "text tttttttt; seeds 1, 2, 3"
     )
 
 
