@@ -180,12 +180,6 @@ def difference(
     )
 
 
-def as_ratio(nats: Estimate) -> Estimate:
-    """A difference of losses as a ratio of perplexities: the geometric mean, exp(mean)."""
-    ends = [None if end is None else math.exp(end) for end in (nats.low, nats.high)]
-    return Estimate(math.exp(nats.mean), *ends, tuple(math.exp(value) for value in nats.values))
-
-
 class Noise(NamedTuple):
     """How far results scatter by chance, in nats.
 

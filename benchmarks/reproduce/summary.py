@@ -29,7 +29,15 @@ from reproduce.comparisons import (  # noqa: E402
     noise,
 )
 from reproduce.records import read  # noqa: E402
-from reproduce.tables import NOTHING, Table, for_terminal, markdown, show, show_percent  # noqa: E402
+from reproduce.tables import (  # noqa: E402
+    NOTHING,
+    Table,
+    for_terminal,
+    markdown,
+    show,
+    show_loss,
+    show_percent,
+)
 
 
 class Study(NamedTuple):
@@ -97,12 +105,13 @@ def differences_table(study: Study) -> Table:
     inner = _stages(study) - 1
     rows = []
     for runs, baseline in study.arms:
-        cells = [show(_at(runs, baseline, batch)) for batch in runs.ends[1:-1]]
+        shown = show_loss if baseline is None else show
+        cells = [shown(_at(runs, baseline, batch)) for batch in runs.ends[1:-1]]
         end = _at(runs, baseline, runs.ends[-1])
         against = NOTHING if baseline is None else baseline.arm
         change = NOTHING if baseline is None or end is None else show_percent(end)
         counted = len(end.values) if end is not None else len(runs.by_seed)
-        rows.append([runs.arm, against, str(counted), *_filled(cells, inner), show(end), change])
+        rows.append([runs.arm, against, str(counted), *_filled(cells, inner), shown(end), change])
     stages = [f"stage {number + 1}" for number in range(inner)]
     head = ["arm", "minus", "seeds", *stages, "end", "perplexity at the end"]
     return Table(f"Differences, nats: {study.title}", head, rows, _READING)

@@ -5,7 +5,6 @@ from campaign_records import APEX, CONSTANT, make_record, small_campaign
 from reproduce.comparisons import (
     MOST_SEEDS,
     _t,
-    as_ratio,
     by_origin,
     difference,
     find_baseline,
@@ -101,14 +100,6 @@ def test_two_results_of_one_run_must_agree():
     again["losses"][1]["book"] += 1
     with pytest.raises(ValueError, match="vanilla_stagewise, seed 1: two results.*Remove one"):
         by_origin([record, again])
-
-
-def test_perplexities_are_compared_as_ratios():
-    found = arms(small_campaign())
-    nats = difference(found["apex_rank"], found["vanilla_stagewise"], 100)
-    ratio = as_ratio(nats)
-    assert ratio.mean == pytest.approx(math.exp(0.02)) and ratio.high > ratio.mean > ratio.low
-    assert ratio.values == pytest.approx([math.exp(x) for x in (0.01, 0.02, 0.03)])
 
 
 def test_noise_is_pooled_over_arms_and_leaves_out_what_is_equal_in_every_bit():
