@@ -80,11 +80,11 @@ def studies_of(records: Sequence[Record]) -> list[Study]:
 
 
 def _with_baselines(study: str, arms: Sequence[Runs]) -> list[tuple[Runs, Runs | None]]:
-    """The arms of a study; a baseline has the runs of every study."""
+    """The arms of a study; what has no baseline itself has the runs of every study."""
     own = [(runs.of(study), find_baseline(runs.of(study), arms)) for runs in arms
            if study in runs.studies]  # fmt: skip
     used = {base.arm: base for _, base in own if base is not None}
-    whole = [(used.get(runs.arm, runs), base) for runs, base in own]
+    whole = [(used.get(runs.arm, runs) if base is None else runs, base) for runs, base in own]
     names = {runs.arm for runs, _ in own}
     missing = [(base, find_baseline(base, arms)) for arm, base in used.items() if arm not in names]
     return sorted([*missing, *whole], key=lambda pair: pair[1] is not None)

@@ -57,6 +57,24 @@ def test_a_question_takes_its_baseline_from_another_one():
     assert [runs.arm for runs, _ in main_study.arms] == ["vanilla_stagewise"]
 
 
+def test_fresh_seeds_are_not_put_together_with_those_that_chose():
+    fast = {"rate": 2.0}
+    records = [
+        make_record(arm, seed, [3, 2, loss], settings=settings, study=study)
+        for study, seeds, better in (("main", (1, 2), 0.5), ("confirm", (101, 102), 0.0))
+        for seed in seeds
+        for arm, loss, settings in (
+            ("vanilla_stagewise", 1.5, {}),
+            ("vanilla_fast", 1.5 - better, fast),
+            ("apex_fast", 1.5 - better, fast | APEX),
+        )
+    ]
+    _, confirm = studies_of(records)
+    found = rows(differences_table(confirm))
+    assert found["vanilla_fast"] == ["vanilla_stagewise", "2", "0", "0", "0"]
+    assert found["apex_fast"][:2] == ["vanilla_fast", "2"]
+
+
 def test_facts_within_facts_have_their_whole_name():
     facts = [{"norms": {"heads": {"std": 0.5}}}, {"norms": {"heads": {"std": 0.25}}, "x": [1]}]
     (study,) = studies_of([make_record("apex", 1, [3, 2, 1], settings=APEX, stages=facts)])
