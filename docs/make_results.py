@@ -13,7 +13,16 @@ sys.path += [str(ROOT / "benchmarks"), str(ROOT / "docs")]
 from gpu_results import gpu_sections  # noqa: E402
 from reproduce.comparisons import DELTA, Noise, Record, Runs, difference, noise  # noqa: E402
 from reproduce.records import read  # noqa: E402
-from reproduce.summary import Study, differences_table, mean_of, provenance, studies_of  # noqa: E402
+from reproduce.summary import (  # noqa: E402
+    Study,
+    across_machines,
+    base_name,
+    differences_table,
+    domains_table,
+    mean_of,
+    provenance,
+    studies_of,
+)
 from reproduce.tables import NOTHING, Table, markdown, show  # noqa: E402
 
 from apex_composer.report.crossings import find_crossing  # noqa: E402
@@ -115,7 +124,7 @@ def main_section(study: Study) -> str:
         trio = arms[CONSTANT], arms[STAGEWISE], arms[APEX]
         parts += [in_words(*trio), markdown(stage_table(*trio)) + "\n"]
     parts += masked_in_words(study.records)
-    return "\n".join([*parts, _with_origin(with_facts(study), study.records)])
+    return "\n".join([*parts, _with_origin(with_facts(study), [study])])
 
 
 def in_words(constant: Runs, stagewise: Runs, apex: Runs) -> str:
@@ -227,7 +236,7 @@ def base_section(studies: Sequence[Study]) -> str:
     table = Table("", ["question", *table.head[:3], *stages, *table.head[-4:]], whole)
     title = f"### Scale `{one['scale']['name']}`, base {one['settings']['base']}\n"
     records = [record for study in studies for record in study.records]
-    return "\n".join([title, *masked_in_words(records), _with_origin(table, records)])
+    return "\n".join([title, *masked_in_words(records), _with_origin(table, studies)])
 
 
 def with_facts(study: Study) -> Table:
@@ -241,8 +250,10 @@ def with_facts(study: Study) -> Table:
     return Table("", [*table.head, *OPERATOR_FACTS.values()], rows)
 
 
-def _with_origin(table: Table, records: Sequence[Record]) -> str:
-    return f"{markdown(table)}\n\n{provenance(records)}.\n"
+def _with_origin(table: Table, studies: Sequence[Study]) -> str:
+    records = [record for study in studies for record in study.records]
+    mixed = dict.fromkeys(filter(None, map(across_machines, studies)))
+    return "\n\n".join([markdown(table), *mixed, f"{provenance(records)}.\n"])
 
 
 def masked_in_words(records: Sequence[Record]) -> list[str]:

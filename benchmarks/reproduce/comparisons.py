@@ -194,6 +194,21 @@ def difference(
     )
 
 
+def seeds_across_machines(runs: Runs, baseline: Runs) -> list[int]:
+    """Seeds whose two runs are of different machines, or of different torch."""
+    shared = sorted(set(runs.by_seed) & set(baseline.by_seed))
+    return [s for s in shared if machine(runs.by_seed[s]) != machine(baseline.by_seed[s])]
+
+
+def machine(record: Record) -> str:
+    """What computed it: the device, on a CPU which one, and the torch."""
+    own = record["machine"]
+    device = own["device"]
+    if device == "CPU (interpreted)":  # of kernels, which these runs do without
+        device = own.get("processor", "a CPU that the results do not name")
+    return f"{device}, torch {own['versions']['torch']}"
+
+
 class Noise(NamedTuple):
     """How far results scatter by chance, in nats.
 

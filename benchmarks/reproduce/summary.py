@@ -26,7 +26,9 @@ from reproduce.comparisons import (  # noqa: E402
     difference,
     find_baseline,
     loss,
+    machine,
     noise,
+    seeds_across_machines,
 )
 from reproduce.records import read  # noqa: E402
 from reproduce.tables import (  # noqa: E402
@@ -213,15 +215,14 @@ def _filled(cells: Sequence[str], count: int) -> list[str]:
 
 def provenance(records: Sequence[Record]) -> str:
     """Command, machine, date, commit, base and seeds of results, in one line."""
-    machines = [record["machine"] for record in records]
     one = records[0]
     days = sorted({record["date"][:10] for record in records})
     seeds = sorted({record["seed"] for record in records})
     parts = [
         " and ".join(f"`{text}`" for text in _each(records, lambda r: r["command"])),
-        ", ".join(_each(machines, lambda m: f"{m['device']}, torch {m['versions']['torch']}")),
+        " and ".join(_each(records, machine)),
         " to ".join(dict.fromkeys([days[0], days[-1]])),
-        f"commit {', '.join(_each(machines, lambda m: str(m['commit'])[:7]))}",
+        f"commit {', '.join(_each(records, lambda r: str(r['machine']['commit'])[:7]))}",
         f"base {base_name(one)}, {one['base_batches']:,} batches; text {one['texts'][:8]}",
         f"seeds {', '.join(map(str, seeds))}",
     ]
@@ -230,6 +231,22 @@ def provenance(records: Sequence[Record]) -> str:
 
 def _each(values: Sequence[Record], name: Callable[[Record], str]) -> list[str]:
     return sorted({name(value) for value in values})
+
+
+def across_machines(study: Study) -> str:
+    """Which pairs are not of one machine; nothing where all are."""
+    found = {
+        runs.arm: seeds_across_machines(runs, baseline)
+        for runs, baseline in study.arms
+        if baseline is not None
+    }
+    told = [f"{arm}, seed {', '.join(map(str, seeds))}" for arm, seeds in found.items() if seeds]
+    if not told:
+        return ""
+    return (
+        "Pairs of which one run is of another machine or torch, so that rounding differs too: "
+        f"{'; '.join(told)}."
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -259,7 +276,7 @@ def _print(study: Study, as_markdown: bool) -> None:
             print(f"**{table.title}**\n\n{markdown(table)}\n")
             continue
         console.print(for_terminal(table))
-    print(provenance(study.records), "\n", sep="")
+    print(across_machines(study), provenance(study.records), "", sep="\n")
 
 
 if __name__ == "__main__":

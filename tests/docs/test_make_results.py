@@ -75,6 +75,16 @@ def test_a_campaign_stands_beside_the_paper(tmp_path):
     assert "`cpu`" not in told and "`gpu`" in told
 
 
+def test_pairs_across_machines_are_told_on_the_page(tmp_path):
+    records = small_campaign()
+    records[1]["machine"] = records[1]["machine"] | {"device": "NVIDIA H200"}
+    page = make_results.make_page(write_records(tmp_path / "reproduce-cpu.jsonl", records).parent)
+    assert (
+        "is of another machine or torch, so that rounding differs too: apex_rank, seed 1." in page
+    )
+    assert "NVIDIA H200, torch 2.7.0 and cpu, 2 threads, torch 2.7.0;" in page
+
+
 def test_the_batches_until_the_constant_rate_is_reached(tmp_path):
     arms = {"vanilla_constant": [4.0, 3.0], "vanilla_stagewise": [3.0, 2.5], "apex_rank": [4, 2]}
     settings = {"vanilla_constant": {"schedule": "constant"}, "apex_rank": APEX}

@@ -1,6 +1,7 @@
 import pytest
-from campaign_records import APEX, make_record, small_campaign, write_records
+from campaign_records import APEX, MACHINE, make_record, small_campaign, write_records
 from reproduce.summary import (
+    across_machines,
     differences_table,
     domains_table,
     facts_table,
@@ -102,6 +103,32 @@ def test_where_results_come_from():
         "`python benchmarks/reproduce/campaign.py cpu --study main`; cpu, 2 threads, torch 2.7.0; "
         "2026-11-26 to 2026-11-27; commit 0123456; base mixture bbbbbbbb, 12,000 batches; "
         "text tttttttt; seeds 1, 2, 3"
+    )
+
+
+def test_pairs_of_different_machines_are_told():
+    records = small_campaign()
+    (study,) = studies_of(records)
+    assert across_machines(study) == ""
+    other = {**MACHINE, "device": "NVIDIA H200"}
+    records = [one | ({"machine": other} if one["seed"] == 3 else {}) for one in records]
+    (study,) = studies_of(records)
+    assert across_machines(study) == ""  # both of a pair are of one machine
+    records[-1]["machine"] = {**MACHINE, "versions": {"torch": "2.8.0"}}
+    (study,) = studies_of(records)
+    assert across_machines(study) == (
+        "Pairs of which one run is of another machine or torch, so that rounding differs too: "
+        "selection_only, seed 3."
+    )
+
+
+def test_a_cpu_that_is_not_named_is_said_to_be_none():
+    machine = {**MACHINE, "device": "CPU (interpreted)"}
+    told = provenance([make_record("a", 1, [3, 2, 1], machine=machine)])
+    assert "; a CPU that the results do not name, torch 2.7.0;" in told
+    named = machine | {"processor": "Some CPU, 2 cores"}
+    assert "; Some CPU, 2 cores, torch" in provenance(
+        [make_record("a", 1, [3, 2, 1], machine=named)]
     )
 
 
