@@ -5,15 +5,19 @@ import json
 import math
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
-from campaign_records import APEX, make_record, small_campaign, write_records
+from campaign_records import APEX, CONSTANT, SCALE, make_record, small_campaign, write_records
+
+from apex_composer.report.estimates import Estimate
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs" / "make_results.py")
 make_results = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make_results)
+campaign_words = sys.modules["campaign_words"]
 
 
 def test_the_page_is_what_the_results_say():
@@ -27,7 +31,7 @@ def test_all_pages_give_one_prediction_of_what_decay_is_worth():
     given = [0.0, *map(float, re.search(r"says 0, (0\.\d+) and (0\.\d+) without", told).groups())]
     assert given == list(make_results.LAW)  # tests/docs/test_ambiguities.py computes it
     readme = " ".join((ROOT / "README.md").read_text().split())
-    gap = math.log(make_results.PAPER[-1][0] / make_results.PAPER[-1][1])
+    gap = math.log(campaign_words.PAPER[-1][0] / campaign_words.PAPER[-1][1])
     assert f"gain of {gap:.3f} nats, published loss curves predict {given[-1]:.3f}" in readme
 
 
@@ -59,11 +63,17 @@ def test_a_campaign_stands_beside_the_paper(tmp_path):
     one = make_record("one_stage", 1, [3.5, 3.1], ends=[200], study="count", settings=settings)
     write_records(tmp_path / "reproduce-cpu.jsonl", [*small_campaign(), vary, one])
     page = make_results.make_page(tmp_path)
-    assert "### Scale `cpu`, base mixture: width 8, 1 layers, 10 tokens a window" in page
+    assert "### Scale `cpu`, base mixture bbbbbbbb: width 8, 1 layers, 10 tokens a window" in page
     # APEX minus constant, decay alone, APEX at equal rates, and the paper's and the law's.
     assert "| 1 | +0.01500 ± 0.06353 | 0 | +0.02000 ± 0.02484 | −0.021 | 0 |" in page
     assert "the interval includes 0 and excludes the paper's −0.021" in page
-    assert "differ by 0.00100: 3 pairs would show 0.005 nats" in page
+    assert "differ by 0.00100 (2 degrees of freedom): if that is their scatter, 3 pairs" in page
+    # Of one arm: the others have the same seeds, so that they add no runs of their own.
+    assert "`vanilla_stagewise` differ by 0.10000 nats between seeds (standard deviation, 2" in page
+    assert "a difference below 0.00248 nats cannot be told from none" in page
+    behind = "3 of 3 on code (+0.00100, +0.00200, +0.00300)."
+    assert f"APEX ends behind in {behind.replace('code', 'book')[:-1]}; {behind}" in page
+    assert "| apex_rank | vanilla_stagewise | +0.00200 ± 0.00248 | +0.00200 ± 0.00248 |" in page
     told = page.partition("## One thing at a time")[2]
     row = "| vary | vanilla_stagewise | 1 | +0.10000 | +0.10000 | +10.52 % | 0.05 | 7.5 |"
     assert f"| operator rate {row}" in told
@@ -98,11 +108,57 @@ def test_the_batches_until_the_constant_rate_is_reached(tmp_path):
     assert "one seed, so without an interval" in page and "degrees of freedom" not in page
 
 
+def gpu_like(constant=False) -> list[dict]:
+    """One stage, two pairs, a base that ended at a lower rate and a lower loss."""
+    rates = {"base_rate": 1e-3, "base_end": 0.4, "rate": 1e-3, "rates": [1.0]}
+    own = {"scale": SCALE | rates, "ends": [100]}
+    plain = {"vanilla_stagewise": (3.0, 3.2, 3.1), "apex_rank": (3.1, 3.1)}
+    plain |= {"vanilla_constant": (3.1, 3.1)} if constant else {}
+    settings = {"apex_rank": APEX, "vanilla_constant": CONSTANT}
+    return [
+        make_record(arm, seed, [2.5, end], settings=settings.get(arm), **own)
+        for arm, losses in plain.items()
+        for seed, end in enumerate(losses, 1)
+    ]
+
+
+def test_a_base_that_is_warmed_up_again_is_told(tmp_path):
+    write_records(tmp_path / "reproduce-gpu.jsonl", gpu_like())
+    page = " ".join(make_results.make_page(tmp_path).split())
+    assert "had read 0.5 M tokens; its loss is 2.5000 nats." in page
+    assert "had ended at 0.0004; the arms go on at 0.001, which warms it up again." in page
+    assert "The loss of 2 of 2 arms ends above the base's: none is better than what it" in page
+    assert (
+        "is +0.00000 ± 1.27062 nats after its only stage (the interval includes 0 and inc" in page
+    )
+    assert "with 1 degree of freedom, a difference below 1.27062 nats cannot be told" in page
+    better = [one | {"losses": [{"book": 4.0}, one["losses"][1]]} for one in gpu_like()]
+    write_records(tmp_path / "reproduce-gpu.jsonl", better)
+    assert "The loss of 0 of 2 arms ends above the base's.\n" in make_results.make_page(tmp_path)
+
+
+def test_a_goal_that_the_base_had_reached_already_takes_no_batches(tmp_path):
+    write_records(tmp_path / "reproduce-gpu.jsonl", gpu_like(constant=True))
+    page = " ".join(make_results.make_page(tmp_path).split())
+    assert "by APEX after none (the constant rate ends no better than the base)" in page
+
+
+def test_a_diverged_run_has_no_difference(tmp_path):
+    records = gpu_like()
+    records[-1]["losses"][1] = {"book": math.nan, "code": 3.0}
+    page = make_results.make_page(write_records(tmp_path / "reproduce-gpu.jsonl", records).parent)
+    assert (
+        "has diverged: no difference." in page
+        and "| apex_rank | vanilla_stagewise | 2 | div" in page
+    )
+    assert "nan" not in page
+
+
 @pytest.mark.parametrize(("low", "high", "told"), [(-0.3, -0.1, "excludes 0"), (-1, 1, "includes")])
 def test_intervals_in_words(low, high, told):
-    estimate = make_results.Estimate((low + high) / 2, low, high, (low, high))
-    assert told in make_results.judge(estimate)
-    assert "includes the paper's −0.200" in make_results.judge(estimate, -0.2)
+    estimate = Estimate((low + high) / 2, low, high, (low, high))
+    assert told in campaign_words.judge(estimate)
+    assert "includes the paper's −0.200" in campaign_words.judge(estimate, -0.2)
 
 
 def test_of_several_gpu_files_the_newest_counts(tmp_path):
