@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reproduce.tables import NOTHING, Table, markdown
+from reproduce.tables import NOTHING, Table, markdown, show_commit
 
 Lines = Mapping[str, Mapping[str, Any]]
 ARMS = ("vanilla", "vanilla_fused", "apex_torch", "apex_kernels", "apex_kernels_fused")
@@ -39,7 +39,7 @@ def _source(machine: Mapping[str, Any], path: Path) -> str:
     return (
         f"`python benchmarks/gpu/run_all.py`; {machine['device']}, driver {machine['driver']}, "
         f"CUDA {machine['cuda']}, torch {versions['torch']}, triton {versions['triton']}; "
-        f"{machine['date'][:10]}; commit {str(machine['commit'])[:7]}; all numbers in "
+        f"{machine['date'][:10]}; commit {show_commit(machine['commit'])}; all numbers in "
         f"[{path.name}](../benchmarks/results/{path.name})."
     )
 

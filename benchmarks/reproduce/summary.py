@@ -37,6 +37,7 @@ from reproduce.tables import (  # noqa: E402
     for_terminal,
     markdown,
     show,
+    show_commit,
     show_loss,
     show_percent,
 )
@@ -216,14 +217,15 @@ def _filled(cells: Sequence[str], count: int) -> list[str]:
 def provenance(records: Sequence[Record]) -> str:
     """Command, machine, date, commit, base and seeds of results, in one line."""
     one = records[0]
+    source = f" ({one['texts_facts']['source']})" if "source" in one["texts_facts"] else ""
     days = sorted({record["date"][:10] for record in records})
     seeds = sorted({record["seed"] for record in records})
     parts = [
         " and ".join(f"`{text}`" for text in _each(records, lambda r: r["command"])),
         " and ".join(_each(records, machine)),
         " to ".join(dict.fromkeys([days[0], days[-1]])),
-        f"commit {', '.join(_each(records, lambda r: str(r['machine']['commit'])[:7]))}",
-        f"base {base_name(one)}, {one['base_batches']:,} batches; text {one['texts'][:8]}",
+        f"commit {', '.join(_each(records, lambda r: show_commit(r['machine']['commit'])))}",
+        f"base {base_name(one)}, {one['base_batches']:,} batches; text {one['texts'][:8]}{source}",
         f"seeds {', '.join(map(str, seeds))}",
     ]
     return "; ".join(parts)

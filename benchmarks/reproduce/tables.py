@@ -65,6 +65,13 @@ def _percent(nats: float | None) -> str | None:
     return (f"{value:+.2f}" if value < 1e6 else f"{value:+.2g}").replace("-", "−")
 
 
+def show_commit(commit: str | None) -> str:
+    """Its beginning, and whether the tracked files differed from it (`gpu/machine.py`)."""
+    if commit is None:
+        return "unknown"
+    return f"{commit[:7]} with changes" if commit.endswith("+changes") else commit[:7]
+
+
 def markdown(table: Table) -> str:
     """A table for a page, without its title."""
     lines = [table.head, ["---"] * len(table.head), *table.rows]

@@ -165,9 +165,11 @@ def test_of_several_gpu_files_the_newest_counts(tmp_path):
     (path,) = (ROOT / "benchmarks" / "results").glob("2026-11-26-nvidia-h100-80gb-hbm3.json")
     shutil.copy(path, tmp_path / "2026-11-26-one.json")
     results = json.loads(path.read_text())
+    results["machine"]["commit"] += "+changes"
     results["machine"] |= {"date": "2026-12-01T00:00:00+00:00", "device": "NVIDIA H200"}
     del results["parts"]["bandwidth"], results["parts"]["correctness"]
     (tmp_path / "2026-12-01-two.json").write_text(json.dumps(results))
     page = make_results.make_page(tmp_path)
+    assert "; commit f754e36 with changes; all" in page
     assert "NVIDIA H200" in page and "2026-12-01-two.json" in page and "**Kernels.**" not in page
     assert "| `apex_kernels` | 6.665 | 39,333 | +1.40 % (+1.29 to +1.67) |" in page

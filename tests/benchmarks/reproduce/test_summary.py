@@ -122,6 +122,16 @@ def test_pairs_of_different_machines_are_told():
     )
 
 
+def test_a_commit_with_changes_is_told_from_the_commit():
+    commits = ("0123456789+changes", "0123456789", None)
+    machines = [{**MACHINE, "commit": commit} for commit in commits]
+    facts = {"texts_facts": {"source": "text installed with Python"}}
+    records = [make_record("a", 1, [3, 2, 1], machine=one, **facts) for one in machines]
+    told = provenance(records)
+    assert "commit 0123456, 0123456 with changes, unknown;" in told
+    assert "; text tttttttt (text installed with Python);" in told
+
+
 def test_a_cpu_that_is_not_named_is_said_to_be_none():
     machine = {**MACHINE, "device": "CPU (interpreted)"}
     told = provenance([make_record("a", 1, [3, 2, 1], machine=machine)])
