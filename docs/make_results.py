@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -18,7 +18,9 @@ from campaign_words import (  # noqa: E402
 )
 from gpu_results import gpu_sections  # noqa: E402
 from reproduce.comparisons import Runs, difference  # noqa: E402
-from reproduce.records import read  # noqa: E402
+from reproduce.records import Record, read  # noqa: E402
+from reproduce.scales import SCALES as SIZES  # noqa: E402
+from reproduce.studies import arms_of, studies  # noqa: E402
 from reproduce.summary import (  # noqa: E402
     Study,
     across_machines,
@@ -78,8 +80,8 @@ WHY = {"cpu": "about 4 hours on 2 cores", "gpu": "when a GPU is lent, 25 minutes
 
 def make_page(folder: Path = RESULTS) -> str:
     """The whole page, from the files of one folder."""
-    campaigns = {scale: folder / f"reproduce-{scale}.jsonl" for scale in SCALES}
-    found = {scale: studies_of(read(path)) for scale, path in campaigns.items()}
+    records = {scale: read(folder / f"reproduce-{scale}.jsonl") for scale in SCALES}
+    found = {scale: studies_of(own) for scale, own in records.items()}
     main = [study for own in found.values() for study in own if study.name == "main"]
     others = [study for own in found.values() for study in own if study.name != "main"]
     gpu = list(gpu_sections(folder))
@@ -94,7 +96,7 @@ def make_page(folder: Path = RESULTS) -> str:
             *(base_section(own) for own in _by_origin(others)),
             *gpu,
             "## Pending\n",
-            *(pending(scale) for scale in SCALES if not found[scale]),
+            *(line for scale in SCALES for line in pending(scale, records[scale])),
             *([] if gpu else ["- **Kernels and steps on a GPU**: no results in this checkout."]),
             CLUSTER,
         ]
@@ -201,11 +203,37 @@ def _with_origin(table: Table, studies: Sequence[Study]) -> str:
     return "\n\n".join([markdown(table), *mixed, f"{provenance(records)}.\n"])
 
 
-def pending(scale: str) -> str:
-    """What has not been run, and what runs it."""
-    return (
-        f"- **Campaign `{scale}`** (`make reproduce SCALE={scale}`, {WHY[scale]}): no results yet."
-    )
+def pending(scale: str, records: Sequence[Record]) -> Iterator[str]:
+    """What of a campaign has not been run, and what runs it."""
+    make = f"make reproduce SCALE={scale}"
+    if not records:
+        yield f"- **Campaign `{scale}`** (`{make}`, {WHY[scale]}): no results yet."
+        return
+    known = {(record["study"], record["arm"], record["seed"]) for record in records}
+    unasked = []
+    for study in studies():
+        wanted = runs_of(study, scale)
+        missing = [(arm, seed) for arm, seed in wanted if (study, arm, seed) not in known]
+        if missing and len(missing) == len(wanted):
+            unasked.append(f"`{study}`")
+        elif missing:
+            seeds = {arm: [str(s) for own, s in missing if own == arm] for arm, _ in missing}
+            told = ", ".join(f"`{arm}` ({', '.join(own)})" for arm, own in seeds.items())
+            yield (
+                f"- **Campaign `{scale}`, question `{study}`**: {len(wanted) - len(missing)} of "
+                f"{len(wanted)} runs are in. Missing (seeds): {told}.\n"
+                f'  `{make} CAMPAIGN="--study {study}"` goes on.'
+            )
+    if unasked:
+        yield f"- **Campaign `{scale}`**, questions not begun: {', '.join(unasked)}."
+
+
+def runs_of(study: str, scale: str) -> list[tuple[str, int]]:
+    """Arm and seed of every run of a question; none where the scale has too few stages for it."""
+    arms, size = arms_of(study), SIZES[scale]
+    if any((arm.stages or 1) > len(size.rates) for arm in arms):
+        return []
+    return [(arm.name, seed) for arm in arms for seed in arm.seeds(size)]
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def test_a_campaign_stands_beside_the_paper(tmp_path):
     assert "lowest norms, this base's loss is 0.0100 nats higher" in told
     assert "\n`python benchmarks/reproduce/campaign.py cpu --study main`; cpu, 2 threads" in page
     told = page.partition("## Pending")[2]
-    assert "`cpu`" not in told and "`gpu`" in told
+    assert "`cpu`, question `main`**: 10 of" in told and "Campaign `gpu`** (" in told
 
 
 def test_pairs_across_machines_are_told_on_the_page(tmp_path):
@@ -106,6 +106,27 @@ def test_the_batches_until_the_constant_rate_is_reached(tmp_path):
     page = make_results.make_page(tmp_path)
     assert "with decay after 50 % of the batches, by APEX after 75 % (paper: 33 %)" in page
     assert "one seed, so without an interval" in page and "degrees of freedom" not in page
+
+
+def test_what_is_missing_of_a_campaign_that_has_begun_is_pending(tmp_path):
+    arms = [("vanilla_stagewise", 3), ("apex_rank", 2)]
+    done = [(arm, seed + 1) for arm, count in arms for seed in range(count)]
+    records = [make_record(arm, seed, [2, 1], ends=[100]) for arm, seed in done]
+    write_records(tmp_path / "reproduce-gpu.jsonl", records)
+    told = make_results.make_page(tmp_path).partition("## Pending")[2]
+    told = " ".join(told.split())
+    assert "- **Campaign `gpu`, question `main`**: 5 of 30 runs are in. Missing (seeds): " in told
+    assert "`vanilla_constant` (1, 2, 3), `apex_rank` (3), `apex_random` (1, 2, 3), " in told
+    assert "`vanilla_stagewise` (" not in told and "`scratch`, " in told
+    assert 'CAMPAIGN="--study main"' in told
+    assert "`stage_count`" not in told  # of several stages, which this scale has not
+    whole = [
+        make_record(arm, seed, [2, 1], ends=[100], study=study)
+        for study in make_results.studies()
+        for arm, seed in make_results.runs_of(study, "gpu")
+    ]
+    write_records(tmp_path / "reproduce-gpu.jsonl", whole)
+    assert "`gpu`" not in make_results.make_page(tmp_path).partition("## Pending")[2]
 
 
 def gpu_like(constant=False) -> list[dict]:
