@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,41 @@ def test_a_campaign_is_compared_by_seed(tmp_path):
     assert any(line.endswith("the same seeds: vanilla_constant.") for line in found.cautions)
     assert found.sentence.startswith("apex_rank ends at a validation perplexity of")
     assert "3 pairs of seeds" in found.sentence
+
+
+def test_the_sentence_gives_the_baselines_perplexity_of_the_same_seeds(tmp_path):
+    ends = {"vanilla_stagewise": (3.0, 3.1, 2.0), "apex_rank": (3.0, 3.1)}
+    records = [
+        make_record(arm, seed, [4.0, 3.5, end], settings=APEX if arm == "apex_rank" else None)
+        for arm, own in ends.items()
+        for seed, end in enumerate(own, 1)
+    ]
+    found = answer(read_runs([write_records(tmp_path / "results.jsonl", records)]))
+    shown = f"{(math.exp(3.0) + math.exp(3.1)) / 2:.3f}"
+    assert found.sentence.startswith(
+        f"apex_rank ends at a validation perplexity of {shown}, vanilla_stagewise with the same "
+        f"2 seeds at {shown}: a difference of +0.000 (+0.00 %)."
+    )
+
+
+def test_a_baseline_that_ends_above_its_start_gives_nothing_to_reach(tmp_path):
+    ends = {"vanilla_stagewise": (2.45, 2.47), "apex_rank": (2.46, 2.46)}
+    records = [
+        make_record(arm, seed, [2.2, end], ends=[100], settings=APEX if arm == "apex_rank" else {})
+        for arm, own in ends.items()
+        for seed, end in enumerate(own, 1)
+    ]
+    path = write_records(tmp_path / "results.jsonl", records)
+    found = answer(read_runs([path]))
+    (reach,) = found.reaches
+    assert reach.tokens is None and reach.share is None and reach.text in found.sentence
+    assert reach.text == (
+        "vanilla_stagewise ends no better than it began (2 of 2 seeds), so that the tokens to "
+        "reach its final perplexity say nothing."
+    )
+    write_report([path], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "not reached" not in page and "0 and 0" not in page and "Diamonds" not in page
 
 
 def test_what_a_run_has(tmp_path):
