@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs" / "make_results.py")
 make_results = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make_results)
+gpu_results = sys.modules["gpu_results"]
 campaign_words = sys.modules["campaign_words"]
 
 
@@ -180,6 +181,13 @@ def test_intervals_in_words(low, high, told):
     estimate = Estimate((low + high) / 2, low, high, (low, high))
     assert told in campaign_words.judge(estimate)
     assert "includes the paper's −0.200" in campaign_words.judge(estimate, -0.2)
+
+
+def test_goals_that_a_step_misses_are_said_to_be_missed():
+    page = " ".join(make_results.PAGE.read_text().split())
+    assert "Missed: `apex_kernels / vanilla` +1.40 % (goal <= +0.3 %), `apex_kernels_fused" in page
+    part = {"lines": [{"what": "a / b", "found": "-2 %", "target": "<= -1 %", "met": True}]}
+    assert gpu_results.missed(part) == "All are met."
 
 
 def test_of_several_gpu_files_the_newest_counts(tmp_path):

@@ -54,15 +54,17 @@ def test_the_sentence_gives_the_baselines_perplexity_of_the_same_seeds(tmp_path)
 
 
 def test_a_baseline_that_ends_above_its_start_gives_nothing_to_reach(tmp_path):
-    ends = {"vanilla_stagewise": (2.45, 2.47), "apex_rank": (2.46, 2.46)}
+    ends = {"vanilla_stagewise": (2.45, 2.47), "apex_rank": (2.46, 2.46), "apex_random": (2.5, 2.5)}
+    settings = {"apex_rank": APEX, "apex_random": {"apex": {"method": "random"}}}
     records = [
-        make_record(arm, seed, [2.2, end], ends=[100], settings=APEX if arm == "apex_rank" else {})
+        make_record(arm, seed, [2.2, end], ends=[100], settings=settings.get(arm))
         for arm, own in ends.items()
         for seed, end in enumerate(own, 1)
     ]
     path = write_records(tmp_path / "results.jsonl", records)
     found = answer(read_runs([path]))
-    (reach,) = found.reaches
+    reach, other = found.reaches
+    assert reach.text == other.text
     assert reach.tokens is None and reach.share is None and reach.text in found.sentence
     assert reach.text == (
         "vanilla_stagewise ends no better than it began (2 of 2 seeds), so that the tokens to "
@@ -70,6 +72,7 @@ def test_a_baseline_that_ends_above_its_start_gives_nothing_to_reach(tmp_path):
     )
     write_report([path], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
+    assert page.count(f"<li>{reach.text}</li>") == 1 and "commit 0123456" in page
     assert "not reached" not in page and "0 and 0" not in page and "Diamonds" not in page
 
 
@@ -84,12 +87,17 @@ def test_what_a_run_has(tmp_path):
     assert book.values == [2.5, 1.5, 0.5] and run.validation_tokens == {"book": 1, "code": 1}
     norm = run.metrics["apex/operator_norm/all sites"]
     assert (norm.batches, norm.values) == ([100, 200], [0.1, 0.2])
-    assert run.device == "cpu, 2 threads" and run.versions == {"torch": "2.7.0"}
+    commit = {"this repository": "commit 0123456789abcdef"}
+    assert run.device == "cpu, 2 threads" and run.versions == {"torch": "2.7.0"} | commit
     assert run.settings["algorithms.apex.method"] == "random"
     assert run.settings["load_path"] == f"mixture {'b' * 64}" and run.settings["seed"] == 2
     assert run.settings["max_duration"] == "200ba" and run.settings["scale.sizes.hidden"] == 8
     assert not {"study", "name", "averaged"} & set(run.settings)
     assert len(run.missing) == 2
+    for own, told in (({}, "CPU"), ({"processor": "Some CPU, 2 cores"}, "Some CPU, 2 cores")):
+        machine = record["machine"] | {"device": "CPU (interpreted)"} | own
+        path = write_records(tmp_path / "other.jsonl", [record | {"machine": machine}])
+        assert read_runs([path])[0].device == told
 
 
 def test_the_average_of_checkpoints_is_a_group_of_its_own(tmp_path):
