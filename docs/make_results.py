@@ -66,6 +66,28 @@ READ = """`python benchmarks/reproduce/summary.py FILE` prints all tables, by do
 BY_DOMAIN = (
     "At the end, by domain; each interval is for one comparison: of twenty, one misses by chance.\n"
 )
+RUN = """## How to run it
+
+```bash
+make reproduce                # SCALE=smoke: whether the machinery runs, a minute
+make reproduce SCALE=cpu      # about 4 hours on 2 cores
+make reproduce SCALE=cpu DATA=/data/redpajama CAMPAIGN="--folder runs/mine --budget 7200"
+# On a GPU machine with torch, numpy and transformers but no Composer; text is prepared elsewhere:
+python benchmarks/reproduce/texts.py shards --vocabulary 8192 --domain-bytes 80000000
+python benchmarks/reproduce/campaign.py gpu --texts shards --arms vanilla_stagewise apex_rank
+make docs                     # this page anew
+```
+
+Every result is a line of `benchmarks/results/reproduce-<scale>.jsonl` (`--out`: another file),
+written as its run ends. What is there is not done again: a campaign that was killed, or whose
+`--budget` was used up (seconds after which no run begins), goes on with the same command, its base
+too, so that it may take several sittings. `--data` (`DATA`) is a folder of RedPajama-format text;
+without it the text is what is installed with Python, which differs between machines. Another text
+makes another base, wants a `--folder` of its own (of bases and text, `runs/reproduce/<scale>`), and
+never stands in one table with these. `--arms` takes some of a question's arms, `--commit` is what
+results name where the checkout is no git repository. `--study` takes one question or several,
+`main` without it (`shift` needs the domains of the installed text):
+"""
 OTHERS = """## One thing at a time, and other bases
 
 Each interval is for one comparison: of twenty, one misses by chance. So what looks best here is run
@@ -81,6 +103,7 @@ WHY = {"cpu": "about 4 hours on 2 cores", "gpu": "when a GPU is lent, 25 minutes
 def make_page(folder: Path = RESULTS) -> str:
     """The whole page, from the files of one folder."""
     records = {scale: read(folder / f"reproduce-{scale}.jsonl") for scale in SCALES}
+    lost = {scale: read(folder / f"reproduce-{scale}.diverged.jsonl") for scale in SCALES}
     found = {scale: studies_of(own) for scale, own in records.items()}
     main = [study for own in found.values() for study in own if study.name == "main"]
     others = [study for own in found.values() for study in own if study.name != "main"]
@@ -95,8 +118,9 @@ def make_page(folder: Path = RESULTS) -> str:
             *([OTHERS] if others else []),
             *(base_section(own) for own in _by_origin(others)),
             *gpu,
+            f"{RUN}{', '.join(f'`{name}`' for name in studies())}.\n",
             "## Pending\n",
-            *(line for scale in SCALES for line in pending(scale, records[scale])),
+            *(line for scale in SCALES for line in pending(scale, records[scale], lost[scale])),
             *([] if gpu else ["- **Kernels and steps on a GPU**: no results in this checkout."]),
             CLUSTER,
         ]
@@ -203,29 +227,45 @@ def _with_origin(table: Table, studies: Sequence[Study]) -> str:
     return "\n\n".join([markdown(table), *mixed, f"{provenance(records)}.\n"])
 
 
-def pending(scale: str, records: Sequence[Record]) -> Iterator[str]:
-    """What of a campaign has not been run, and what runs it."""
+def pending(scale: str, records: Sequence[Record], lost: Sequence[Record]) -> Iterator[str]:
+    """What of a campaign has not been run, and what runs it; what has diverged is no more to come.
+
+    Args:
+        scale: its name.
+        records: its results.
+        lost: of runs that have diverged.
+    """
     make = f"make reproduce SCALE={scale}"
     if not records:
         yield f"- **Campaign `{scale}`** (`{make}`, {WHY[scale]}): no results yet."
         return
-    known = {(record["study"], record["arm"], record["seed"]) for record in records}
+    known, diverged = set(map(_run, records)), set(map(_run, lost))
     unasked = []
     for study in studies():
         wanted = runs_of(study, scale)
-        missing = [(arm, seed) for arm, seed in wanted if (study, arm, seed) not in known]
+        gone = [run for run in wanted if (study, *run) in diverged - known]
+        missing = [run for run in wanted if (study, *run) not in known | diverged]
         if missing and len(missing) == len(wanted):
             unasked.append(f"`{study}`")
-        elif missing:
-            seeds = {arm: [str(s) for own, s in missing if own == arm] for arm, _ in missing}
-            told = ", ".join(f"`{arm}` ({', '.join(own)})" for arm, own in seeds.items())
+        elif missing or gone:
             yield (
-                f"- **Campaign `{scale}`, question `{study}`**: {len(wanted) - len(missing)} of "
-                f"{len(wanted)} runs are in. Missing (seeds): {told}.\n"
-                f'  `{make} CAMPAIGN="--study {study}"` goes on.'
+                f"- **Campaign `{scale}`, question `{study}`**: "
+                f"{len(wanted) - len(missing) - len(gone)} of {len(wanted)} runs are in."
+                + (f" Diverged, so without a result: {_arms_with_seeds(gone)}." if gone else "")
+                + (f" Missing (seeds): {_arms_with_seeds(missing)}.\n" if missing else "")
+                + (f'  `{make} CAMPAIGN="--study {study}"` goes on.' if missing else "")
             )
     if unasked:
         yield f"- **Campaign `{scale}`**, questions not begun: {', '.join(unasked)}."
+
+
+def _run(record: Record) -> tuple[str, str, int]:
+    return record["study"], record["arm"], record["seed"]
+
+
+def _arms_with_seeds(runs: Sequence[tuple[str, int]]) -> str:
+    seeds = {arm: [str(seed) for own, seed in runs if own == arm] for arm, _ in runs}
+    return ", ".join(f"`{arm}` ({', '.join(own)})" for arm, own in seeds.items())
 
 
 def runs_of(study: str, scale: str) -> list[tuple[str, int]]:

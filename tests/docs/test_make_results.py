@@ -17,6 +17,9 @@ ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs" / "make_results.py")
 make_results = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make_results)
+import reproduce.campaign  # noqa: E402
+from reproduce.scales import SCALES as SIZES  # noqa: E402
+
 gpu_results = sys.modules["gpu_results"]
 campaign_words = sys.modules["campaign_words"]
 
@@ -128,6 +131,28 @@ def test_what_is_missing_of_a_campaign_that_has_begun_is_pending(tmp_path):
     ]
     write_records(tmp_path / "reproduce-gpu.jsonl", whole)
     assert "`gpu`" not in make_results.make_page(tmp_path).partition("## Pending")[2]
+
+
+def test_runs_that_diverged_are_no_missing_ones(tmp_path):
+    records = [make_record("vanilla_stagewise", 1, [2, 1], ends=[100])]
+    write_records(tmp_path / "reproduce-gpu.jsonl", records)
+    lost = {"study": "main", "arm": "apex_rank", "seed": 1, "diverged": "loss is nan at batch 7"}
+    write_records(tmp_path / "reproduce-gpu.diverged.jsonl", [lost])
+    told = " ".join(make_results.make_page(tmp_path).split())
+    assert "Diverged, so without a result: `apex_rank` (1)." in told
+    assert "`apex_rank` (2, 3)," in told and "1 of 30 runs are in." in told
+
+
+def test_the_page_says_how_to_run_a_campaign_with_every_option(capsys):
+    section = make_results.make_page().partition("## How to run it")[2].partition("\n## ")[0]
+    with pytest.raises(SystemExit):
+        reproduce.campaign.parse(["--help"])
+    known = set(re.findall(r"--[a-z]+", capsys.readouterr().out)) - {"--help"}
+    campaigns = section.replace("--vocabulary 8192 --domain-bytes 80000000", "")
+    assert set(re.findall(r"--[a-z]+", campaigns)) == known
+    needs = SIZES["gpu"].text
+    assert f"--vocabulary {needs.vocabulary} --domain-bytes {needs.domain_bytes}" in section
+    assert all(f"`{study}`" in section for study in make_results.studies())
 
 
 def gpu_like(constant=False) -> list[dict]:
