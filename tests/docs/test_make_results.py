@@ -40,14 +40,26 @@ def test_all_pages_give_one_prediction_of_what_decay_is_worth():
 
 
 def test_the_readme_says_what_was_measured():
-    readme = (ROOT / "README.md").read_text()
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    page = make_results.PAGE.read_text()
     found = re.search(r"takes ([\d.]+) % (longer|less) with APEX", readme)
-    (row,) = re.findall(r"`apex_kernels` .*", make_results.PAGE.read_text())
+    (row,) = re.findall(r"`apex_kernels` .*", page)
     measured = float(row.split("|")[3].split()[0].replace("−", "-"))
     assert found and (float(found[1]), found[2]) == (
         round(abs(measured), 1),
         "longer" if measured > 0 else "less",
     )
+    # What is said of expansion: of one scale, its first table of arms.
+    told = re.search(
+        r"`(\w+)` campaign \((\d+) pairs?\) APEX minus plain training is (.*?) nats", readme
+    )
+    section = page.partition(f"### Scale `{told[1]}`, base mixture")[2].partition("\n### ")[0]
+    row = re.search(
+        r"\| apex_rank \| vanilla_stagewise \| (\d+) \| (?:.*? \| )*?(.*?) \| [^|]* % ", section
+    )
+    assert (told[2], told[3]) == row.groups()
+    assert ("tell it from none" in readme) is ("the interval includes 0" in section)
+    assert "GPU numbers are pending" not in readme
 
 
 def test_what_has_no_results_is_pending(tmp_path):
