@@ -122,31 +122,39 @@ def decay_in_words(constant: Runs, stagewise: Runs, apex: Runs) -> str:
     decay = difference(stagewise, constant, apex.ends[-1])
     if decay is None:
         return "The constant rate and plain training with decay have no seeds in common yet.\n"
-    lines = [
-        f"Decay alone changes the loss by {show(decay)} at the end ({judge(decay)}).",
-        "The constant rate's last loss is reached by plain training with decay after "
-        f"{share(stagewise, constant)} of the batches, by APEX after {share(apex, constant)} "
-        f"(paper: {PAPER_SHARE} %), interpolated between the ends of stages.",
-    ]
+    lines = [f"Decay alone changes the loss by {show(decay)} at the end ({judge(decay)})."]
+    shares = [share(runs, constant) for runs in (stagewise, apex)]
+    if None in shares:
+        lines.append(
+            "The constant rate ends no better than the base: when others reach its last loss says "
+            f"nothing (the paper's APEX does after {PAPER_SHARE} % of the tokens)."
+        )
+    else:
+        lines.append(
+            f"The constant rate's last loss is reached by plain training with decay {shares[0]}, "
+            f"by APEX {shares[1]} (paper: {PAPER_SHARE} %), interpolated between ends of stages."
+        )
     return "\n".join([*lines, ""])
 
 
-def share(runs: Runs, target: Runs) -> str:
-    """Of the target's batches, those after which a run stays at its last loss or below."""
+def share(runs: Runs, target: Runs) -> str | None:
+    """Of the target's batches, those after which a run stays at its last loss or below.
+
+    Returns:
+        None where a run of the target has ended no better than the base.
+    """
     shares, missed = [], 0
     for seed in sorted(set(runs.by_seed) & set(target.by_seed)):
         curves = [_mean_curve(own.by_seed[seed]) for own in (runs, target)]
         goal = curves[1].values[-1]
         if not goal < curves[1].values[0]:
-            return "none (the constant rate ends no better than the base)"
+            return None
         found = find_crossing(curves[0], goal)[0]
         missed += found is None
         shares.append(100 * (found or 0) / target.ends[-1])
-    if not shares:
-        return "an unknown share (no seed in common)"
     if missed:
-        return f"more than all in {missed} of {len(shares)} seeds"
-    return f"{estimate(shares).mean:.0f} %"
+        return f"never in {missed} of {len(shares)} seeds"
+    return f"after {fmean(shares):.0f} % of the batches" if shares else "in no run of equal seed"
 
 
 def _mean_curve(record: Mapping[str, Any]) -> Curve:
