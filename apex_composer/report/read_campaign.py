@@ -134,7 +134,7 @@ def _make_run(path: Path, parts: tuple[str, ...], record: Record, several: bool)
         settings=_settings(record, name),
         versions={k: v for k, v in machine["versions"].items() if v is not None}
         | {_CODE: f"commit {machine['commit']}"},
-        device=_device(machine),
+        device=machine["device"],
         data={"text": record["texts"], **record["texts_facts"]},
         loss=Curve([], [], []),
         validation=domains,
@@ -143,13 +143,6 @@ def _make_run(path: Path, parts: tuple[str, ...], record: Record, several: bool)
         metrics=metrics,
         missing=_LACKS,
     )
-
-
-def _device(machine: Mapping[str, Any]) -> str:
-    """On a CPU which one; "interpreted" is said there of kernels, which a campaign does without."""
-    if machine["device"].startswith("CPU ("):
-        return machine.get("processor", "CPU")
-    return machine["device"]
 
 
 def _curve(batches: Sequence[int], per_batch: int, values: Sequence[float]) -> Curve:

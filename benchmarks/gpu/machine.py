@@ -1,7 +1,5 @@
 """What a result depends on besides the code: device, driver, versions, commit."""
 
-import os
-import platform
 import subprocess
 import sys
 from argparse import ArgumentParser
@@ -111,16 +109,8 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU (interpreted)"
 
 
-def processor() -> str:
-    """The CPU as Linux names it, else as Python does, and how many of its cores there are."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{(names or [platform.processor() or platform.machine()])[0]}, {os.cpu_count()} cores"
-
-
 def describe(device: torch.device, commit: str | None = None) -> dict[str, Any]:
-    """Date, device, processor, driver, versions and commit.
+    """Date, device, driver, versions and commit.
 
     Args:
         device: of the benchmarks.
@@ -129,7 +119,6 @@ def describe(device: torch.device, commit: str | None = None) -> dict[str, Any]:
     return {
         "date": now(),
         "device": device_name(device),
-        "processor": processor(),
         "compiled": device.type == "cuda",
         "driver": _driver() if device.type == "cuda" else None,
         "cuda": torch.version.cuda,

@@ -201,11 +201,13 @@ def seeds_across_machines(runs: Runs, baseline: Runs) -> list[int]:
 
 
 def machine(record: Record) -> str:
-    """What computed it: the device, on a CPU which one, and the torch."""
+    """What computed it: the device, on a CPU its cores and a run's threads, and the torch."""
     own = record["machine"]
     device = own["device"]
     if device == "CPU (interpreted)":  # of kernels, which these runs do without
-        device = own.get("processor", "a CPU that the results do not name")
+        device = "a CPU that the results do not name"
+    if "threads" in own:
+        device += f" ({own['cores']} cores, threads of a run: {own['threads']})"
     return f"{device}, torch {own['versions']['torch']}"
 
 

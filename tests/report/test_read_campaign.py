@@ -94,10 +94,6 @@ def test_what_a_run_has(tmp_path):
     assert run.settings["max_duration"] == "200ba" and run.settings["scale.sizes.hidden"] == 8
     assert not {"study", "name", "averaged"} & set(run.settings)
     assert len(run.missing) == 2
-    for own, told in (({}, "CPU"), ({"processor": "Some CPU, 2 cores"}, "Some CPU, 2 cores")):
-        machine = record["machine"] | {"device": "CPU (interpreted)"} | own
-        path = write_records(tmp_path / "other.jsonl", [record | {"machine": machine}])
-        assert read_runs([path])[0].device == told
 
 
 def test_the_average_of_checkpoints_is_a_group_of_its_own(tmp_path):

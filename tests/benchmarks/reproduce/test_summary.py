@@ -136,10 +136,9 @@ def test_a_cpu_that_is_not_named_is_said_to_be_none():
     machine = {**MACHINE, "device": "CPU (interpreted)"}
     told = provenance([make_record("a", 1, [3, 2, 1], machine=machine)])
     assert "; a CPU that the results do not name, torch 2.7.0;" in told
-    named = machine | {"processor": "Some CPU, 2 cores"}
-    assert "; Some CPU, 2 cores, torch" in provenance(
-        [make_record("a", 1, [3, 2, 1], machine=named)]
-    )
+    named = machine | {"device": "Some CPU", "cores": 2, "threads": 1}
+    told = provenance([make_record("a", 1, [3, 2, 1], machine=named)])
+    assert "; Some CPU (2 cores, threads of a run: 1), torch 2.7.0;" in told
 
 
 def test_the_command_prints_every_table(tmp_path, capsys, monkeypatch):
