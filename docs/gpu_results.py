@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reproduce.tables import NOTHING, Table, markdown
+from reproduce.tables import NOTHING, Table, markdown, show_commit
 
 Lines = Mapping[str, Mapping[str, Any]]
 ARMS = ("vanilla", "vanilla_fused", "apex_torch", "apex_kernels", "apex_kernels_fused")
@@ -39,7 +39,7 @@ def _source(machine: Mapping[str, Any], path: Path) -> str:
     return (
         f"`python benchmarks/gpu/run_all.py`; {machine['device']}, driver {machine['driver']}, "
         f"CUDA {machine['cuda']}, torch {versions['torch']}, triton {versions['triton']}; "
-        f"{machine['date'][:10]}; commit {str(machine['commit'])[:7]}; all numbers in "
+        f"{machine['date'][:10]}; commit {show_commit(machine['commit'])}; all numbers in "
         f"[{path.name}](../benchmarks/results/{path.name})."
     )
 
@@ -68,9 +68,20 @@ def step_section(part: Mapping[str, Any]) -> str:
         f"{options['microbatch']}, {options['precision']}, attention: {facts['attention']}; "
         f"medians of {options['rounds']} rounds in which arms take turns, ratios round by round "
         "with their quartiles. `fused`: K3 in place of torch's SwiGLU. Goals: at most 0.3 % beside "
-        "the same model without APEX, and 1 % faster than `vanilla` when fused.\n"
+        "the same model without APEX, and 1 % faster than `vanilla` when fused. "
+        f"{missed(part)}\n"
     )
     return f"{text}\n{markdown(Table('', head, rows))}\n"
+
+
+def missed(part: Mapping[str, Any]) -> str:
+    """The goals that were not met, each with what was found."""
+    found = [
+        f"`{line['what']}` {line['found'].partition(' (')[0]} (goal {line['target']})"
+        for line in sorted(part["lines"], key=lambda line: line["what"])
+        if line["met"] is False
+    ]
+    return f"Missed: {', '.join(found)}.".replace("-", "−") if found else "All are met."
 
 
 def _ratio(line: Mapping[str, Any] | None) -> str:

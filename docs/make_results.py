@@ -2,33 +2,43 @@
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "docs")]
 
+from campaign_words import (  # noqa: E402
+    PAPER,
+    decay_in_words,
+    in_words,
+    masked_in_words,
+    signed,
+    start_in_words,
+)
 from gpu_results import gpu_sections  # noqa: E402
-from reproduce.comparisons import DELTA, Noise, Record, Runs, difference, noise  # noqa: E402
-from reproduce.records import read  # noqa: E402
-from reproduce.summary import Study, differences_table, mean_of, provenance, studies_of  # noqa: E402
+from reproduce.comparisons import Runs, difference  # noqa: E402
+from reproduce.records import Record, read  # noqa: E402
+from reproduce.scales import SCALES as SIZES  # noqa: E402
+from reproduce.studies import arms_of, studies  # noqa: E402
+from reproduce.summary import (  # noqa: E402
+    Study,
+    across_machines,
+    base_name,
+    differences_table,
+    domains_table,
+    mean_of,
+    provenance,
+    studies_of,
+)
 from reproduce.tables import NOTHING, Table, markdown, show  # noqa: E402
-
-from apex_composer.report.crossings import find_crossing  # noqa: E402
-from apex_composer.report.estimates import Estimate, estimate  # noqa: E402
-from apex_composer.report.run import Curve  # noqa: E402
 
 PAGE = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "benchmarks" / "results"
 SCALES = ("cpu", "gpu")
-# Perplexities after each stage, at a constant rate and with APEX (paper, table 2).
-PAPER = ((5.87, 5.75), (5.85, 5.55), (5.83, 5.44))
-PAPER_SHARE = 33  # % of the tokens after which APEX is as good as the constant rate
 # What the paper's decay is worth without APEX, nats after each stage: the multi-power law with the
 # coefficients that arXiv 2503.12811 fits to 400M parameters, at 1e-4, 4e-5, 1e-5.
-LAW = (0.0, 0.030, 0.046)
+LAW = (0.0, 0.031, 0.046)
 # Of operators, in the last stage: the name of the fact, and of its column.
 OPERATOR_FACTS = {"relative_norm": "operators' share of their rows", "effective_rank": "rank of T"}
 CONSTANT, STAGEWISE, APEX = "vanilla_constant", "vanilla_stagewise", "apex_rank"
@@ -36,9 +46,10 @@ HEAD = """# Results
 
 What was measured, the paper's number beside ours where it is of the same quantity. Negative
 results stay in. **Written by `make docs`** from `benchmarks/results/`, where every number is; the
-words are in `docs/make_results.py`. Losses are in nats per token on held-out text, the mean over
-domains, lower is better; differences are between runs of one seed, which read the same batches in
-the same order, with half their 95 % interval (Student's t) over the seeds.
+words are in `docs/make_results.py` and beside it. Losses are in nats per token on held-out text,
+the mean over domains, of which a small one counts as much as a large one; lower is better.
+Differences are between runs of one seed, which read the same batches in the same order, over the
+seeds that both arms have, with half their 95 % interval (Student's t).
 """
 QUESTION = """## Does expansion pay?
 
@@ -51,6 +62,31 @@ rates), and measured by a third arm, plain training with APEX's rates: `vanilla_
 """
 READ = """`python benchmarks/reproduce/summary.py FILE` prints all tables, by domain too;
 `apex-composer report FILE/BASE/STUDY` draws them ([how](report.md#campaigns)).
+"""
+BY_DOMAIN = (
+    "At the end, by domain; each interval is for one comparison: of twenty, one misses by chance.\n"
+)
+RUN = """## How to run it
+
+```bash
+make reproduce                # SCALE=smoke: whether the machinery runs, a minute
+make reproduce SCALE=cpu      # about 4 hours on 2 cores
+make reproduce SCALE=cpu DATA=/data/redpajama CAMPAIGN="--folder runs/mine --budget 7200"
+# On a GPU machine with torch, numpy and transformers but no Composer; text is prepared elsewhere:
+python benchmarks/reproduce/texts.py shards --vocabulary 8192 --domain-bytes 80000000
+python benchmarks/reproduce/campaign.py gpu --texts shards --arms vanilla_stagewise apex_rank
+make docs                     # this page anew
+```
+
+Every result is a line of `benchmarks/results/reproduce-<scale>.jsonl` (`--out`: another file),
+written as its run ends. What is there is not done again: a campaign that was killed, or whose
+`--budget` was used up (seconds after which no run begins), goes on with the same command, its base
+too, so that it may take several sittings. `--data` (`DATA`) is a folder of RedPajama-format text;
+without it the text is what is installed with Python, which differs between machines. Another text
+makes another base, wants a `--folder` of its own (of bases and text, `runs/reproduce/<scale>`), and
+never stands in one table with these. `--arms` takes some of a question's arms, `--commit` is what
+results name where the checkout is no git repository. `--study` takes one question or several,
+`main` without it (`shift` needs the domains of the installed text):
 """
 OTHERS = """## One thing at a time, and other bases
 
@@ -66,8 +102,9 @@ WHY = {"cpu": "about 4 hours on 2 cores", "gpu": "when a GPU is lent, 25 minutes
 
 def make_page(folder: Path = RESULTS) -> str:
     """The whole page, from the files of one folder."""
-    campaigns = {scale: folder / f"reproduce-{scale}.jsonl" for scale in SCALES}
-    found = {scale: studies_of(read(path)) for scale, path in campaigns.items()}
+    records = {scale: read(folder / f"reproduce-{scale}.jsonl") for scale in SCALES}
+    lost = {scale: read(folder / f"reproduce-{scale}.diverged.jsonl") for scale in SCALES}
+    found = {scale: studies_of(own) for scale, own in records.items()}
     main = [study for own in found.values() for study in own if study.name == "main"]
     others = [study for own in found.values() for study in own if study.name != "main"]
     gpu = list(gpu_sections(folder))
@@ -81,8 +118,9 @@ def make_page(folder: Path = RESULTS) -> str:
             *([OTHERS] if others else []),
             *(base_section(own) for own in _by_origin(others)),
             *gpu,
+            f"{RUN}{', '.join(f'`{name}`' for name in studies())}.\n",
             "## Pending\n",
-            *(pending(scale) for scale in SCALES if not found[scale]),
+            *(line for scale in SCALES for line in pending(scale, records[scale], lost[scale])),
             *([] if gpu else ["- **Kernels and steps on a GPU**: no results in this checkout."]),
             CLUSTER,
         ]
@@ -97,88 +135,36 @@ def paper_table() -> Table:
         cells = [signed(value) for value in (gap, -decay, gap + decay)]
         rows.append([str(stage), f"{constant:.2f}", f"{apex:.2f}", *cells])
     head = ["after stage", "perplexity, constant", "APEX", "gap, nats", "decay alone", "is left"]
-    note = "The paper's table 2. `decay alone` is a prediction, not a measurement."
+    note = (
+        "The paper's table 2; two decimals leave each gap uncertain by 0.002. `decay alone` is a "
+        "prediction, not a measurement ([how](ambiguities.md#what-decay-alone-is-worth))."
+    )
     return Table("", head, rows, note)
 
 
 def main_section(study: Study) -> str:
     """The comparison of the paper at one scale, from one base."""
     arms = {runs.arm: runs for runs, _ in study.arms}
-    one = study.records[0]
-    sizes = one["scale"]["sizes"]
+    sizes = study.records[0]["scale"]["sizes"]
     title = (
-        f"### Scale `{one['scale']['name']}`, base {one['settings']['base']}: width "
-        f"{sizes['hidden']}, {sizes['layers']} layers, {sizes['length']} tokens a window\n"
+        f"### {base_title(study)}: width {sizes['hidden']}, {sizes['layers']} layers, "
+        f"{sizes['length']} tokens a window\n"
     )
-    parts = [title]
+    parts = [title, *start_in_words(study)]
+    if {STAGEWISE, APEX} <= set(arms):
+        parts.append(in_words(arms[STAGEWISE], arms[APEX]))
     if {CONSTANT, STAGEWISE, APEX} <= set(arms):
         trio = arms[CONSTANT], arms[STAGEWISE], arms[APEX]
-        parts += [in_words(*trio), markdown(stage_table(*trio)) + "\n"]
+        parts += [decay_in_words(*trio), markdown(stage_table(*trio)) + "\n"]
     parts += masked_in_words(study.records)
-    return "\n".join([*parts, _with_origin(with_facts(study), study.records)])
+    parts += [_with_origin(with_facts(study), [study]), BY_DOMAIN]
+    return "\n".join([*parts, markdown(domains_table(study)) + "\n"])
 
 
-def in_words(constant: Runs, stagewise: Runs, apex: Runs) -> str:
-    """What the three arms say, and how sure that is."""
-    first, last = (difference(apex, stagewise, apex.ends[place]) for place in (1, -1))
-    decay = difference(stagewise, constant, apex.ends[-1])
-    if first is None or last is None or decay is None:
-        return "The runs of these arms have no seeds in common yet.\n"
-    lines = [
-        f"At equal rates, APEX minus plain training is {show(first)} nats after the first stage "
-        f"({judge(first, math.log(PAPER[0][1] / PAPER[0][0]))}) and {show(last)} at the end "
-        f"({judge(last)}); {len(last.values)} pairs of seeds.",
-        f"Decay alone is worth {show(decay)} at the end.",
-        "The constant rate's last loss is reached by plain training with decay after "
-        f"{share(stagewise, constant)} of the batches, by APEX after {share(apex, constant)} "
-        f"(paper: {PAPER_SHARE} %), interpolated between the ends of stages.",
-        *chance_in_words([constant, stagewise, apex], noise([(apex, stagewise)])),
-    ]
-    return "\n".join([*lines, ""])
-
-
-def chance_in_words(arms: Sequence[Runs], pairs: Noise) -> Iterator[str]:
-    """How far runs scatter, and how many of them would show a small difference."""
-    single = noise([(runs, None) for runs in arms])
-    if single.single is not None:
-        yield (
-            f"Runs of one arm differ by {single.single:.5f} nats between seeds (standard deviation "
-            f"with {single.single_freedom} degrees of freedom; published for 124M: 0.0013)."
-        )
-    if pairs.paired is not None:
-        yield (
-            f"Pairs of runs differ by {pairs.paired:.5f}: {pairs.seeds} pairs would show {DELTA} "
-            "nats (95 %, power 80 %)."
-        )
-
-
-def judge(found: Estimate, paper: float | None = None) -> str:
-    """What an interval includes: no difference, and the paper's."""
-    if found.low is None:
-        return "one seed, so without an interval"
-    excludes = not found.low <= 0 <= found.high
-    text = "the interval excludes 0" if excludes else "the interval includes 0"
-    if paper is not None:
-        inside = found.low <= paper <= found.high
-        text += f" and {'includes' if inside else 'excludes'} the paper's {signed(paper)}"
-    return text
-
-
-def share(runs: Runs, target: Runs) -> str:
-    """Of the target's batches, those after which a run stays at its last loss or below."""
-    shares = []
-    for seed in sorted(set(runs.by_seed) & set(target.by_seed)):
-        curves = [_mean_curve(own.by_seed[seed]) for own in (runs, target)]
-        found = find_crossing(curves[0], curves[1].values[-1])[0]
-        if found is None:
-            return "more than all"
-        shares.append(100 * found / target.ends[-1])
-    return f"{estimate(shares).mean:.0f} %"
-
-
-def _mean_curve(record: Mapping[str, Any]) -> Curve:
-    ends = [0, *record["stage_ends"]]
-    return Curve(ends, ends, [sum(own.values()) / len(own) for own in record["losses"]])
+def base_title(study: Study) -> str:
+    """Scale and base; bases of one kind are told apart by their hash."""
+    one = study.records[0]
+    return f"Scale `{one['scale']['name']}`, base {base_name(one)}"
 
 
 def stage_table(constant: Runs, stagewise: Runs, apex: Runs) -> Table:
@@ -202,11 +188,6 @@ def paper_cells(place: int) -> list[str]:
     return [signed(value) for value in values]
 
 
-def signed(nats: float) -> str:
-    """A published difference; nothing is a plain 0."""
-    return f"{nats:+.3f}".replace("-", "−") if nats else "0"
-
-
 def _by_origin(studies: Sequence[Study]) -> list[list[Study]]:
     origins = dict.fromkeys(study.origin for study in studies)
     return [[study for study in studies if study.origin == origin] for origin in origins]
@@ -214,7 +195,6 @@ def _by_origin(studies: Sequence[Study]) -> list[list[Study]]:
 
 def base_section(studies: Sequence[Study]) -> str:
     """All other questions that one base answers, in one table; each baseline stands there once."""
-    one = studies[0].records[0]
     rows: dict[tuple[str, ...], None] = {}
     for study in studies:
         table = with_facts(study)
@@ -225,9 +205,9 @@ def base_section(studies: Sequence[Study]) -> str:
     whole = [[*row[:4], *row[4:-4], *[NOTHING] * (longest - len(row)), *row[-4:]] for row in rows]
     stages = [f"stage {number + 1}" for number in range(longest - 8)]
     table = Table("", ["question", *table.head[:3], *stages, *table.head[-4:]], whole)
-    title = f"### Scale `{one['scale']['name']}`, base {one['settings']['base']}\n"
+    title = f"### {base_title(studies[0])}\n"
     records = [record for study in studies for record in study.records]
-    return "\n".join([title, *masked_in_words(records), _with_origin(table, records)])
+    return "\n".join([title, *masked_in_words(records), _with_origin(table, studies)])
 
 
 def with_facts(study: Study) -> Table:
@@ -241,31 +221,59 @@ def with_facts(study: Study) -> Table:
     return Table("", [*table.head, *OPERATOR_FACTS.values()], rows)
 
 
-def _with_origin(table: Table, records: Sequence[Record]) -> str:
-    return f"{markdown(table)}\n\n{provenance(records)}.\n"
+def _with_origin(table: Table, studies: Sequence[Study]) -> str:
+    records = [record for study in studies for record in study.records]
+    mixed = dict.fromkeys(filter(None, map(across_machines, studies)))
+    return "\n\n".join([markdown(table), *mixed, f"{provenance(records)}.\n"])
 
 
-def masked_in_words(records: Sequence[Record]) -> list[str]:
-    """What a tenth of the base's units is worth, where a run has measured it."""
-    found = [own["stages"][0]["masked"] for own in records if "masked" in own["stages"][0]]
-    if not found:
+def pending(scale: str, records: Sequence[Record], lost: Sequence[Record]) -> Iterator[str]:
+    """What of a campaign has not been run, and what runs it; what has diverged is no more to come.
+
+    Args:
+        scale: its name.
+        records: its results.
+        lost: of runs that have diverged.
+    """
+    make = f"make reproduce SCALE={scale}"
+    if not records:
+        yield f"- **Campaign `{scale}`** (`{make}`, {WHY[scale]}): no results yet."
+        return
+    known, diverged = set(map(_run, records)), set(map(_run, lost))
+    unasked = []
+    for study in studies():
+        wanted = runs_of(study, scale)
+        gone = [run for run in wanted if (study, *run) in diverged - known]
+        missing = [run for run in wanted if (study, *run) not in known | diverged]
+        if missing and len(missing) == len(wanted):
+            unasked.append(f"`{study}`")
+        elif missing or gone:
+            yield (
+                f"- **Campaign `{scale}`, question `{study}`**: "
+                f"{len(wanted) - len(missing) - len(gone)} of {len(wanted)} runs are in."
+                + (f" Diverged, so without a result: {_arms_with_seeds(gone)}." if gone else "")
+                + (f" Missing (seeds): {_arms_with_seeds(missing)}.\n" if missing else "")
+                + (f'  `{make} CAMPAIGN="--study {study}"` goes on.' if missing else "")
+            )
+    if unasked:
+        yield f"- **Campaign `{scale}`**, questions not begun: {', '.join(unasked)}."
+
+
+def _run(record: Record) -> tuple[str, str, int]:
+    return record["study"], record["arm"], record["seed"]
+
+
+def _arms_with_seeds(runs: Sequence[tuple[str, int]]) -> str:
+    seeds = {arm: [str(seed) for own, seed in runs if own == arm] for arm, _ in runs}
+    return ", ".join(f"`{arm}` ({', '.join(own)})" for arm, own in seeds.items())
+
+
+def runs_of(study: str, scale: str) -> list[tuple[str, int]]:
+    """Arm and seed of every run of a question; none where the scale has too few stages for it."""
+    arms, size = arms_of(study), SIZES[scale]
+    if any((arm.stages or 1) > len(size.rates) for arm in arms):
         return []
-    cost = {
-        which: f"{fmean(own[which] - own['whole'] for own in found):.4f}"
-        for which in ("lowest", "random", "top")
-    }
-    return [
-        "Without the tenth of its units that has the lowest norms, this base's loss is "
-        f"{cost['lowest']} nats higher, without a random tenth {cost['random']}, without the top "
-        f"one {cost['top']} (paper, table 4, exact matches: 12.0 becomes 12.0, 11.5 and 0.0).\n"
-    ]
-
-
-def pending(scale: str) -> str:
-    """What has not been run, and what runs it."""
-    return (
-        f"- **Campaign `{scale}`** (`make reproduce SCALE={scale}`, {WHY[scale]}): no results yet."
-    )
+    return [(arm.name, seed) for arm in arms for seed in arm.seeds(size)]
 
 
 if __name__ == "__main__":

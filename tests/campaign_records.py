@@ -64,7 +64,7 @@ def make_record(
         "training_losses": [3.5, 3.4],
         "seconds": 60.0,
         "machine": MACHINE,
-        "command": "campaign.py cpu",
+        "command": "python benchmarks/reproduce/campaign.py cpu --study main",
         "date": "2026-11-26T11:00:00+00:00",
     }
     return record | changes

@@ -46,7 +46,8 @@ class Reach:
         group: name of the group.
         baseline: name of the baseline.
         domain: `total` or a domain.
-        crossings: of each seed (each pair of equal seeds where they are paired).
+        crossings: of each seed (each pair of equal seeds where they are paired); none where a run
+            of the baseline has ended no better than it began.
         tokens: over the seeds; None unless every seed has a crossing with tokens.
         share: tokens over the baseline's; None as `tokens`.
         text: all of it in a sentence, with its uncertainty or what is missing for a number.
@@ -115,6 +116,8 @@ def find_reach(group: Group, baseline: Group, domain: str, paired: bool) -> Reac
     curves = [validation_curve(run, domain) for run in group.runs]
     if None in finals or not all(c and len(c.tokens) == len(c.values) > 0 for c in curves):
         return None
+    if risen := _risen(group, baseline, domain, paired):
+        return Reach(group.name, baseline.name, domain, (), None, None, risen)
     crossings = []
     by_seed: Mapping = dict(zip(baseline.seeds, finals, strict=True))
     mean = tuple(statistics.fmean(column) for column in zip(*finals, strict=True))
@@ -134,6 +137,23 @@ def find_reach(group: Group, baseline: Group, domain: str, paired: bool) -> Reac
         estimate(found) if whole else None,
         estimate(shares) if whole else None,
         _describe(group.name, baseline.name, crossings, curves, paired),
+    )
+
+
+def _risen(group: Group, baseline: Group, domain: str, paired: bool) -> str:
+    """That the baseline's own last loss is not below its first one; nothing where it is.
+
+    So it is where a learning rate that had decayed rises again.
+    """
+    pairs = zip(baseline.seeds, baseline.runs, strict=True)
+    runs = [run for seed, run in pairs if not paired or seed in group.seeds]
+    curves = [validation_curve(run, domain) for run in runs]
+    risen = [c for c in curves if c.tokens[0] == 0 and not c.values[-1] < c.values[0]]
+    if not risen:
+        return ""
+    return (
+        f"{baseline.name} ends no better than it began ({len(risen)} of {len(runs)} seeds), so "
+        "that the tokens to reach its final perplexity say nothing."
     )
 
 

@@ -16,6 +16,7 @@ Record = Mapping[str, Any]
 # Of an arm's settings: names and questions, which say nothing of how a run was trained; and whether
 # the mean of its checkpoints is a result too: that one has `averaged_batches`.
 _NOT_SETTINGS = ("name", "base", "study", "apex", "averaged")
+_CODE = "this repository"  # among the versions of packages
 _LACKS = (
     "training loss of each batch, durations of batches: a campaign keeps the validation losses at "
     "the ends of its stages",
@@ -131,7 +132,8 @@ def _make_run(path: Path, parts: tuple[str, ...], record: Record, several: bool)
         name=name,
         folder=Path(path, *parts),
         settings=_settings(record, name),
-        versions={k: v for k, v in machine["versions"].items() if v is not None},
+        versions={k: v for k, v in machine["versions"].items() if v is not None}
+        | {_CODE: f"commit {machine['commit']}"},
         device=machine["device"],
         data={"text": record["texts"], **record["texts_facts"]},
         loss=Curve([], [], []),

@@ -49,17 +49,24 @@ def say_answer(
         )
     domain = TOTAL if TOTAL in compared else compared[-1]
     where = "" if len(domains) == 1 or domain == TOTAL else f" on {domain}"
-    final, other = own[domain], others[domain]
-    change = final.perplexity_difference.mean
+    final, other = own[domain], others[domain].perplexity.mean
+    change, same = final.perplexity_difference.mean, ""
+    if final.paired and len(group.runs) < len(baseline.runs):
+        other = final.perplexity.mean - change  # of its runs that have a counterpart
+        same = f" with the same {_seeds(len(group.runs))}"
     text = (
         f"{group.name} ends at a validation perplexity{where} of {_show(final.perplexity.mean)}, "
-        f"{baseline.name} at {_show(other.perplexity.mean)}"
+        f"{baseline.name}{same} at {_show(other)}"
     )
     if not math.isfinite(change):
         return f"{text}: a run has diverged, so there is no difference to give."
-    text += f": a difference of {_change(change, other.perplexity.mean)}. {_judge(final)}"
+    text += f": a difference of {_change(change, other)}. {_judge(final)}"
     found = [r for r in reaches if (r.group, r.baseline) == (group.name, baseline.name)]
     return " ".join([text, *(r.text for r in found if r.domain == domain)])
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seeds" if count > 1 else "seed"
 
 
 def _judge(final: Final) -> str:

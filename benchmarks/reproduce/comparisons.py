@@ -44,13 +44,18 @@ class Runs:
         arm: its name.
         settings: of the arm, without its name and its study.
         by_seed: results.
-        studies: that asked for them.
+        asked: seeds by the study that asked for them.
     """
 
     arm: str
     settings: Mapping[str, Any]
     by_seed: Mapping[int, Record]
-    studies: tuple[str, ...]
+    asked: Mapping[str, Sequence[int]]
+
+    @property
+    def studies(self) -> tuple[str, ...]:
+        """That asked for them."""
+        return tuple(self.asked)
 
     @property
     def records(self) -> list[Record]:
@@ -64,8 +69,8 @@ class Runs:
 
     def of(self, study: str) -> "Runs":
         """Those that one study asked for."""
-        own = {seed: one for seed, one in self.by_seed.items() if one["study"] == study}
-        return Runs(self.arm, self.settings, own, (study,))
+        own = {seed: self.by_seed[seed] for seed in self.asked[study]}
+        return Runs(self.arm, self.settings, own, {study: self.asked[study]})
 
 
 def by_origin(records: Iterable[Record]) -> dict[Origin, list[Runs]]:
@@ -93,15 +98,24 @@ def _text(value: Any) -> str:
 
 def _runs(records: Sequence[Record]) -> Runs:
     by_seed: dict[int, Record] = {}
+    asked: dict[str, dict[int, None]] = {}
+    ends = records[0]["stage_ends"]
     for record in records:
-        other = by_seed.setdefault(record["seed"], record)
-        if other["losses"] != record["losses"]:
+        name, whole = f"{record['arm']}, seed {record['seed']}", len(ends) + 1
+        if record["stage_ends"] != ends or len(record["losses"]) != whole:
             raise ValueError(
-                f"{record['arm']}, seed {record['seed']}: two results ({other['date']} and "
-                f"{record['date']}) of the same base and settings differ. Remove one of the lines"
+                f"{name}: {len(record['losses'])} evaluations, stages end at "
+                f"{record['stage_ends']}; expected {whole} and {ends}. Remove the line"
             )
-    studies = tuple(dict.fromkeys(record["study"] for record in records))
-    return Runs(records[0]["arm"], _settings(records[0]), by_seed, studies)
+        other = by_seed.setdefault(record["seed"], record)
+        if _text(other["losses"]) != _text(record["losses"]):
+            raise ValueError(
+                f"{name}: two results ({other['date']} and {record['date']}) of the same base and "
+                "settings differ. Remove one of the lines"
+            )
+        asked.setdefault(record["study"], {})[record["seed"]] = None
+    seeds = {study: tuple(own) for study, own in asked.items()}
+    return Runs(records[0]["arm"], _settings(records[0]), by_seed, seeds)
 
 
 def is_conventional(runs: Runs) -> bool:
@@ -180,10 +194,21 @@ def difference(
     )
 
 
-def as_ratio(nats: Estimate) -> Estimate:
-    """A difference of losses as a ratio of perplexities: the geometric mean, exp(mean)."""
-    ends = [None if end is None else math.exp(end) for end in (nats.low, nats.high)]
-    return Estimate(math.exp(nats.mean), *ends, tuple(math.exp(value) for value in nats.values))
+def seeds_across_machines(runs: Runs, baseline: Runs) -> list[int]:
+    """Seeds whose two runs are of different machines, or of different torch."""
+    shared = sorted(set(runs.by_seed) & set(baseline.by_seed))
+    return [s for s in shared if machine(runs.by_seed[s]) != machine(baseline.by_seed[s])]
+
+
+def machine(record: Record) -> str:
+    """What computed it: the device, on a CPU its cores and a run's threads, and the torch."""
+    own = record["machine"]
+    device = own["device"]
+    if device == "CPU (interpreted)":  # of kernels, which these runs do without
+        device = "a CPU that the results do not name"
+    if "threads" in own:
+        device += f" ({own['cores']} cores, threads of a run: {own['threads']})"
+    return f"{device}, torch {own['versions']['torch']}"
 
 
 class Noise(NamedTuple):
@@ -246,7 +271,8 @@ def seeds_needed(deviation: float, delta: float = DELTA, power: float = POWER) -
         `MOST_SEEDS` where it is that or more.
     """
     for n in range(2, MOST_SEEDS):
-        if n >= ((t_quantile(n - 1) + _t(n - 1, power)) * deviation / delta) ** 2:
+        sure = t_quantile(n - 1) if n <= 31 else _t(n - 1, 0.975)  # the table ends there
+        if n >= ((sure + _t(n - 1, power)) * deviation / delta) ** 2:
             return n
     return MOST_SEEDS
 

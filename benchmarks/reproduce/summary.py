@@ -26,12 +26,21 @@ from reproduce.comparisons import (  # noqa: E402
     difference,
     find_baseline,
     loss,
+    machine,
     noise,
+    seeds_across_machines,
 )
 from reproduce.records import read  # noqa: E402
-from reproduce.tables import NOTHING, Table, for_terminal, markdown, show, show_percent  # noqa: E402
-
-_FOLDER = "python benchmarks/reproduce/"
+from reproduce.tables import (  # noqa: E402
+    NOTHING,
+    Table,
+    for_terminal,
+    markdown,
+    show,
+    show_commit,
+    show_loss,
+    show_percent,
+)
 
 
 class Study(NamedTuple):
@@ -74,11 +83,11 @@ def studies_of(records: Sequence[Record]) -> list[Study]:
 
 
 def _with_baselines(study: str, arms: Sequence[Runs]) -> list[tuple[Runs, Runs | None]]:
-    """The arms of a study; a baseline has the runs of every study."""
+    """The arms of a study; what has no baseline itself has the runs of every study."""
     own = [(runs.of(study), find_baseline(runs.of(study), arms)) for runs in arms
            if study in runs.studies]  # fmt: skip
     used = {base.arm: base for _, base in own if base is not None}
-    whole = [(used.get(runs.arm, runs), base) for runs, base in own]
+    whole = [(used.get(runs.arm, runs) if base is None else runs, base) for runs, base in own]
     names = {runs.arm for runs, _ in own}
     missing = [(base, find_baseline(base, arms)) for arm, base in used.items() if arm not in names]
     return sorted([*missing, *whole], key=lambda pair: pair[1] is not None)
@@ -99,12 +108,13 @@ def differences_table(study: Study) -> Table:
     inner = _stages(study) - 1
     rows = []
     for runs, baseline in study.arms:
-        cells = [show(_at(runs, baseline, batch)) for batch in runs.ends[1:-1]]
+        shown = show_loss if baseline is None else show
+        cells = [shown(_at(runs, baseline, batch)) for batch in runs.ends[1:-1]]
         end = _at(runs, baseline, runs.ends[-1])
         against = NOTHING if baseline is None else baseline.arm
         change = NOTHING if baseline is None or end is None else show_percent(end)
         counted = len(end.values) if end is not None else len(runs.by_seed)
-        rows.append([runs.arm, against, str(counted), *_filled(cells, inner), show(end), change])
+        rows.append([runs.arm, against, str(counted), *_filled(cells, inner), shown(end), change])
     stages = [f"stage {number + 1}" for number in range(inner)]
     head = ["arm", "minus", "seeds", *stages, "end", "perplexity at the end"]
     return Table(f"Differences, nats: {study.title}", head, rows, _READING)
@@ -206,16 +216,16 @@ def _filled(cells: Sequence[str], count: int) -> list[str]:
 
 def provenance(records: Sequence[Record]) -> str:
     """Command, machine, date, commit, base and seeds of results, in one line."""
-    machines = [record["machine"] for record in records]
     one = records[0]
+    source = f" ({one['texts_facts']['source']})" if "source" in one["texts_facts"] else ""
     days = sorted({record["date"][:10] for record in records})
     seeds = sorted({record["seed"] for record in records})
     parts = [
-        " and ".join(f"`{_FOLDER}{text}`" for text in _each(records, lambda r: r["command"])),
-        ", ".join(_each(machines, lambda m: f"{m['device']}, torch {m['versions']['torch']}")),
+        " and ".join(f"`{text}`" for text in _each(records, lambda r: r["command"])),
+        " and ".join(_each(records, machine)),
         " to ".join(dict.fromkeys([days[0], days[-1]])),
-        f"commit {', '.join(_each(machines, lambda m: str(m['commit'])[:7]))}",
-        f"base {base_name(one)}, {one['base_batches']:,} batches; text {one['texts'][:8]}",
+        f"commit {', '.join(_each(records, lambda r: show_commit(r['machine']['commit'])))}",
+        f"base {base_name(one)}, {one['base_batches']:,} batches; text {one['texts'][:8]}{source}",
         f"seeds {', '.join(map(str, seeds))}",
     ]
     return "; ".join(parts)
@@ -223,6 +233,22 @@ def provenance(records: Sequence[Record]) -> str:
 
 def _each(values: Sequence[Record], name: Callable[[Record], str]) -> list[str]:
     return sorted({name(value) for value in values})
+
+
+def across_machines(study: Study) -> str:
+    """Which pairs are not of one machine; nothing where all are."""
+    found = {
+        runs.arm: seeds_across_machines(runs, baseline)
+        for runs, baseline in study.arms
+        if baseline is not None
+    }
+    told = [f"{arm}, seed {', '.join(map(str, seeds))}" for arm, seeds in found.items() if seeds]
+    if not told:
+        return ""
+    return (
+        "Pairs of which one run is of another machine or torch, so that rounding differs too: "
+        f"{'; '.join(told)}."
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -252,7 +278,7 @@ def _print(study: Study, as_markdown: bool) -> None:
             print(f"**{table.title}**\n\n{markdown(table)}\n")
             continue
         console.print(for_terminal(table))
-    print(provenance(study.records), "\n", sep="")
+    print(across_machines(study), provenance(study.records), "", sep="\n")
 
 
 if __name__ == "__main__":

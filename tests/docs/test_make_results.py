@@ -2,34 +2,64 @@
 
 import importlib.util
 import json
+import math
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
-from campaign_records import APEX, make_record, small_campaign, write_records
+from campaign_records import APEX, CONSTANT, SCALE, make_record, small_campaign, write_records
+
+from apex_composer.report.estimates import Estimate
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs" / "make_results.py")
 make_results = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make_results)
+import reproduce.campaign  # noqa: E402
+from reproduce.scales import SCALES as SIZES  # noqa: E402
+
+gpu_results = sys.modules["gpu_results"]
+campaign_words = sys.modules["campaign_words"]
 
 
 def test_the_page_is_what_the_results_say():
     page = make_results.make_page()
     assert make_results.PAGE.read_text() == page, "docs/results.md is old: `make docs`"
-    assert len(page.splitlines()) < 200
+    assert len(page.splitlines()) < 300
+
+
+def test_all_pages_give_one_prediction_of_what_decay_is_worth():
+    told = " ".join((ROOT / "docs" / "ambiguities.md").read_text().split())
+    given = [0.0, *map(float, re.search(r"says 0, (0\.\d+) and (0\.\d+) without", told).groups())]
+    assert given == list(make_results.LAW)  # tests/docs/test_ambiguities.py computes it
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    gap = math.log(campaign_words.PAPER[-1][0] / campaign_words.PAPER[-1][1])
+    assert f"gain of {gap:.3f} nats, published loss curves predict {given[-1]:.3f}" in readme
 
 
 def test_the_readme_says_what_was_measured():
-    readme = (ROOT / "README.md").read_text()
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    page = make_results.PAGE.read_text()
     found = re.search(r"takes ([\d.]+) % (longer|less) with APEX", readme)
-    (row,) = re.findall(r"`apex_kernels` .*", make_results.PAGE.read_text())
+    (row,) = re.findall(r"`apex_kernels` .*", page)
     measured = float(row.split("|")[3].split()[0].replace("−", "-"))
     assert found and (float(found[1]), found[2]) == (
         round(abs(measured), 1),
         "longer" if measured > 0 else "less",
     )
+    # What is said of expansion: of one scale, its first table of arms.
+    told = re.search(
+        r"`(\w+)` campaign \((\d+) pairs?\) APEX minus plain training is (.*?) nats", readme
+    )
+    section = page.partition(f"### Scale `{told[1]}`, base mixture")[2].partition("\n### ")[0]
+    row = re.search(
+        r"\| apex_rank \| vanilla_stagewise \| (\d+) \| (?:.*? \| )*?(.*?) \| [^|]* % ", section
+    )
+    assert (told[2], told[3]) == row.groups()
+    assert ("tell it from none" in readme) is ("the interval includes 0" in section)
+    assert "GPU numbers are pending" not in readme
 
 
 def test_what_has_no_results_is_pending(tmp_path):
@@ -49,20 +79,36 @@ def test_a_campaign_stands_beside_the_paper(tmp_path):
     one = make_record("one_stage", 1, [3.5, 3.1], ends=[200], study="count", settings=settings)
     write_records(tmp_path / "reproduce-cpu.jsonl", [*small_campaign(), vary, one])
     page = make_results.make_page(tmp_path)
-    assert "### Scale `cpu`, base mixture: width 8, 1 layers, 10 tokens a window" in page
+    assert "### Scale `cpu`, base mixture bbbbbbbb: width 8, 1 layers, 10 tokens a window" in page
     # APEX minus constant, decay alone, APEX at equal rates, and the paper's and the law's.
     assert "| 1 | +0.01500 ± 0.06353 | 0 | +0.02000 ± 0.02484 | −0.021 | 0 |" in page
     assert "the interval includes 0 and excludes the paper's −0.021" in page
-    assert "differ by 0.00100: 3 pairs would show 0.005 nats" in page
+    assert "differ by 0.00100 (2 degrees of freedom): if that is their scatter, 3 pairs" in page
+    # Of one arm: the others have the same seeds, so that they add no runs of their own.
+    assert "`vanilla_stagewise` differ by 0.10000 nats between seeds (standard deviation, 2" in page
+    assert "a difference below 0.00248 nats cannot be told from none" in page
+    behind = "3 of 3 on code (+0.00100, +0.00200, +0.00300)."
+    assert f"APEX ends behind in {behind.replace('code', 'book')[:-1]}; {behind}" in page
+    assert "| apex_rank | vanilla_stagewise | +0.00200 ± 0.00248 | +0.00200 ± 0.00248 |" in page
     told = page.partition("## One thing at a time")[2]
     row = "| vary | vanilla_stagewise | 1 | +0.10000 | +0.10000 | +10.52 % | 0.05 | 7.5 |"
     assert f"| operator rate {row}" in told
     assert "| count | one_stage | vanilla_stagewise | 1 | – | +0.10000 | +10.52 % | – | – |" in told
     assert told.count("| – | vanilla_stagewise |") == 1
     assert "lowest norms, this base's loss is 0.0100 nats higher" in told
-    assert "`python benchmarks/reproduce/campaign.py cpu`; cpu, 2 threads" in page
+    assert "\n`python benchmarks/reproduce/campaign.py cpu --study main`; cpu, 2 threads" in page
     told = page.partition("## Pending")[2]
-    assert "`cpu`" not in told and "`gpu`" in told
+    assert "`cpu`, question `main`**: 10 of" in told and "Campaign `gpu`** (" in told
+
+
+def test_pairs_across_machines_are_told_on_the_page(tmp_path):
+    records = small_campaign()
+    records[1]["machine"] = records[1]["machine"] | {"device": "NVIDIA H200"}
+    page = make_results.make_page(write_records(tmp_path / "reproduce-cpu.jsonl", records).parent)
+    assert (
+        "is of another machine or torch, so that rounding differs too: apex_rank, seed 1." in page
+    )
+    assert "NVIDIA H200, torch 2.7.0 and cpu, 2 threads, torch 2.7.0;" in page
 
 
 def test_the_batches_until_the_constant_rate_is_reached(tmp_path):
@@ -74,24 +120,134 @@ def test_the_batches_until_the_constant_rate_is_reached(tmp_path):
     ]
     write_records(tmp_path / "reproduce-gpu.jsonl", records)
     page = make_results.make_page(tmp_path)
-    assert "with decay after 50 % of the batches, by APEX after 75 % (paper: 33 %)" in page
+    assert (
+        "with decay after 50 % of the batches, by APEX after 75 % of the batches (paper: 33 %)"
+        in page
+    )
     assert "one seed, so without an interval" in page and "degrees of freedom" not in page
+
+
+def test_what_is_missing_of_a_campaign_that_has_begun_is_pending(tmp_path):
+    arms = [("vanilla_stagewise", 3), ("apex_rank", 2)]
+    done = [(arm, seed + 1) for arm, count in arms for seed in range(count)]
+    records = [make_record(arm, seed, [2, 1], ends=[100]) for arm, seed in done]
+    write_records(tmp_path / "reproduce-gpu.jsonl", records)
+    told = make_results.make_page(tmp_path).partition("## Pending")[2]
+    told = " ".join(told.split())
+    assert "- **Campaign `gpu`, question `main`**: 5 of 30 runs are in. Missing (seeds): " in told
+    assert "`vanilla_constant` (1, 2, 3), `apex_rank` (3), `apex_random` (1, 2, 3), " in told
+    assert "`vanilla_stagewise` (" not in told and "`scratch`, " in told
+    assert 'CAMPAIGN="--study main"' in told
+    assert "`stage_count`" not in told  # of several stages, which this scale has not
+    whole = [
+        make_record(arm, seed, [2, 1], ends=[100], study=study)
+        for study in make_results.studies()
+        for arm, seed in make_results.runs_of(study, "gpu")
+    ]
+    write_records(tmp_path / "reproduce-gpu.jsonl", whole)
+    assert "`gpu`" not in make_results.make_page(tmp_path).partition("## Pending")[2]
+
+
+def test_runs_that_diverged_are_no_missing_ones(tmp_path):
+    records = [make_record("vanilla_stagewise", 1, [2, 1], ends=[100])]
+    write_records(tmp_path / "reproduce-gpu.jsonl", records)
+    lost = {"study": "main", "arm": "apex_rank", "seed": 1, "diverged": "loss is nan at batch 7"}
+    write_records(tmp_path / "reproduce-gpu.diverged.jsonl", [lost])
+    told = " ".join(make_results.make_page(tmp_path).split())
+    assert "Diverged, so without a result: `apex_rank` (1)." in told
+    assert "`apex_rank` (2, 3)," in told and "1 of 30 runs are in." in told
+
+
+def test_the_page_says_how_to_run_a_campaign_with_every_option(capsys):
+    section = make_results.make_page().partition("## How to run it")[2].partition("\n## ")[0]
+    with pytest.raises(SystemExit):
+        reproduce.campaign.parse(["--help"])
+    known = set(re.findall(r"--[a-z]+", capsys.readouterr().out)) - {"--help"}
+    campaigns = section.replace("--vocabulary 8192 --domain-bytes 80000000", "")
+    assert set(re.findall(r"--[a-z]+", campaigns)) == known
+    needs = SIZES["gpu"].text
+    assert f"--vocabulary {needs.vocabulary} --domain-bytes {needs.domain_bytes}" in section
+    assert all(f"`{study}`" in section for study in make_results.studies())
+
+
+def gpu_like(constant=False) -> list[dict]:
+    """One stage, two pairs, a base that ended at a lower rate and a lower loss."""
+    rates = {"base_rate": 1e-3, "base_end": 0.4, "rate": 1e-3, "rates": [1.0]}
+    own = {"scale": SCALE | rates, "ends": [100]}
+    plain = {"vanilla_stagewise": (3.0, 3.2, 3.1), "apex_rank": (3.1, 3.1)}
+    plain |= {"vanilla_constant": (3.1, 3.1)} if constant else {}
+    settings = {"apex_rank": APEX, "vanilla_constant": CONSTANT}
+    return [
+        make_record(arm, seed, [2.5, end], settings=settings.get(arm), **own)
+        for arm, losses in plain.items()
+        for seed, end in enumerate(losses, 1)
+    ]
+
+
+def test_a_base_that_is_warmed_up_again_is_told(tmp_path):
+    write_records(tmp_path / "reproduce-gpu.jsonl", gpu_like())
+    page = " ".join(make_results.make_page(tmp_path).split())
+    assert "had read 0.5 M tokens; its loss is 2.5000 nats." in page
+    assert "had ended at 0.0004; the arms go on at 0.001, which warms it up again." in page
+    assert "The loss of 2 of 2 arms ends above the base's: none is better than what it" in page
+    assert (
+        "is +0.00000 ± 1.27062 nats after its only stage (the interval includes 0 and inc" in page
+    )
+    assert "with 1 degree of freedom, a difference below 1.27062 nats cannot be told" in page
+    better = [one | {"losses": [{"book": 4.0}, one["losses"][1]]} for one in gpu_like()]
+    write_records(tmp_path / "reproduce-gpu.jsonl", better)
+    assert "The loss of 0 of 2 arms ends above the base's.\n" in make_results.make_page(tmp_path)
+
+
+def test_a_goal_that_the_base_had_reached_already_takes_no_batches(tmp_path):
+    write_records(tmp_path / "reproduce-gpu.jsonl", gpu_like(constant=True))
+    page = " ".join(make_results.make_page(tmp_path).split())
+    assert "The constant rate ends no better than the base: when others reach its last" in page
+    assert "(paper: 33 %)" not in page and "none of" not in page
+    low, higher = ({"book": value, "code": value} for value in (2.0, 2.2))
+    lost = [
+        one | {"losses": [one["losses"][0], higher if one["arm"] == "apex_rank" else low]}
+        for one in gpu_like(constant=True)
+    ]
+    write_records(tmp_path / "reproduce-gpu.jsonl", lost)
+    page = " ".join(make_results.make_page(tmp_path).split())
+    assert "after 100 % of the batches, by APEX never in 2 of 2 seeds (paper: 33 %)" in page
+
+
+def test_a_diverged_run_has_no_difference(tmp_path):
+    records = gpu_like()
+    records[-1]["losses"][1] = {"book": math.nan, "code": 3.0}
+    page = make_results.make_page(write_records(tmp_path / "reproduce-gpu.jsonl", records).parent)
+    assert (
+        "has diverged: no difference." in page
+        and "| apex_rank | vanilla_stagewise | 2 | div" in page
+    )
+    assert "nan" not in page
 
 
 @pytest.mark.parametrize(("low", "high", "told"), [(-0.3, -0.1, "excludes 0"), (-1, 1, "includes")])
 def test_intervals_in_words(low, high, told):
-    estimate = make_results.Estimate((low + high) / 2, low, high, (low, high))
-    assert told in make_results.judge(estimate)
-    assert "includes the paper's −0.200" in make_results.judge(estimate, -0.2)
+    estimate = Estimate((low + high) / 2, low, high, (low, high))
+    assert told in campaign_words.judge(estimate)
+    assert "includes the paper's −0.200" in campaign_words.judge(estimate, -0.2)
+
+
+def test_goals_that_a_step_misses_are_said_to_be_missed():
+    page = " ".join(make_results.PAGE.read_text().split())
+    assert "Missed: `apex_kernels / vanilla` +1.40 % (goal <= +0.3 %), `apex_kernels_fused" in page
+    part = {"lines": [{"what": "a / b", "found": "-2 %", "target": "<= -1 %", "met": True}]}
+    assert gpu_results.missed(part) == "All are met."
 
 
 def test_of_several_gpu_files_the_newest_counts(tmp_path):
     (path,) = (ROOT / "benchmarks" / "results").glob("2026-11-26-nvidia-h100-80gb-hbm3.json")
     shutil.copy(path, tmp_path / "2026-11-26-one.json")
     results = json.loads(path.read_text())
+    results["machine"]["commit"] += "+changes"
     results["machine"] |= {"date": "2026-12-01T00:00:00+00:00", "device": "NVIDIA H200"}
     del results["parts"]["bandwidth"], results["parts"]["correctness"]
     (tmp_path / "2026-12-01-two.json").write_text(json.dumps(results))
     page = make_results.make_page(tmp_path)
+    assert "; commit f754e36 with changes; all" in page
     assert "NVIDIA H200" in page and "2026-12-01-two.json" in page and "**Kernels.**" not in page
     assert "| `apex_kernels` | 6.665 | 39,333 | +1.40 % (+1.29 to +1.67) |" in page

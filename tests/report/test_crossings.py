@@ -106,6 +106,12 @@ def test_tokens_are_shown_for_people():
 
 def test_a_baseline_that_ends_no_better_than_it_began_is_no_goal():
     found = reach([(1, [3.0, 2.5])], [(1, [3.0, 3.5])])
+    assert found.text.startswith("slow ends no better than it began (1 of 1 seeds), so that")
+    assert found.crossings == () and found.tokens is None and found.share is None
+    late = [make_run("slow", {}, settings={"x": 1})]
+    late = [replace(run, validation={"a": curve([3.5], first=10)}) for run in late]
+    fast, slow = make_groups([make_run("fast", {"a": [3.0, 2.5]}), *late])
+    found = find_reach(fast, slow, "a", True)
     assert "fast is at slow's final perplexity or below before any training" in found.text
     assert "%" not in found.text
 

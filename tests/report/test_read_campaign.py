@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,44 @@ def test_a_campaign_is_compared_by_seed(tmp_path):
     assert "3 pairs of seeds" in found.sentence
 
 
+def test_the_sentence_gives_the_baselines_perplexity_of_the_same_seeds(tmp_path):
+    ends = {"vanilla_stagewise": (3.0, 3.1, 2.0), "apex_rank": (3.0, 3.1)}
+    records = [
+        make_record(arm, seed, [4.0, 3.5, end], settings=APEX if arm == "apex_rank" else None)
+        for arm, own in ends.items()
+        for seed, end in enumerate(own, 1)
+    ]
+    found = answer(read_runs([write_records(tmp_path / "results.jsonl", records)]))
+    shown = f"{(math.exp(3.0) + math.exp(3.1)) / 2:.3f}"
+    assert found.sentence.startswith(
+        f"apex_rank ends at a validation perplexity of {shown}, vanilla_stagewise with the same "
+        f"2 seeds at {shown}: a difference of +0.000 (+0.00 %)."
+    )
+
+
+def test_a_baseline_that_ends_above_its_start_gives_nothing_to_reach(tmp_path):
+    ends = {"vanilla_stagewise": (2.45, 2.47), "apex_rank": (2.46, 2.46), "apex_random": (2.5, 2.5)}
+    settings = {"apex_rank": APEX, "apex_random": {"apex": {"method": "random"}}}
+    records = [
+        make_record(arm, seed, [2.2, end], ends=[100], settings=settings.get(arm))
+        for arm, own in ends.items()
+        for seed, end in enumerate(own, 1)
+    ]
+    path = write_records(tmp_path / "results.jsonl", records)
+    found = answer(read_runs([path]))
+    reach, other = found.reaches
+    assert reach.text == other.text
+    assert reach.tokens is None and reach.share is None and reach.text in found.sentence
+    assert reach.text == (
+        "vanilla_stagewise ends no better than it began (2 of 2 seeds), so that the tokens to "
+        "reach its final perplexity say nothing."
+    )
+    write_report([path], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count(f"<li>{reach.text}</li>") == 1 and "commit 0123456" in page
+    assert "not reached" not in page and "0 and 0" not in page and "Diamonds" not in page
+
+
 def test_what_a_run_has(tmp_path):
     facts = [{"relative_norm": 0.1}, {"relative_norm": 0.2}]
     settings = {"apex": {"method": "random"}}
@@ -48,7 +87,8 @@ def test_what_a_run_has(tmp_path):
     assert book.values == [2.5, 1.5, 0.5] and run.validation_tokens == {"book": 1, "code": 1}
     norm = run.metrics["apex/operator_norm/all sites"]
     assert (norm.batches, norm.values) == ([100, 200], [0.1, 0.2])
-    assert run.device == "cpu, 2 threads" and run.versions == {"torch": "2.7.0"}
+    commit = {"this repository": "commit 0123456789abcdef"}
+    assert run.device == "cpu, 2 threads" and run.versions == {"torch": "2.7.0"} | commit
     assert run.settings["algorithms.apex.method"] == "random"
     assert run.settings["load_path"] == f"mixture {'b' * 64}" and run.settings["seed"] == 2
     assert run.settings["max_duration"] == "200ba" and run.settings["scale.sizes.hidden"] == 8

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -5,7 +6,6 @@ from campaign_records import APEX, CONSTANT, make_record, small_campaign
 from reproduce.comparisons import (
     MOST_SEEDS,
     _t,
-    as_ratio,
     by_origin,
     difference,
     find_baseline,
@@ -103,12 +103,27 @@ def test_two_results_of_one_run_must_agree():
         by_origin([record, again])
 
 
-def test_perplexities_are_compared_as_ratios():
-    found = arms(small_campaign())
-    nats = difference(found["apex_rank"], found["vanilla_stagewise"], 100)
-    ratio = as_ratio(nats)
-    assert ratio.mean == pytest.approx(math.exp(0.02)) and ratio.high > ratio.mean > ratio.low
-    assert ratio.values == pytest.approx([math.exp(x) for x in (0.01, 0.02, 0.03)])
+def test_a_run_that_two_questions_asked_for_is_in_both():
+    record = make_record("vanilla_stagewise", 1, [3, 2, 1])
+    found = arms([record, record | {"study": "rates"}])["vanilla_stagewise"]
+    assert [list(found.of(study).by_seed) for study in ("main", "rates")] == [[1], [1]]
+
+
+def test_results_that_have_diverged_alike_agree():
+    record = make_record("vanilla_stagewise", 1, [3, math.nan, math.nan])
+    again = json.loads(json.dumps(record))
+    assert list(arms([record, again])["vanilla_stagewise"].by_seed) == [1]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"ends": [200], "losses": [3, 1]}, {"ends": [100, 200], "losses": [3, 2]}]
+)
+def test_runs_without_some_of_their_stages_are_refused(changes):
+    record = make_record("apex_rank", 1, [3, 2, 1], settings=APEX)
+    losses, ends = changes["losses"], changes["ends"]
+    short = make_record("apex_rank", 2, losses, ends=ends, settings=APEX)
+    with pytest.raises(ValueError, match="apex_rank, seed 2: .*Remove the line"):
+        by_origin([record, short])
 
 
 def test_noise_is_pooled_over_arms_and_leaves_out_what_is_equal_in_every_bit():
@@ -127,6 +142,9 @@ def test_noise_is_pooled_over_arms_and_leaves_out_what_is_equal_in_every_bit():
 def test_the_seeds_that_are_needed():
     assert seeds_needed(12, delta=8) == 20  # the example of MedCalc's manual for paired samples
     assert seeds_needed(0.0, 0.005) == 2 and seeds_needed(1e9, 0.005) == MOST_SEEDS
+    # scipy 1.17: t.ppf(0.975, n - 1) + t.ppf(0.8, n - 1); the exact non-central t gives the same.
+    exact = {0.0013: 3, 0.002: 4, 0.005: 10, 0.0135: 60, 0.02: 128, 0.05: 787}
+    assert {deviation: seeds_needed(deviation) for deviation in exact} == exact
     needed = [seeds_needed(deviation) for deviation in (0.0005, 0.0013, 0.005, 0.05)]
     assert needed == sorted(needed) and needed[-1] > 500
 

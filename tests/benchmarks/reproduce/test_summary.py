@@ -1,6 +1,7 @@
 import pytest
-from campaign_records import APEX, make_record, small_campaign, write_records
+from campaign_records import APEX, MACHINE, make_record, small_campaign, write_records
 from reproduce.summary import (
+    across_machines,
     differences_table,
     domains_table,
     facts_table,
@@ -57,6 +58,24 @@ def test_a_question_takes_its_baseline_from_another_one():
     assert [runs.arm for runs, _ in main_study.arms] == ["vanilla_stagewise"]
 
 
+def test_fresh_seeds_are_not_put_together_with_those_that_chose():
+    fast = {"rate": 2.0}
+    records = [
+        make_record(arm, seed, [3, 2, loss], settings=settings, study=study)
+        for study, seeds, better in (("main", (1, 2), 0.5), ("confirm", (101, 102), 0.0))
+        for seed in seeds
+        for arm, loss, settings in (
+            ("vanilla_stagewise", 1.5, {}),
+            ("vanilla_fast", 1.5 - better, fast),
+            ("apex_fast", 1.5 - better, fast | APEX),
+        )
+    ]
+    _, confirm = studies_of(records)
+    found = rows(differences_table(confirm))
+    assert found["vanilla_fast"] == ["vanilla_stagewise", "2", "0", "0", "0"]
+    assert found["apex_fast"][:2] == ["vanilla_fast", "2"]
+
+
 def test_facts_within_facts_have_their_whole_name():
     facts = [{"norms": {"heads": {"std": 0.5}}}, {"norms": {"heads": {"std": 0.25}}, "x": [1]}]
     (study,) = studies_of([make_record("apex", 1, [3, 2, 1], settings=APEX, stages=facts)])
@@ -81,10 +100,45 @@ def test_where_results_come_from():
     records = small_campaign()
     records[-1]["date"] = "2026-11-27T00:00:00+00:00"
     assert provenance(records) == (
-        "`python benchmarks/reproduce/campaign.py cpu`; cpu, 2 threads, torch 2.7.0; 2026-11-26 to "
-        "2026-11-27; commit 0123456; base mixture bbbbbbbb, 12,000 batches; text tttttttt; "
-        "seeds 1, 2, 3"
+        "`python benchmarks/reproduce/campaign.py cpu --study main`; cpu, 2 threads, torch 2.7.0; "
+        "2026-11-26 to 2026-11-27; commit 0123456; base mixture bbbbbbbb, 12,000 batches; "
+        "text tttttttt; seeds 1, 2, 3"
     )
+
+
+def test_pairs_of_different_machines_are_told():
+    records = small_campaign()
+    (study,) = studies_of(records)
+    assert across_machines(study) == ""
+    other = {**MACHINE, "device": "NVIDIA H200"}
+    records = [one | ({"machine": other} if one["seed"] == 3 else {}) for one in records]
+    (study,) = studies_of(records)
+    assert across_machines(study) == ""  # both of a pair are of one machine
+    records[-1]["machine"] = {**MACHINE, "versions": {"torch": "2.8.0"}}
+    (study,) = studies_of(records)
+    assert across_machines(study) == (
+        "Pairs of which one run is of another machine or torch, so that rounding differs too: "
+        "selection_only, seed 3."
+    )
+
+
+def test_a_commit_with_changes_is_told_from_the_commit():
+    commits = ("0123456789+changes", "0123456789", None)
+    machines = [{**MACHINE, "commit": commit} for commit in commits]
+    facts = {"texts_facts": {"source": "text installed with Python"}}
+    records = [make_record("a", 1, [3, 2, 1], machine=one, **facts) for one in machines]
+    told = provenance(records)
+    assert "commit 0123456, 0123456 with changes, unknown;" in told
+    assert "; text tttttttt (text installed with Python);" in told
+
+
+def test_a_cpu_that_is_not_named_is_said_to_be_none():
+    machine = {**MACHINE, "device": "CPU (interpreted)"}
+    told = provenance([make_record("a", 1, [3, 2, 1], machine=machine)])
+    assert "; a CPU that the results do not name, torch 2.7.0;" in told
+    named = machine | {"device": "Some CPU", "cores": 2, "threads": 1}
+    told = provenance([make_record("a", 1, [3, 2, 1], machine=named)])
+    assert "; Some CPU (2 cores, threads of a run: 1), torch 2.7.0;" in told
 
 
 def test_the_command_prints_every_table(tmp_path, capsys, monkeypatch):

@@ -1,0 +1,178 @@
+"""The sentences of docs/results.md on a campaign: they say what its numbers say, and no more."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from reproduce.comparisons import DELTA, Noise, Record, Runs, difference, loss, noise
+from reproduce.summary import Study
+from reproduce.tables import show
+
+from apex_composer.report.crossings import find_crossing
+from apex_composer.report.estimates import Estimate, estimate
+from apex_composer.report.run import Curve
+
+# Perplexities after each stage, at a constant rate and with APEX (paper, table 2).
+PAPER = ((5.87, 5.75), (5.85, 5.55), (5.83, 5.44))
+PAPER_SHARE = 33  # % of the tokens after which APEX is as good as the constant rate
+
+
+def signed(nats: float) -> str:
+    """A published difference; nothing is a plain 0."""
+    return f"{nats:+.3f}".replace("-", "−") if nats else "0"
+
+
+def start_in_words(study: Study) -> Iterator[str]:
+    """What the base had come to, whether its learning rate rises again, and who ends below it."""
+    one = study.records[0]
+    scale = one["scale"]
+    start, batch = loss(one, 0), scale["batch"] * scale["sizes"]["length"]
+    read = one["base_batches"] * batch / 1e6
+    yield f"The base had read {read:,.1f} M tokens; its loss is {start:.4f} nats."
+    if one["base_batches"] and "base_end" in scale:
+        ended, goes_on = scale["base_rate"] * scale["base_end"], scale["rate"] * scale["rates"][0]
+        rises = ", which warms it up again" if goes_on > ended else ""
+        yield f"Its learning rate had ended at {ended:g}; the arms go on at {goes_on:g}{rises}."
+    ends = [fmean(loss(record, -1) for record in runs.records) for runs, _ in study.arms]
+    above = sum(not end <= start for end in ends)
+    text = f"The loss of {above} of {len(ends)} arms ends above the base's"
+    if above == len(ends) > 1:
+        text += ": none is better than what it went on from"
+    yield f"{text}.\n"
+
+
+def in_words(stagewise: Runs, apex: Runs) -> str:
+    """What the pairs at equal rates say, and how sure that is."""
+    first, last = (difference(apex, stagewise, apex.ends[place]) for place in (1, -1))
+    if first is None or last is None:
+        return "APEX and plain training at its rates have no seeds in common yet.\n"
+    if not (math.isfinite(first.mean) and math.isfinite(last.mean)):
+        return "A run of APEX or of plain training at its rates has diverged: no difference.\n"
+    stage = "its only stage" if len(apex.ends) == 2 else "the first stage"
+    text = (
+        f"At equal rates, APEX minus plain training is {show(first)} nats after {stage} "
+        f"({judge(first, math.log(PAPER[0][1] / PAPER[0][0]))})"
+    )
+    if len(apex.ends) > 2:
+        text += f" and {show(last)} at the end ({judge(last)})"
+    count = len(last.values)
+    lines = [f"{text}; {count} pair{'s' * (count > 1)} of seeds.", *reach_in_words(last)]
+    lines += domains_in_words(stagewise, apex)
+    lines += chance_in_words(stagewise, noise([(apex, stagewise)]))
+    return "\n".join([*lines, ""])
+
+
+def judge(found: Estimate, paper: float | None = None) -> str:
+    """What an interval includes: no difference, and the paper's."""
+    if found.low is None:
+        return "one seed, so without an interval"
+    if not any(found.values):
+        return "equal in every bit"
+    excludes = not found.low <= 0 <= found.high
+    text = "the interval excludes 0" if excludes else "the interval includes 0"
+    if paper is not None:
+        inside = found.low <= paper <= found.high
+        text += f" and {'includes' if inside else 'excludes'} the paper's {signed(paper)}"
+    return text
+
+
+def reach_in_words(found: Estimate) -> Iterator[str]:
+    """How small a difference these pairs could have told from none."""
+    if found.high is not None and any(found.values):
+        freedom = len(found.values) - 1
+        yield (
+            f"As these pairs scatter, with {freedom} degree{'s' * (freedom > 1)} of freedom, a "
+            f"difference below {found.high - found.mean:.5f} nats cannot be told from none."
+        )
+
+
+def domains_in_words(stagewise: Runs, apex: Runs) -> Iterator[str]:
+    """In how many pairs APEX is behind, domain by domain."""
+    parts = []
+    for domain in apex.records[0]["losses"][0]:
+        found = difference(apex, stagewise, apex.ends[-1], domain)
+        behind = sum(value > 0 for value in found.values)
+        each = ", ".join(show(estimate([value])) for value in found.values)
+        parts.append(f"{behind} of {len(found.values)} on {domain} ({each})")
+    yield f"By domain, APEX ends behind in {'; '.join(parts)}."
+
+
+def chance_in_words(baseline: Runs, pairs: Noise) -> Iterator[str]:
+    """How far runs scatter, and how many of them would show a small difference."""
+    single = noise([(baseline, None)])
+    if single.single is not None:
+        yield (
+            f"Runs of `{baseline.arm}` differ by {single.single:.5f} nats between seeds (standard "
+            f"deviation, {_freedom(single.single_freedom)}; published for 124M: 0.0013)."
+        )
+    if pairs.paired is not None:
+        yield (
+            f"Pairs of runs differ by {pairs.paired:.5f} ({_freedom(pairs.paired_freedom)}): if "
+            f"that is their scatter, {pairs.seeds} pairs show {DELTA} nats (95 %, power 80 %)."
+        )
+
+
+def _freedom(count: int) -> str:
+    return f"{count} degree{'s' * (count > 1)} of freedom"
+
+
+def decay_in_words(constant: Runs, stagewise: Runs, apex: Runs) -> str:
+    """What the constant rate's own arm adds: the paper's comparison."""
+    decay = difference(stagewise, constant, apex.ends[-1])
+    if decay is None:
+        return "The constant rate and plain training with decay have no seeds in common yet.\n"
+    lines = [f"Decay alone changes the loss by {show(decay)} at the end ({judge(decay)})."]
+    shares = [share(runs, constant) for runs in (stagewise, apex)]
+    if None in shares:
+        lines.append(
+            "The constant rate ends no better than the base: when others reach its last loss says "
+            f"nothing (the paper's APEX does after {PAPER_SHARE} % of the tokens)."
+        )
+    else:
+        lines.append(
+            f"The constant rate's last loss is reached by plain training with decay {shares[0]}, "
+            f"by APEX {shares[1]} (paper: {PAPER_SHARE} %), interpolated between ends of stages."
+        )
+    return "\n".join([*lines, ""])
+
+
+def share(runs: Runs, target: Runs) -> str | None:
+    """Of the target's batches, those after which a run stays at its last loss or below.
+
+    Returns:
+        None where a run of the target has ended no better than the base.
+    """
+    shares, missed = [], 0
+    for seed in sorted(set(runs.by_seed) & set(target.by_seed)):
+        curves = [_mean_curve(own.by_seed[seed]) for own in (runs, target)]
+        goal = curves[1].values[-1]
+        if not goal < curves[1].values[0]:
+            return None
+        found = find_crossing(curves[0], goal)[0]
+        missed += found is None
+        shares.append(100 * (found or 0) / target.ends[-1])
+    if missed:
+        return f"never in {missed} of {len(shares)} seeds"
+    return f"after {fmean(shares):.0f} % of the batches" if shares else "in no run of equal seed"
+
+
+def _mean_curve(record: Mapping[str, Any]) -> Curve:
+    ends = [0, *record["stage_ends"]]
+    return Curve(ends, ends, [loss(record, place) for place in range(len(ends))])
+
+
+def masked_in_words(records: Sequence[Record]) -> list[str]:
+    """What a tenth of the base's units is worth, where a run has measured it."""
+    found = [own["stages"][0]["masked"] for own in records if "masked" in own["stages"][0]]
+    if not found:
+        return []
+    cost = {
+        which: f"{fmean(own[which] - own['whole'] for own in found):.4f}"
+        for which in ("lowest", "random", "top")
+    }
+    return [
+        "Without the tenth of its units that has the lowest norms, this base's loss is "
+        f"{cost['lowest']} nats higher, without a random tenth {cost['random']}, without the top "
+        f"one {cost['top']} (paper, table 4, exact matches: 12.0 becomes 12.0, 11.5 and 0.0).\n"
+    ]
