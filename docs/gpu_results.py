@@ -13,31 +13,50 @@ ARMS = ("vanilla", "vanilla_fused", "apex_torch", "apex_kernels", "apex_kernels_
 MONARCH = re.compile(r"K1 (fold|map gradient) (.+)")
 
 
+SECTIONS = ("training_step", "bandwidth", "correctness")
+
+
 def gpu_sections(folder: Path) -> Iterator[str]:
-    """The newest results of `benchmarks/gpu/run_all.py`; nothing where there are none."""
-    found = [(json.loads(path.read_text()), path) for path in folder.glob("????-??-??-*.json")]
-    if not found:
+    """Every part of `benchmarks/gpu/run_all.py` from the newest file that has it; else nothing."""
+    files = [(json.loads(path.read_text()), path) for path in folder.glob("????-??-??-*.json")]
+    files.sort(key=lambda pair: pair[0]["machine"]["date"])
+    newest = {part: (content, path) for content, path in files for part in content["parts"]}
+    if not newest:
         return
-    results, path = max(found, key=lambda pair: pair[0]["machine"]["date"])
     yield (
-        f"## What a GPU takes\n\n{_source(results['machine'], path)} The paper has no kernels; its "
+        "## What a GPU takes\n\n`python benchmarks/gpu/run_all.py`. The paper has no kernels; its "
         "overhead of a step is 0.7 % of the time and 1.01 times the FLOPs.\n"
     )
-    parts = results["parts"]
-    if "training_step" in parts:
-        yield step_section(parts["training_step"])
-    if "bandwidth" in parts:
-        yield kernel_section(parts["bandwidth"])
-    if "correctness" in parts:
-        lines = parts["correctness"]["lines"]
-        passed = sum(line["met"] is True for line in lines)
-        yield f"Correctness: {passed} of {len(lines)} kernel tests pass on this device.\n"
+    dates = {
+        content["machine"]["commit"]: content["machine"]["date"] for content, _ in newest.values()
+    }
+    if len(dates) > 1:
+        last = max(dates, key=dates.get)
+        again = [
+            part
+            for part in SECTIONS
+            if part in newest and newest[part][0]["machine"]["commit"] != last
+        ]
+        words = " and ".join(part.replace("_", " ") for part in again)
+        yield f"**Of an older commit than the rest: {words}.** Kernels have changed since then.\n"
+    write = {
+        "training_step": step_section, "bandwidth": kernel_section, "correctness": test_section,
+    }  # fmt: skip
+    for part in filter(newest.get, SECTIONS):
+        content, path = newest[part]
+        yield f"{write[part](content['parts'][part])}\n{_source(content['machine'], path)}\n"
+
+
+def test_section(part: Mapping[str, Any]) -> str:
+    """How many tests have passed."""
+    passed = sum(line["met"] is True for line in part["lines"])
+    return f"**Correctness.** {passed} of {len(part['lines'])} kernel tests pass on this device.\n"
 
 
 def _source(machine: Mapping[str, Any], path: Path) -> str:
     versions = machine["versions"]
     return (
-        f"`python benchmarks/gpu/run_all.py`; {machine['device']}, driver {machine['driver']}, "
+        f"{machine['device']}, driver {machine['driver']}, "
         f"CUDA {machine['cuda']}, torch {versions['torch']}, triton {versions['triton']}; "
         f"{machine['date'][:10]}; commit {show_commit(machine['commit'])}; all numbers in "
         f"[{path.name}](../benchmarks/results/{path.name})."

@@ -239,7 +239,7 @@ def test_goals_that_a_step_misses_are_said_to_be_missed():
     assert gpu_results.missed(part) == "All are met."
 
 
-def test_of_several_gpu_files_the_newest_counts(tmp_path):
+def test_of_several_gpu_files_the_newest_with_a_part_counts(tmp_path):
     (path,) = (ROOT / "benchmarks" / "results").glob("2026-11-26-nvidia-h100-80gb-hbm3.json")
     shutil.copy(path, tmp_path / "2026-11-26-one.json")
     results = json.loads(path.read_text())
@@ -249,5 +249,20 @@ def test_of_several_gpu_files_the_newest_counts(tmp_path):
     (tmp_path / "2026-12-01-two.json").write_text(json.dumps(results))
     page = make_results.make_page(tmp_path)
     assert "; commit f754e36 with changes; all" in page
-    assert "NVIDIA H200" in page and "2026-12-01-two.json" in page and "**Kernels.**" not in page
+    step, kernels = page.split("**Kernels.**")
+    assert "NVIDIA H200" in step and "2026-12-01-two.json" in step and "H100" not in step
+    assert "NVIDIA H100" in kernels and "2026-11-26-one.json" in kernels
     assert "| `apex_kernels` | 6.665 | 39,333 | +1.40 % (+1.29 to +1.67) |" in page
+
+
+def test_parts_of_an_older_commit_are_named(tmp_path):
+    """A page that showed them under the newest one's would say what nobody has measured."""
+    whole = next((ROOT / "benchmarks" / "results").glob("*-nvidia-*hbm3.json"))
+    old = json.loads(whole.read_text())
+    new = {"machine": {**old["machine"], "commit": "b" * 40, "date": "2999-01-01T00:00:00"}}
+    new["parts"] = {"bandwidth": old["parts"]["bandwidth"]}
+    for name, content in (("2026-01-01-old.json", old), ("2999-01-01-new.json", new)):
+        (tmp_path / name).write_text(json.dumps(content))
+    found = "\n".join(gpu_results.gpu_sections(tmp_path))
+    assert "**Of an older commit than the rest: training step and correctness.**" in found
+    assert f"commit {old['machine']['commit'][:7]}" in found and "commit bbbbbbb" in found
