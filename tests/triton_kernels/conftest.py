@@ -9,6 +9,10 @@ import torch
 # Shapes, cases and models are those that the benchmarks time.
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "gpu"))
 
+import checkout  # noqa: E402
+
+checkout.activate()  # where nothing is installed: in pytest-xdist's processes on a GPU machine
+
 import kernel_cases  # noqa: E402
 from machine import tf32_allowed  # noqa: E402
 
