@@ -39,6 +39,32 @@ TARGETS = {"attention": ["head"], "ffn": ["channel"]}
 VARIATIONS = ("sites", "scores", "split", "noise", *OPERATORS)
 
 
+def check_variation(arm: Arm) -> None:
+    """Refuse what would change nothing, or something else than its name says.
+
+    Raises:
+        TypeError: for an unknown variation.
+        ValueError: for a value, or for settings beside it, with which it has no effect.
+    """
+    variation, apex = arm.variation, arm.apex
+    check_keys("variation", variation, VARIATIONS)
+    for name, value in variation.items():
+        if value is None or value is False:
+            raise ValueError(f"{name}: got {value}, allowed: True, or to leave it out")
+    if variation.get("sites", "ffn") not in TARGETS:
+        allowed = ", ".join(TARGETS)
+        raise ValueError(f"sites: got {variation['sites']!r}, allowed: {allowed}")
+    if "noise" in variation and "split" not in variation:
+        raise ValueError("noise: acts on the copies that `split` makes, give both")
+    if "dense" in variation and "right_scale" in variation:
+        raise ValueError("right_scale: R is all ones with `dense`, give one of the two")
+    if "scores" in variation and apex.get("method", "rank") != "rank":
+        raise ValueError(f"scores: stands for the method, which is {apex['method']}: leave it out")
+    idle = apex.get("expansion") is False or apex.get("trainable") == "disadvantageous"
+    if idle and (own := [name for name in OPERATORS if name in variation]):
+        raise ValueError(f"{', '.join(own)}: varies operators, and this arm has none")
+
+
 class Varied:
     """An expander on a model that is trained by plain torch.
 
@@ -51,7 +77,7 @@ class Varied:
         scale: its settings.
 
     Raises:
-        TypeError: for an unknown variation.
+        TypeError, ValueError: as `check_variation`.
     """
 
     def __init__(
@@ -63,7 +89,7 @@ class Varied:
         order: BatchOrder,
         scale: Scale,
     ):
-        check_keys("variation", arm.variation, VARIATIONS)
+        check_variation(arm)
         self._model, self._optimizer, self._seed = model, optimizer, seed
         self._arm, self._order, self._scale = arm, order, scale
         sites = arm.variation.get("sites")

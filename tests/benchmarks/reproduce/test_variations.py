@@ -74,6 +74,37 @@ def test_an_unknown_variation_is_refused_by_name():
         start(Arm("typo", apex={}, variation={"denze": True}))
 
 
+@pytest.mark.parametrize(
+    "apex, variation, message",
+    [
+        ({}, {"noise": 0.3}, "noise: acts on the copies that `split` makes"),
+        ({"expansion": False}, {"dense": True}, "dense: varies operators, and this arm has none"),
+        ({"trainable": "disadvantageous"}, {"decay": 0.1}, "decay: varies operators"),
+        ({}, {"dense": True, "right_scale": 3.0}, "right_scale: R is all ones with `dense`"),
+        ({}, {"split": False}, "split: got False, allowed: True, or to leave it out"),
+        ({}, {"sites": "mlp"}, "sites: got 'mlp', allowed: attention, ffn"),
+        ({"method": "random"}, {"scores": "gradient"}, "scores: .* method, which is random"),
+    ],
+    ids=str,
+)
+def test_what_would_have_no_effect_is_refused(apex, variation, message):
+    with pytest.raises(ValueError, match=message):
+        start(Arm("idle", apex=apex, variation=variation))
+
+
+@pytest.mark.parametrize("variation", [{}, {"scores": "gradient"}], ids=str)
+def test_measuring_changes_neither_random_numbers_nor_training(vanilla, variation):
+    arm = Arm("measured", apex={"expansion": False}, variation=variation)
+    before = torch.get_rng_state()
+    found = start(arm)
+    torch.set_rng_state(before)
+    state = found.varied.begin(0)
+    assert state["masked"] and torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.grad is None for parameter in found.model.parameters())
+    assert not found.optimizer.state
+    assert equal(run(arm, batches=3), vanilla)
+
+
 def test_stages_say_what_their_units_and_operators_are(plain):
     first, second = plain.begun
     assert set(first["masked"]) == {"whole", "lowest", "top", "random", "heads", "channels"}
