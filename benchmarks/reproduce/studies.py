@@ -81,7 +81,11 @@ def stage_count() -> list[Arm]:
 
 
 def threshold() -> list[Arm]:
-    """How many units should be selected?"""
+    """How many units should be selected?
+
+    Of the 8 heads of the scale `cpu` 1, 2 and 2 are, beside 1 at the paper's 12.5 %: there the
+    channels tell. A stage's `selected` are the numbers.
+    """
     return [
         varied(f"apex_threshold_{share:g}", "threshold", apex={"threshold": share})
         for share in (0.0625, 0.1875, 0.25)

@@ -24,6 +24,7 @@ from reproduce.operator_variations import OPERATORS, vary_operators, vary_steps
 from reproduce.scales import Scale
 from reproduce.splitting import split, split_similarity
 from reproduce.stage_facts import (
+    count_facts,
     masked_losses,
     mean_loss,
     norm_facts,
@@ -122,6 +123,7 @@ class Varied:
             score_by_gradients(self.expander, self._model, self._batches(stage), scores)
         self.expander.begin_stage()
         facts |= overlap_facts(self.expander.history[-1])
+        facts |= count_facts(self.expander.selections)
         vary_operators(self.expander, self._arm.variation)
         if stage == 0:
             self.expander.attach(self._optimizer)
@@ -147,7 +149,8 @@ class Varied:
         before = mean_loss(self._model, batches)
         noise = self._arm.variation.get("noise", 0.0)
         split(self.expander, self._optimizer, self._seed, noise)
-        return {"split_losses": [before, mean_loss(self._model, batches)]}
+        after = mean_loss(self._model, batches)
+        return {"split_losses": {"before": before, "after": after}}
 
     def measure(self) -> dict[str, Any]:
         """At a stage's end: of the operators, and of the copies that were made."""

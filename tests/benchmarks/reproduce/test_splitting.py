@@ -124,7 +124,7 @@ def test_a_split_run_says_what_dropping_the_weak_units_costs(apex):
     train_stage(started, 0, 3)
     train_stage(started, 1, 1)
     for begun, ended in zip(started.begun, started.ended, strict=True):
-        before, after = begun["split_losses"]
+        before, after = begun["split_losses"]["before"], begun["split_losses"]["after"]
         assert before != after and abs(after - before) < 1
         assert -1 <= ended["split_similarity"] <= 1
         assert ("relative_norm" in ended) == (apex == {})

@@ -5,6 +5,8 @@ import torch
 from reproduce.arms import Arm
 from tiny_arms import equal, run, start, train_stage
 
+from apex_composer.report.read_metrics import flatten
+
 PLAIN = Arm("apex_rank", apex={})
 
 
@@ -110,8 +112,11 @@ def test_stages_say_what_their_units_and_operators_are(plain):
     assert set(first["masked"]) == {"whole", "lowest", "top", "random", "heads", "channels"}
     assert "masked" not in second and "overlap" not in first
     assert set(second["overlap"]) == {"heads", "kv_heads", "channels"}
+    assert first["selected"] == {"heads": 1, "kv_heads": 1, "channels": 6}
     for facts in plain.begun + plain.ended:
         assert json.loads(json.dumps(facts)) == facts
+        # Tables are made of numbers: a list would be left out of them.
+        assert all(isinstance(value, int | float) for value in flatten(facts).values())
     for facts in plain.ended:
         assert set(facts["operators"]) == {
             f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")
