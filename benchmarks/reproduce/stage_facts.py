@@ -105,6 +105,11 @@ def operator_facts(expander: Expander) -> dict[str, Any]:
         values = torch.linalg.svdvals(to_dense(operator.factors).float())
         pair = norms[operator.site.name], entropy_rank(values)
         kinds[operator.site.name.split(".")[-2]].append(pair)
+    return kind_facts(kinds)
+
+
+def kind_facts(kinds: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
+    """Means of relative norms and effective ranks, over all sites and by kind of site."""
     names = "relative_norm", "effective_rank"
 
     def means(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from reproduce.arms import Arm, main_arms, same_schedule
+from reproduce.authors import PIECES
 
 # Names of arms that looked best, and of what else they must beat (the tuned rate): run again with
 # fresh seeds, each with its baseline. None yet: there are no results of the other questions.
@@ -119,6 +120,22 @@ def splitting() -> list[Arm]:
     ]
 
 
+def authors() -> list[Arm]:
+    """Is it another reading of the operator, that of the authors' code, which pays?"""
+    pieces = [
+        varied(f"apex_authors_{piece}", "authors", variation={"authors": (piece,)})
+        for piece in PIECES
+    ]
+    fresh = {"fresh_moments": True}
+    return [
+        varied("apex_authors", "authors", variation={"authors": PIECES, **fresh}),
+        *pieces,
+        varied("apex_fresh_moments", "authors", variation=fresh),
+        # What the moments alone cost or bring, to be taken off the two that begin without them.
+        varied("vanilla_fresh_moments", "authors", apex={"expansion": False}, variation=fresh),
+    ]
+
+
 def other_base(base: str) -> list[Arm]:
     """The comparison on another base: does what it goes on from, or with, bring it out?"""
     own = {"base": base, "study": base, "share": "study_seeds"}
@@ -152,6 +169,7 @@ _STUDIES: dict[str, Callable[[], list[Arm]]] = {
     "operator_start": operator_start,
     "operator_shape": operator_shape,
     "operator_decay": operator_decay,
+    "authors": authors,
     "stage_count": stage_count,
     "stage_length": stage_length,
     "confirm": confirm,

@@ -9,15 +9,18 @@
 | `tied` | True | one T for gate and up |
 | `decay` | rate | weight decay of the operators' factors |
 | `split` | True | the weak units become copies of the strong ones, see `splitting.py` |
+| `authors` | some of PIECES | operators as in the authors' code, see `authors.py` |
+| `fresh_moments` | True | the weights' moments begin from zero in every stage, the first one too |
 | `noise` | share | of a copied row's size, that is added to the copy |
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from reproduce.arms import Arm
+from reproduce.authors import PIECES, AuthorsOperators
 from reproduce.gradient_scores import score_by_gradients
 from reproduce.model import BatchOrder, token_losses
 from reproduce.operator_variations import OPERATORS, vary_operators, vary_steps
@@ -37,7 +40,7 @@ from apex_composer import Expander, find_sites
 from apex_composer.settings import check_keys
 
 TARGETS = {"attention": ["head"], "ffn": ["channel"]}
-VARIATIONS = ("sites", "scores", "split", "noise", *OPERATORS)
+VARIATIONS = ("sites", "scores", "split", "noise", "authors", "fresh_moments", *OPERATORS)
 
 
 def check_variation(arm: Arm) -> None:
@@ -61,9 +64,22 @@ def check_variation(arm: Arm) -> None:
         raise ValueError("right_scale: R is all ones with `dense`, give one of the two")
     if "scores" in variation and apex.get("method", "rank") != "rank":
         raise ValueError(f"scores: stands for the method, which is {apex['method']}: leave it out")
+    own = [name for name in ("authors", *OPERATORS) if name in variation]
     idle = apex.get("expansion") is False or apex.get("trainable") == "disadvantageous"
-    if idle and (own := [name for name in OPERATORS if name in variation]):
+    if idle and own:
         raise ValueError(f"{', '.join(own)}: varies operators, and this arm has none")
+    if "authors" in variation:
+        _check_authors(arm, own[1:])
+
+
+def _check_authors(arm: Arm, others: Sequence[str]) -> None:
+    if unknown := sorted(set(arm.variation["authors"]) - set(PIECES)):
+        raise ValueError(f"authors: got {', '.join(unknown)}, allowed: {', '.join(PIECES)}")
+    wrong = [*others, *(name for name in ("method", "trainable") if name in arm.apex)]
+    if wrong:
+        raise ValueError(
+            f"authors: operators of all weights for units by rank, leave out {', '.join(wrong)}"
+        )
 
 
 class Varied:
@@ -97,8 +113,11 @@ class Varied:
         settings = dict(arm.apex)
         if "scores" in arm.variation:
             settings["method"] = "average"  # selects by whatever stands where the norms stood
+        if "authors" in arm.variation:
+            settings["expansion"] = False  # its own operators stand in for the package's
         targets = None if sites is None else TARGETS[sites]
         self.expander = Expander(find_sites(model, targets), seed=seed, **settings)
+        self.authors = self._authors() if "authors" in arm.variation else None
 
     @property
     def assessing(self) -> Callable[[], AbstractContextManager[None]]:
@@ -128,9 +147,17 @@ class Varied:
         if stage == 0:
             self.expander.attach(self._optimizer)
             vary_steps(self.expander, self._optimizer, self._arm)
+        if self._arm.variation.get("fresh_moments"):
+            self._optimizer.state.clear()
         if self._arm.variation.get("split"):
             facts |= self._split(stage)
+        if self.authors is not None:  # of the weights as they are by now
+            self.authors.begin()
         return facts
+
+    def _authors(self) -> AuthorsOperators:
+        pieces, scale = self._arm.variation["authors"], self._arm.apex.get("operator_lr_scale", 1.0)
+        return AuthorsOperators(self.expander, self._optimizer, pieces, scale)
 
     def _batches(self, stage: int) -> list[Tensor]:
         """The first ones of a stage."""
@@ -154,7 +181,7 @@ class Varied:
 
     def measure(self) -> dict[str, Any]:
         """At a stage's end: of the operators, and of the copies that were made."""
-        facts = operator_facts(self.expander)
+        facts = self.authors.facts() if self.authors else operator_facts(self.expander)
         if self._arm.variation.get("split"):
             facts["split_similarity"] = split_similarity(self.expander)
         return facts
@@ -163,3 +190,5 @@ class Varied:
         """Fuse, and leave the model as it was found."""
         self.expander.fuse()
         self.expander.remove()
+        if self.authors is not None:
+            self.authors.end()
