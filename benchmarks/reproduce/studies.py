@@ -1,8 +1,9 @@
 """Which questions a campaign asks, and the arms that answer each.
 
 All but `main` and `scratch` vary one thing of APEX by rank with the scale's schedule, or of what it
-goes on from. An arm is compared with the conventional one of equal schedule, `baseline_of`; where
-a question has none of its own, it is `vanilla_stagewise` of `main`, which is run with more seeds.
+goes on from; `apex_authors` has all of the authors' operator at once. An arm is compared with the
+conventional one of equal schedule, `baseline_of`; where a question has none of its own, it is
+`vanilla_stagewise` of `main`, which is run with more seeds.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,7 +48,11 @@ def operator_start() -> list[Arm]:
 
 
 def operator_shape() -> list[Arm]:
-    """Is it the Monarch structure that costs, or that every weight has its own T?"""
+    """Is it the Monarch structure that costs, or that every weight has its own T?
+
+    Adam moves a dense T sqrt(q) times as far in as many steps, R being of size 1 / sqrt(q):
+    `relative_norm` says how far. On the scale `cpu` the operator rate 3 is to be held against it.
+    """
     # The kernels have no blocks of such a shape.
     plain = {"implementation": "torch"}
     dense = varied("apex_dense_operator", "operator_shape", apex=plain, variation={"dense": True})
