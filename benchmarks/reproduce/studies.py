@@ -126,7 +126,12 @@ def splitting() -> list[Arm]:
 
 
 def authors() -> list[Arm]:
-    """Is it another reading of the operator, that of the authors' code, which pays?"""
+    """Is it another reading of the operator, that of the authors' code, which pays?
+
+    Moments that begin from zero change the training, not the operator: `apex_authors` and
+    `apex_fresh_moments` are to be held against `vanilla_fresh_moments`, the others against
+    `vanilla_stagewise`.
+    """
     pieces = [
         varied(f"apex_authors_{piece}", "authors", variation={"authors": (piece,)})
         for piece in PIECES
@@ -134,9 +139,9 @@ def authors() -> list[Arm]:
     fresh = {"fresh_moments": True}
     return [
         varied("apex_authors", "authors", variation={"authors": PIECES, **fresh}),
+        varied("apex_authors_operator", "authors", variation={"authors": PIECES}),
         *pieces,
         varied("apex_fresh_moments", "authors", variation=fresh),
-        # What the moments alone cost or bring, to be taken off the two that begin without them.
         varied("vanilla_fresh_moments", "authors", apex={"expansion": False}, variation=fresh),
     ]
 
