@@ -72,6 +72,9 @@ def score_by_gradients(
         batches: [windows, length + 1] each.
         scores: `gradient`; or `gradient_weak`: the strong ones go by rank as ever, and the weak
             ones are those of the others that are worth least.
+
+    Raises:
+        ValueError: for other scores, or `gradient_weak` with grouped-query attention.
     """
     if scores not in SCORES:
         raise ValueError(f"scores: got {scores!r}, allowed: {', '.join(SCORES)}")
@@ -81,12 +84,23 @@ def score_by_gradients(
     }
     found = gradient_scores(model, list(groups.values()), batches)
     if scores == "gradient_weak":
+        _check_ungrouped(expander.groups)
         found = {
             name: strong_first(totals[name].scores, own, expander.counts[name])
             for name, own in found.items()
         }
     own = {name: GroupTotals(totals[name].scores, found[name], samples=1) for name in found}
     expander.assessment.load_totals(own)
+
+
+def _check_ungrouped(groups: Sequence[Group]) -> None:
+    for group in groups:
+        if group.assessed_by is not None and group.units < group.assessed_by.units:
+            raise ValueError(
+                f"gradient_weak: {group.name} has {group.units} key heads of "
+                f"{group.assessed_by.units} query heads: sums over raised values would not be "
+                "those of rank. Allowed: as many key heads as query heads"
+            )
 
 
 def strong_first(scores: Tensor, values: Tensor, count: int) -> Tensor:

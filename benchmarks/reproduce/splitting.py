@@ -64,8 +64,8 @@ def split(
         expander: at the beginning of a stage, T = 0.
         optimizer: of the weights.
         seed: of the shares and the noise.
-        noise: added to the copied rows, normal, over the mean square root of a row. Default 0:
-            exact copies.
+        noise: normal numbers that are added to the copied rows, over the root mean square of all
+            numbers copied of the weight. Default 0: exact copies.
     """
     for site, strong, weak in split_sites(expander):
         if _are_outputs(site):

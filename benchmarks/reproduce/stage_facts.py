@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from apex_composer import Expander, find_sites
 from apex_composer.assessment.collector import Assessment
 from apex_composer.assessment.scores import GroupTotals
+from apex_composer.assessment.selection import Selection
 from apex_composer.observe.masking import WHICH, choose_all_masked, count_masked, masked
 from apex_composer.observe.ranks import entropy_rank
 from apex_composer.ops.monarch import to_dense
@@ -69,7 +70,7 @@ def norm_facts(totals: Mapping[str, GroupTotals]) -> dict[str, Any]:
 
 
 def overlap_facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """`overlap`: by kind of unit, Jaccard index of P and of N with the stage's before.
+    """`overlap`: by kind of unit, Jaccard index of P and of N with the stage's before, over layers.
 
     Args:
         record: of the stage, from the expander's history; a first one has no overlap.
@@ -77,8 +78,16 @@ def overlap_facts(record: Mapping[str, Any]) -> dict[str, Any]:
     kinds = defaultdict(list)
     for name, pair in record["overlap"].items():
         kinds[_kind(name)].append(pair)
-    means = {kind: [_mean(side) for side in zip(*own, strict=True)] for kind, own in kinds.items()}
+    means = {
+        kind: dict(zip(Selection._fields, map(_mean, zip(*own, strict=True)), strict=True))
+        for kind, own in kinds.items()
+    }
     return {"overlap": means} if means else {}
+
+
+def count_facts(selections: Mapping[str, Selection]) -> dict[str, Any]:
+    """`selected`: by kind of unit, K of a layer: shares of few units round to the same number."""
+    return {"selected": {_kind(name): len(own.advantageous) for name, own in selections.items()}}
 
 
 def operator_facts(expander: Expander) -> dict[str, Any]:
@@ -96,6 +105,11 @@ def operator_facts(expander: Expander) -> dict[str, Any]:
         values = torch.linalg.svdvals(to_dense(operator.factors).float())
         pair = norms[operator.site.name], entropy_rank(values)
         kinds[operator.site.name.split(".")[-2]].append(pair)
+    return kind_facts(kinds)
+
+
+def kind_facts(kinds: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
+    """Means of relative norms and effective ranks, over all sites and by kind of site."""
     names = "relative_norm", "effective_rank"
 
     def means(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """Which questions a campaign asks, and the arms that answer each.
 
 All but `main` and `scratch` vary one thing of APEX by rank with the scale's schedule, or of what it
-goes on from. An arm is compared with the conventional one of equal schedule, `baseline_of`; where
-a question has none of its own, it is `vanilla_stagewise` of `main`, which is run with more seeds.
+goes on from; `apex_authors` has all of the authors' operator at once. An arm is compared with the
+conventional one of equal schedule, `baseline_of`; where a question has none of its own, it is
+`vanilla_stagewise` of `main`, which is run with more seeds.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from reproduce.arms import Arm, main_arms, same_schedule
+from reproduce.authors import PIECES
 
 # Names of arms that looked best, and of what else they must beat (the tuned rate): run again with
 # fresh seeds, each with its baseline. None yet: there are no results of the other questions.
@@ -46,7 +48,11 @@ def operator_start() -> list[Arm]:
 
 
 def operator_shape() -> list[Arm]:
-    """Is it the Monarch structure that costs, or that every weight has its own T?"""
+    """Is it the Monarch structure that costs, or that every weight has its own T?
+
+    Adam moves a dense T sqrt(q) times as far in as many steps, R being of size 1 / sqrt(q):
+    `relative_norm` says how far. On the scale `cpu` the operator rate 3 is to be held against it.
+    """
     # The kernels have no blocks of such a shape.
     plain = {"implementation": "torch"}
     dense = varied("apex_dense_operator", "operator_shape", apex=plain, variation={"dense": True})
@@ -81,7 +87,11 @@ def stage_count() -> list[Arm]:
 
 
 def threshold() -> list[Arm]:
-    """How many units should be selected?"""
+    """How many units should be selected?
+
+    Of the 8 heads of the scale `cpu` 1, 2 and 2 are, beside 1 at the paper's 12.5 %: there the
+    channels tell. A stage's `selected` are the numbers.
+    """
     return [
         varied(f"apex_threshold_{share:g}", "threshold", apex={"threshold": share})
         for share in (0.0625, 0.1875, 0.25)
@@ -112,6 +122,27 @@ def splitting() -> list[Arm]:
         varied("split", "splitting", apex=alone, variation={"split": True}),
         varied("split_and_operators", "splitting", apex=both, variation={"split": True}),
         varied("split_with_noise", "splitting", apex=alone, variation=noisy),
+    ]
+
+
+def authors() -> list[Arm]:
+    """Is it another reading of the operator, that of the authors' code, which pays?
+
+    Moments that begin from zero change the training, not the operator: `apex_authors` and
+    `apex_fresh_moments` are to be held against `vanilla_fresh_moments`, the others against
+    `vanilla_stagewise`.
+    """
+    pieces = [
+        varied(f"apex_authors_{piece}", "authors", variation={"authors": (piece,)})
+        for piece in PIECES
+    ]
+    fresh = {"fresh_moments": True}
+    return [
+        varied("apex_authors", "authors", variation={"authors": PIECES, **fresh}),
+        varied("apex_authors_operator", "authors", variation={"authors": PIECES}),
+        *pieces,
+        varied("apex_fresh_moments", "authors", variation=fresh),
+        varied("vanilla_fresh_moments", "authors", apex={"expansion": False}, variation=fresh),
     ]
 
 
@@ -148,6 +179,7 @@ _STUDIES: dict[str, Callable[[], list[Arm]]] = {
     "operator_start": operator_start,
     "operator_shape": operator_shape,
     "operator_decay": operator_decay,
+    "authors": authors,
     "stage_count": stage_count,
     "stage_length": stage_length,
     "confirm": confirm,

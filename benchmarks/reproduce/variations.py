@@ -9,21 +9,25 @@
 | `tied` | True | one T for gate and up |
 | `decay` | rate | weight decay of the operators' factors |
 | `split` | True | the weak units become copies of the strong ones, see `splitting.py` |
+| `authors` | some of PIECES | operators as in the authors' code, see `authors.py` |
+| `fresh_moments` | True | the weights' moments begin from zero in every stage, the first one too |
 | `noise` | share | of a copied row's size, that is added to the copy |
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from reproduce.arms import Arm
+from reproduce.authors import PIECES, AuthorsOperators
 from reproduce.gradient_scores import score_by_gradients
 from reproduce.model import BatchOrder, token_losses
 from reproduce.operator_variations import OPERATORS, vary_operators, vary_steps
 from reproduce.scales import Scale
 from reproduce.splitting import split, split_similarity
 from reproduce.stage_facts import (
+    count_facts,
     masked_losses,
     mean_loss,
     norm_facts,
@@ -36,7 +40,46 @@ from apex_composer import Expander, find_sites
 from apex_composer.settings import check_keys
 
 TARGETS = {"attention": ["head"], "ffn": ["channel"]}
-VARIATIONS = ("sites", "scores", "split", "noise", *OPERATORS)
+VARIATIONS = ("sites", "scores", "split", "noise", "authors", "fresh_moments", *OPERATORS)
+
+
+def check_variation(arm: Arm) -> None:
+    """Refuse what would change nothing, or something else than its name says.
+
+    Raises:
+        TypeError: for an unknown variation.
+        ValueError: for a value, or for settings beside it, with which it has no effect.
+    """
+    variation, apex = arm.variation, arm.apex
+    check_keys("variation", variation, VARIATIONS)
+    for name, value in variation.items():
+        if value is None or value is False:
+            raise ValueError(f"{name}: got {value}, allowed: True, or to leave it out")
+    if variation.get("sites", "ffn") not in TARGETS:
+        allowed = ", ".join(TARGETS)
+        raise ValueError(f"sites: got {variation['sites']!r}, allowed: {allowed}")
+    if "noise" in variation and "split" not in variation:
+        raise ValueError("noise: acts on the copies that `split` makes, give both")
+    if "dense" in variation and "right_scale" in variation:
+        raise ValueError("right_scale: R is all ones with `dense`, give one of the two")
+    if "scores" in variation and apex.get("method", "rank") != "rank":
+        raise ValueError(f"scores: stands for the method, which is {apex['method']}: leave it out")
+    own = [name for name in ("authors", *OPERATORS) if name in variation]
+    idle = apex.get("expansion") is False or apex.get("trainable") == "disadvantageous"
+    if idle and own:
+        raise ValueError(f"{', '.join(own)}: varies operators, and this arm has none")
+    if "authors" in variation:
+        _check_authors(arm, own[1:])
+
+
+def _check_authors(arm: Arm, others: Sequence[str]) -> None:
+    if unknown := sorted(set(arm.variation["authors"]) - set(PIECES)):
+        raise ValueError(f"authors: got {', '.join(unknown)}, allowed: {', '.join(PIECES)}")
+    wrong = [*others, *(name for name in ("method", "trainable") if name in arm.apex)]
+    if wrong:
+        raise ValueError(
+            f"authors: operators of all weights for units by rank, leave out {', '.join(wrong)}"
+        )
 
 
 class Varied:
@@ -51,7 +94,7 @@ class Varied:
         scale: its settings.
 
     Raises:
-        TypeError: for an unknown variation.
+        TypeError, ValueError: as `check_variation`.
     """
 
     def __init__(
@@ -63,15 +106,18 @@ class Varied:
         order: BatchOrder,
         scale: Scale,
     ):
-        check_keys("variation", arm.variation, VARIATIONS)
+        check_variation(arm)
         self._model, self._optimizer, self._seed = model, optimizer, seed
         self._arm, self._order, self._scale = arm, order, scale
         sites = arm.variation.get("sites")
         settings = dict(arm.apex)
         if "scores" in arm.variation:
             settings["method"] = "average"  # selects by whatever stands where the norms stood
+        if "authors" in arm.variation:
+            settings["expansion"] = False  # its own operators stand in for the package's
         targets = None if sites is None else TARGETS[sites]
         self.expander = Expander(find_sites(model, targets), seed=seed, **settings)
+        self.authors = self._authors() if "authors" in arm.variation else None
 
     @property
     def assessing(self) -> Callable[[], AbstractContextManager[None]]:
@@ -96,13 +142,22 @@ class Varied:
             score_by_gradients(self.expander, self._model, self._batches(stage), scores)
         self.expander.begin_stage()
         facts |= overlap_facts(self.expander.history[-1])
+        facts |= count_facts(self.expander.selections)
         vary_operators(self.expander, self._arm.variation)
         if stage == 0:
             self.expander.attach(self._optimizer)
             vary_steps(self.expander, self._optimizer, self._arm)
+        if self._arm.variation.get("fresh_moments"):
+            self._optimizer.state.clear()
         if self._arm.variation.get("split"):
             facts |= self._split(stage)
+        if self.authors is not None:  # of the weights as they are by now
+            self.authors.begin()
         return facts
+
+    def _authors(self) -> AuthorsOperators:
+        pieces, scale = self._arm.variation["authors"], self._arm.apex.get("operator_lr_scale", 1.0)
+        return AuthorsOperators(self.expander, self._optimizer, pieces, scale)
 
     def _batches(self, stage: int) -> list[Tensor]:
         """The first ones of a stage."""
@@ -121,11 +176,12 @@ class Varied:
         before = mean_loss(self._model, batches)
         noise = self._arm.variation.get("noise", 0.0)
         split(self.expander, self._optimizer, self._seed, noise)
-        return {"split_losses": [before, mean_loss(self._model, batches)]}
+        after = mean_loss(self._model, batches)
+        return {"split_losses": {"before": before, "after": after}}
 
     def measure(self) -> dict[str, Any]:
         """At a stage's end: of the operators, and of the copies that were made."""
-        facts = operator_facts(self.expander)
+        facts = self.authors.facts() if self.authors else operator_facts(self.expander)
         if self._arm.variation.get("split"):
             facts["split_similarity"] = split_similarity(self.expander)
         return facts
@@ -134,3 +190,5 @@ class Varied:
         """Fuse, and leave the model as it was found."""
         self.expander.fuse()
         self.expander.remove()
+        if self.authors is not None:
+            self.authors.end()

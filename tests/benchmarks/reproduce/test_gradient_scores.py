@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from reproduce.arms import Arm
 from reproduce.gradient_scores import gradient_scores, score_by_gradients, strong_first
-from tiny_arms import start, train_stage
+from reproduce.model import build_model
+from tiny_arms import CPU, SCALE, VOCABULARY, start, train_stage
 from torch import nn
 
+from apex_composer import Expander, find_sites
 from apex_composer.assessment.selection import select
 
 
@@ -29,14 +33,41 @@ def test_a_unit_s_gradient_score_is_what_the_loss_loses_with_a_little_of_it():
 
 @torch.no_grad()
 def exact_loss(model, batch, group, unit, factor):
-    """In float64, with one unit multiplied by a factor."""
-    gate = torch.ones(group.units, dtype=torch.float64)
-    gate[unit] = factor
-    gate = gate.repeat_interleave(group.unit_size)
+    """In float64, with one unit multiplied by a factor, a number or [windows, tokens, 1]."""
+    units = torch.arange(group.units).repeat_interleave(group.unit_size)
+    gate = torch.where(units == unit, torch.as_tensor(factor, dtype=torch.float64), 1.0)
     handle = group.probe.register_forward_pre_hook(lambda _, inputs: inputs[0] * gate)
     logits = model(input_ids=batch[:, :-1]).logits.flatten(0, 1)
     handle.remove()
     return float(nn.functional.cross_entropy(logits, batch[:, 1:].flatten()))
+
+
+def test_a_score_is_the_mean_over_tokens_of_what_each_token_s_unit_is_worth():
+    started = start(Arm("scores", apex={}), double=True)
+    group = next(g for g in started.varied.expander.groups if g.unit == "channel")
+    batch, unit, step = started.order.batch(0)[:2, :4], 7, 1e-5
+    found = gradient_scores(started.model, [group], [batch, batch])[group.name]
+    slopes = []
+    for place in range(6):
+        token = torch.zeros(2, 3, 1, dtype=torch.float64)
+        token.view(-1)[place] = 1
+        losses = [
+            exact_loss(started.model, batch, group, unit, 1 + by * token) for by in (step, -step)
+        ]
+        slopes.append(abs(losses[0] - losses[1]) / (2 * step))
+    assert min(slopes) > 0
+    assert float(found[unit]) == pytest.approx(sum(slopes) / 6, rel=1e-4)
+
+
+def test_heads_that_share_keys_have_no_weak_ones_of_their_own():
+    model = build_model(replace(SCALE.sizes, kv_heads=4), VOCABULARY, CPU, seed=0)
+    expander = Expander(find_sites(model), threshold=0.25, method="average")
+    batch = torch.zeros(1, 9, dtype=torch.int64)
+    with expander.assessing():
+        model(input_ids=batch)
+    with pytest.raises(ValueError, match="gradient_weak: .* 4 key heads of 8 query heads"):
+        score_by_gradients(expander, model, [batch], "gradient_weak")
+    score_by_gradients(expander, model, [batch], "gradient")
 
 
 def test_gradient_scores_leave_no_gradients_and_no_hooks():

@@ -62,16 +62,19 @@ def test_dense_operators_start_at_zero_and_keep_their_diagonal_of_ones():
         assert torch.equal(right, dense_factors(size).right)
 
 
-def test_the_scale_of_r_multiplies_what_is_drawn():
+def test_the_scale_of_r_multiplies_what_is_drawn_in_every_stage():
     plain, scaled = (
         start(Arm("scaled", apex={}, variation=own)) for own in ({}, {"right_scale": 3.0})
     )
-    for started in (plain, scaled):
-        started.varied.begin(0)
-    pairs = zip(plain.varied.expander.operators, scaled.varied.expander.operators, strict=True)
-    for own, other in pairs:
-        assert torch.equal(own.factors.right * 3.0, other.factors.right)
-        assert not other.factors.left.any()
+    for stage in range(2):
+        for started in (plain, scaled):
+            started.varied.begin(stage)
+        pairs = zip(plain.varied.expander.operators, scaled.varied.expander.operators, strict=True)
+        for own, other in pairs:
+            assert torch.equal(own.factors.right * 3.0, other.factors.right)
+            assert not other.factors.left.any()
+        for started in (plain, scaled):
+            continue_stage(started, 1)
 
 
 def test_tied_operators_stay_one_and_take_the_sum_of_both_gradients():

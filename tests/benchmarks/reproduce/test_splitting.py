@@ -56,6 +56,21 @@ def test_a_model_without_its_weak_units_keeps_its_function_exactly(kv_heads, bia
     assert changed == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
 
 
+def test_splitting_again_keeps_the_function_too():
+    model, expander, ids = grouped(8)
+    optimizer = torch.optim.AdamW(model.parameters())
+    split(expander, optimizer, seed=1)
+    first = expander.selections
+    with expander.assessing():
+        model(input_ids=ids)
+    expander.begin_stage()
+    assert any(not torch.equal(own[1], first[name][1]) for name, own in expander.selections.items())
+    drop_weak_units(expander)
+    before = model(input_ids=ids).logits.detach()
+    split(expander, optimizer, seed=1)
+    torch.testing.assert_close(model(input_ids=ids).logits.detach(), before, rtol=0, atol=1e-12)
+
+
 def test_heads_whose_key_heads_are_left_alone_are_left_alone():
     model, expander, _ = grouped(2, "skip")
     assert set(split_selections(expander)) == {
@@ -76,7 +91,10 @@ def test_rows_are_copied_and_columns_shared_out_unequally():
     model, expander, _ = grouped(8)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     split(expander, torch.optim.AdamW(model.parameters()), seed=1)
+    written = {}
     for site, strong, weak in split_sites(expander):
+        changed = weak if site.axis == 0 else torch.cat([strong, weak])
+        written[site.name] = site.axis, changed
         if site.axis == 0:
             assert torch.equal(site.weight[weak], before[site.name][strong])
             assert torch.equal(site.weight[strong], before[site.name][strong])
@@ -88,6 +106,10 @@ def test_rows_are_copied_and_columns_shared_out_unequally():
             per_unit = shares.unflatten(1, (-1, site.group.unit_size))
             torch.testing.assert_close(per_unit, per_unit[:1, :, :1].expand_as(per_unit))
             torch.testing.assert_close(site.weight[:, strong] + site.weight[:, weak], whole)
+    for name, value in model.named_parameters():
+        axis, changed = written.get(name, (0, torch.tensor([], dtype=torch.int64)))
+        rest = (one.detach().index_fill(axis, changed, 0) for one in (value, before[name]))
+        assert torch.equal(*rest)
 
 
 def test_moments_of_what_changed_begin_again_and_others_stay():
@@ -124,7 +146,7 @@ def test_a_split_run_says_what_dropping_the_weak_units_costs(apex):
     train_stage(started, 0, 3)
     train_stage(started, 1, 1)
     for begun, ended in zip(started.begun, started.ended, strict=True):
-        before, after = begun["split_losses"]
+        before, after = begun["split_losses"]["before"], begun["split_losses"]["after"]
         assert before != after and abs(after - before) < 1
         assert -1 <= ended["split_similarity"] <= 1
         assert ("relative_norm" in ended) == (apex == {})

@@ -49,7 +49,12 @@ def test_norms_are_means_over_layers_by_kind_of_unit(started):
 
 def test_overlaps_are_means_over_layers_of_both_sides():
     record = {"overlap": {"a.heads": [1.0, 0.0], "b.heads": [0.5, 0.5], "a.channels": [0.2, 0.4]}}
-    assert overlap_facts(record) == {"overlap": {"heads": [0.75, 0.25], "channels": [0.2, 0.4]}}
+    assert overlap_facts(record) == {
+        "overlap": {
+            "heads": {"advantageous": 0.75, "disadvantageous": 0.25},
+            "channels": {"advantageous": 0.2, "disadvantageous": 0.4},
+        }
+    }
     assert overlap_facts({"overlap": {}}) == {}
 
 
