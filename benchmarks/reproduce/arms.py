@@ -54,6 +54,13 @@ class Arm:
     share: str = "other_seeds"
     first_seed: int = 1
 
+    def __post_init__(self) -> None:
+        if self.variation and self.apex is None:
+            raise ValueError(
+                f"variation: {self.name} varies {', '.join(self.variation)} of APEX and has none: "
+                "give apex, {} for the paper's settings"
+            )
+
     def seeds(self, scale: Scale) -> range:
         """Its seeds."""
         return range(self.first_seed, self.first_seed + getattr(scale, self.share))
@@ -107,7 +114,10 @@ def main_arms() -> list[Arm]:
         Arm("vanilla_stagewise_fresh", keep_optimizer=False),
         Arm("apex_rank_fresh", apex={}, keep_optimizer=False),
         Arm("scratch_vanilla", base="scratch", study="scratch"),
-        Arm("scratch_apex", base="scratch", study="scratch", apex={}),
+        # Conventional first (paper C.3).
+        Arm(
+            "scratch_apex", base="scratch", study="scratch", apex={}, variation={"plain_stages": 1}
+        ),
     ]
 
 

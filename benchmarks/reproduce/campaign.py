@@ -41,7 +41,7 @@ from reproduce.records import (  # noqa: E402
 from reproduce.runs import Job, Settings, run_jobs  # noqa: E402
 from reproduce.scales import SCALES, Scale  # noqa: E402
 from reproduce.studies import arms_of, studies  # noqa: E402
-from reproduce.texts import Texts, load, prepare, prepare_small, windows  # noqa: E402
+from reproduce.texts import Texts, load, own_pages, pages_hash, prepare, prepare_small, windows  # noqa: E402
 
 ROOT = checkout.ROOT
 
@@ -186,7 +186,9 @@ def run_missing(
     options: argparse.Namespace,
 ) -> int:
     """Those of a campaign that have no result yet."""
-    texts_folder = options.texts or folder / "texts"
+    # Pages change with the checkout, and texts that results name are not replaced.
+    name = "texts" if scale.text else f"texts-{pages_hash(own_pages())[:12]}"
+    texts_folder = options.texts or folder / name
     out = options.out or ROOT / "benchmarks" / "results" / f"reproduce-{scale.name}.jsonl"
     if options.texts is None or options.data is not None or not texts_folder.exists():
         prepare_texts(scale, options.data, texts_folder)

@@ -119,14 +119,26 @@ def _runs(records: Sequence[Record]) -> Runs:
 
 
 def is_conventional(runs: Runs) -> bool:
-    """Whether it is plain training, and no average of its checkpoints."""
-    averaged = "averaged_batches" in runs.records[0]
-    return runs.settings["apex"] is None and not runs.settings["variation"] and not averaged
+    """Whether it is plain training, and no average of its checkpoints.
+
+    Moments that begin anew in every stage need its stages, that is a selection without operators.
+    """
+    settings, averaged = runs.settings, "averaged_batches" in runs.records[0]
+    plain = settings["apex"] is None and not settings["variation"]
+    stages_alone = settings["apex"] == {"expansion": False} and has_fresh_moments(runs)
+    return (plain or (stages_alone and len(settings["variation"]) == 1)) and not averaged
+
+
+def has_fresh_moments(runs: Runs) -> bool:
+    """Whether the weights' moments begin from zero in every stage."""
+    return bool(runs.settings["variation"].get("fresh_moments"))
 
 
 def is_main_baseline(runs: Runs) -> bool:
     """Whether it is plain training with the scale's own stages, rates and optimizer."""
     schedule = tuple(runs.settings[name] for name in SCHEDULE)
+    if has_fresh_moments(runs):
+        return False
     return is_conventional(runs) and schedule == ("stagewise", 1.0, True, 1.0, None)
 
 
@@ -149,7 +161,12 @@ def find_baseline(runs: Runs, others: Sequence[Runs]) -> Runs | None:
         and is_conventional(other) and set(other.by_seed) & set(runs.by_seed)
     ]  # fmt: skip
     if not is_conventional(runs):
-        equal = [o for o in fitting if all(o.settings[k] == runs.settings[k] for k in SCHEDULE)]
+        equal = [
+            other
+            for other in fitting
+            if all(other.settings[key] == runs.settings[key] for key in SCHEDULE)
+            and has_fresh_moments(other) == has_fresh_moments(runs)
+        ]
         if equal:
             return equal[0]
     if (

@@ -93,14 +93,24 @@ def prepare_small(folder: Path) -> None:
     """
     from reproduce.text_streams import write_streams
 
-    paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    pages = [path.read_text(encoding="utf-8") for path in paths]
-    content = hashlib.sha256("\0".join(pages).encode()).hexdigest()
+    pages = own_pages()
+    content = pages_hash(pages)
     made_of = {"source": f"README.md and docs/*.md, sha256 {content}"} | SMALL
     if not is_prepared(folder, made_of):
         half = len(pages) // 2
         domains = {"first_pages": pages[:half], "other_pages": pages[half:]}
         write_streams(folder, {name: sections(own) for name, own in domains.items()}, made_of)
+
+
+def own_pages() -> list[str]:
+    """README and the pages of docs/."""
+    paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [path.read_text(encoding="utf-8") for path in paths]
+
+
+def pages_hash(pages: Iterable[str]) -> str:
+    """sha256 of their text."""
+    return hashlib.sha256("\0".join(pages).encode()).hexdigest()
 
 
 def sections(pages: Iterable[str]) -> list[str]:

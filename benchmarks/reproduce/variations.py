@@ -11,6 +11,7 @@
 | `split` | True | the weak units become copies of the strong ones, see `splitting.py` |
 | `authors` | some of PIECES | operators as in the authors' code, see `authors.py` |
 | `fresh_moments` | True | the weights' moments begin from zero in every stage, the first one too |
+| `plain_stages` | number | the first stages are conventional training |
 | `noise` | share | of a copied row's size, that is added to the copy |
 """
 
@@ -40,7 +41,16 @@ from apex_composer import Expander, find_sites
 from apex_composer.settings import check_keys
 
 TARGETS = {"attention": ["head"], "ffn": ["channel"]}
-VARIATIONS = ("sites", "scores", "split", "noise", "authors", "fresh_moments", *OPERATORS)
+VARIATIONS = (
+    "sites",
+    "scores",
+    "split",
+    "noise",
+    "authors",
+    "fresh_moments",
+    "plain_stages",
+    *OPERATORS,
+)
 
 
 def check_variation(arm: Arm) -> None:
@@ -140,7 +150,9 @@ class Varied:
         facts |= norm_facts(self.expander.assessment.totals())
         if scores := self._arm.variation.get("scores"):
             score_by_gradients(self.expander, self._model, self._batches(stage), scores)
-        self.expander.begin_stage()
+        self.expander.begin_stage(
+            False if stage < self._arm.variation.get("plain_stages", 0) else None
+        )
         facts |= overlap_facts(self.expander.history[-1])
         facts |= count_facts(self.expander.selections)
         vary_operators(self.expander, self._arm.variation)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import machine
 import pytest
 import torch
-from reproduce import alone, bases, campaign, continued, records, runs
+from reproduce import alone, bases, campaign, continued, records, runs, texts
 from reproduce.arms import Arm
 from reproduce.scales import SCALES
 from reproduce.texts import load, prepare_small
@@ -23,7 +23,18 @@ def folder(tmp_path_factory):
 
 
 def run(folder, *options: str, out="results.jsonl") -> int:
-    return campaign.main(["smoke", "--folder", str(folder), "--out", str(folder / out), *options])
+    return campaign.main(
+        [
+            "smoke",
+            "--folder",
+            str(folder),
+            "--texts",
+            str(folder / "texts"),
+            "--out",
+            str(folder / out),
+            *options,
+        ]
+    )
 
 
 @pytest.fixture
@@ -73,7 +84,9 @@ def test_a_campaign_goes_on_where_it_was_killed(folder, results, tmp_path):
     path = tmp_path / "results.jsonl"
     text = (folder / "results.jsonl").read_text()
     path.write_text(text[:-40])
-    campaign.main(["smoke", "--folder", str(folder), "--out", str(path)])
+    campaign.main(
+        ["smoke", "--folder", str(folder), "--texts", str(folder / "texts"), "--out", str(path)]
+    )
     again = records.read(path)
     assert len(again) == len(results)
     for old, new in zip(results, again, strict=True):
@@ -121,7 +134,7 @@ def test_data_that_would_not_be_read_is_refused(folder, tmp_path):
     with pytest.raises(SystemExit, match="--data: the scale smoke reads the pages of"):
         run(folder, "--data", str(tmp_path))
     with pytest.raises(SystemExit, match="--data: "):
-        run(folder, "--data", str(tmp_path), "--texts", str(folder / "texts"))
+        run(folder, "--data", str(tmp_path))
 
 
 def test_how_long_it_will_take_is_said_beforehand(results):
@@ -141,7 +154,19 @@ def test_how_long_it_will_take_is_said_beforehand(results):
 
 def test_a_run_that_no_time_is_left_for_is_not_begun(folder, tmp_path, capsys):
     path = tmp_path / "results.jsonl"
-    assert campaign.main(["smoke", "--folder", str(folder), "--out", str(path), "--budget", "0"])
+    assert campaign.main(
+        [
+            "smoke",
+            "--folder",
+            str(folder),
+            "--texts",
+            str(folder / "texts"),
+            "--out",
+            str(path),
+            "--budget",
+            "0",
+        ]
+    )
     assert records.read(path) == []
     assert "0 of" in capsys.readouterr().out
 
@@ -258,3 +283,15 @@ def test_fresh_optimizers_have_no_state(folder, tmp_path):
         for keep in (True, False)
     )
     assert kept.state_dict()["state"] and not fresh.state_dict()["state"]
+
+
+def test_pages_that_have_changed_are_another_text(tmp_path, monkeypatch):
+    """An edited page of docs/ must neither stop the smallest scale nor pass for the old text."""
+    monkeypatch.setattr(campaign, "run_jobs", lambda *arguments: 0)
+    found = texts.own_pages()
+    for pages in (found, [*found[:-1], found[-1] + "\n## One more\n\nIt has been added since."]):
+        monkeypatch.setattr(texts, "own_pages", lambda pages=pages: pages)
+        monkeypatch.setattr(campaign, "own_pages", lambda pages=pages: pages)
+        command = ["smoke", "--folder", str(tmp_path), "--out", str(tmp_path / "out.jsonl")]
+        campaign.main([*command, "--arms", "vanilla_wsd"])
+    assert len(list(tmp_path.glob("texts-*"))) == len(list(tmp_path.glob("mixture-*.pt"))) == 2

@@ -154,3 +154,24 @@ def test_the_seeds_that_are_needed():
 )
 def test_the_quantile_of_the_power(freedom, quantile):
     assert _t(freedom, 0.8) == pytest.approx(quantile, rel=0.01)
+
+
+def test_fresh_moments_are_held_against_stages_with_fresh_moments_and_no_operators():
+    """The reset alone changes a run: beside plain training it would pass for what operators do."""
+    fresh = {"variation": {"fresh_moments": True}}
+    records = [
+        make_record("vanilla_stagewise", 1, [3, 2, 1]),
+        make_record(
+            "vanilla_fresh_moments",
+            1,
+            [3, 2, 1.2],
+            settings={"apex": {"expansion": False}, **fresh},
+        ),
+        make_record("apex_fresh_moments", 1, [3, 2, 1.3], settings={"apex": {}, **fresh}),
+        make_record("selection_only", 1, [3, 2, 1], settings={"apex": {"expansion": False}}),
+    ]
+    found = arms(records)
+    baselines = {name: find_baseline(own, list(found.values())) for name, own in found.items()}
+    assert baselines["apex_fresh_moments"] is found["vanilla_fresh_moments"]
+    for name in ("vanilla_fresh_moments", "selection_only"):
+        assert baselines[name] is found["vanilla_stagewise"]

@@ -26,7 +26,8 @@ def run(folder, tmp_path):
 
     def run() -> tuple[int, list[str]]:
         out = tmp_path / "results.jsonl"
-        command = ["smoke", "--folder", str(folder), "--out", str(out), "--arms", *ARMS]
+        where = ["--folder", str(folder), "--texts", str(folder / "texts"), "--out", str(out)]
+        command = ["smoke", *where, "--arms", *ARMS]
         status = campaign.main(command)
         return status, [record["arm"] for record in records.read(out)]
 

@@ -131,3 +131,16 @@ def test_stages_say_what_their_units_and_operators_are(plain):
             f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")
         }
         assert facts["relative_norm"] > 0 and facts["effective_rank"] > 1
+
+
+def test_a_plain_stage_comes_first_where_it_is_asked_for(vanilla):
+    """Paper C.3, conventional first: no bit of the first stage, and some of the second."""
+    arm = Arm("scratch_apex", apex={}, variation={"plain_stages": 1})
+    assert equal(run(arm, stages=1, batches=3), run(Arm("vanilla"), stages=1, batches=3))
+    assert not equal(run(arm, batches=3), vanilla)
+    assert equal(run(Arm("a", apex={}, variation={"plain_stages": 2}), batches=3), vanilla)
+
+
+def test_a_variation_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="variation: split varies split of APEX and has none"):
+        Arm("split", variation={"split": True})
