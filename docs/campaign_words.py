@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from reproduce.comparisons import DELTA, Noise, Record, Runs, difference, loss, noise
+from reproduce.comparisons import Record, Runs, difference, loss
+from reproduce.noise import DELTA, Noise, noise
 from reproduce.summary import Study
 from reproduce.tables import show
 

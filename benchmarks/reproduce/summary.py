@@ -18,7 +18,6 @@ from apex_composer.report.read_metrics import flatten
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from reproduce.comparisons import (  # noqa: E402
-    DELTA,
     Origin,
     Record,
     Runs,
@@ -27,9 +26,9 @@ from reproduce.comparisons import (  # noqa: E402
     find_baseline,
     loss,
     machine,
-    noise,
     seeds_across_machines,
 )
+from reproduce.noise import DELTA, noise  # noqa: E402
 from reproduce.records import read  # noqa: E402
 from reproduce.tables import (  # noqa: E402
     NOTHING,
