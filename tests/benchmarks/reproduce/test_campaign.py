@@ -11,8 +11,6 @@ from reproduce.arms import Arm
 from reproduce.scales import SCALES
 from reproduce.texts import load, prepare_small
 
-pytestmark = pytest.mark.numeric
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

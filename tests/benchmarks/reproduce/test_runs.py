@@ -11,7 +11,6 @@ from reproduce.arms import Arm
 from reproduce.scales import SCALES
 from reproduce.texts import load, prepare_small
 
-pytestmark = pytest.mark.numeric
 ARMS = ("vanilla_wsd", "vanilla_rate_0.4", "vanilla_rate_0.2")
 
 
