@@ -78,8 +78,9 @@ python benchmarks/reproduce/campaign.py gpu --texts shards --arms vanilla_stagew
 make docs                     # this page anew
 ```
 
-Every result is a line of `benchmarks/results/reproduce-<scale>.jsonl` (`--out`: another file),
-written as its run ends. What is there is not done again: a campaign that was killed, or whose
+Every result is a line of `benchmarks/results/reproduce-<scale>.jsonl` (`--out`: another file;
+of smoke, which is no evidence, `runs/reproduce/smoke/results.jsonl`), written as its run ends.
+What is there is not done again: a campaign that was killed, or whose
 `--budget` was used up (seconds after which no run begins), goes on with the same command, its base
 too, so that it may take several sittings. `--data` (`DATA`) is a folder of RedPajama-format text;
 without it the text is what is installed with Python, which differs between machines. Another text

@@ -178,6 +178,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_missing(jobs, scale, folder, deadline, options)
 
 
+def results_file(scale: Scale, folder: Path) -> Path:
+    """Beside the others, to be committed; of the smallest scale, no evidence, in its folder."""
+    if scale.text is None:
+        return folder / "results.jsonl"
+    return ROOT / "benchmarks" / "results" / f"reproduce-{scale.name}.jsonl"
+
+
 def run_missing(
     jobs: Sequence[Job],
     scale: Scale,
@@ -189,7 +196,7 @@ def run_missing(
     # Pages change with the checkout, and texts that results name are not replaced.
     name = "texts" if scale.text else f"texts-{pages_hash(own_pages())[:12]}"
     texts_folder = options.texts or folder / name
-    out = options.out or ROOT / "benchmarks" / "results" / f"reproduce-{scale.name}.jsonl"
+    out = options.out or results_file(scale, folder)
     if options.texts is None or options.data is not None or not texts_folder.exists():
         prepare_texts(scale, options.data, texts_folder)
     texts, results = load(texts_folder), read(out)

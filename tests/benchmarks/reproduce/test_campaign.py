@@ -293,3 +293,9 @@ def test_pages_that_have_changed_are_another_text(tmp_path, monkeypatch):
         command = ["smoke", "--folder", str(tmp_path), "--out", str(tmp_path / "out.jsonl")]
         campaign.main([*command, "--arms", "vanilla_wsd"])
     assert len(list(tmp_path.glob("texts-*"))) == len(list(tmp_path.glob("mixture-*.pt"))) == 2
+
+
+def test_results_of_the_smallest_scale_are_not_put_beside_the_evidence(tmp_path):
+    assert campaign.results_file(SCALES["smoke"], tmp_path) == tmp_path / "results.jsonl"
+    found = campaign.results_file(SCALES["cpu"], tmp_path)
+    assert found == campaign.ROOT / "benchmarks" / "results" / "reproduce-cpu.jsonl"
