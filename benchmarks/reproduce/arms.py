@@ -13,6 +13,9 @@ from reproduce.scales import Scale
 SCHEDULES = ("constant", "stagewise", "wsd")
 # Share of a run in which warmup-stable-decay falls to zero.
 DECAY_SHARE = 0.2
+# Every stage's share of the rate (paper A.3: 1e-4, 4e-5, 1e-5, 5e-6, 1e-6), for an arm of more
+# stages than its scale has.
+PAPER_RATES = (1.0, 0.4, 0.1, 0.05, 0.01)
 # The average of a run's checkpoints takes so many, evenly from its second half.
 AVERAGED = 5
 
@@ -34,7 +37,7 @@ class Arm:
         variation: settings of `variations.py`; empty for APEX as it is.
         stage_batches: factor of the scale's batches per stage, and so of the whole run's.
         stages: number of stages that the whole run's batches are divided into, with the first of
-            the scale's rates; default all of the scale.
+            the scale's rates, and the paper's after them; default as many as the scale has.
         share: of the seeds' number: `seeds`, `other_seeds`, `study_seeds` or `confirm_seeds` of
             the scale.
         first_seed: the first of its seeds.
@@ -69,13 +72,13 @@ class Arm:
         """Batches after which its stages end.
 
         Raises:
-            ValueError: where it has more stages than the scale has rates.
+            ValueError: where it has more stages than the paper has rates.
         """
         stages = self.stages or len(scale.rates)
-        if stages > len(scale.rates):
+        if stages > len(PAPER_RATES):
             raise ValueError(
-                f"stages: {self.name} has {stages}, allowed: at most {len(scale.rates)}, the rates "
-                f"of the scale {scale.name}"
+                f"stages: {self.name} has {stages}, allowed: at most {len(PAPER_RATES)}, for which "
+                "the paper has rates"
             )
         length = max(1, round(self.stage_batches * scale.batches / stages))
         return [length * (stage + 1) for stage in range(stages)]
@@ -86,7 +89,7 @@ class Arm:
         peak = self.rate * scale.rate
         if self.schedule == "stagewise":
             stage = next(i for i, end in enumerate(ends) if place < end)
-            return peak * scale.rates[stage]
+            return peak * (*scale.rates, *PAPER_RATES[len(scale.rates) :])[stage]
         decayed = DECAY_SHARE * ends[-1]
         if self.schedule == "wsd" and place >= ends[-1] - decayed:
             return peak * (ends[-1] - place) / decayed

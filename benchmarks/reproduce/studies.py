@@ -79,7 +79,7 @@ def stage_length() -> list[Arm]:
 def stage_count() -> list[Arm]:
     """How many stages should the same batches be divided into?"""
     arms = []
-    for word, stages in (("one_stage", 1), ("two_stages", 2)):
+    for word, stages in (("one_stage", 1), ("two_stages", 2), ("four_stages", 4)):
         own = {"stages": stages, "study": "stage_count"}
         arms.append(Arm(f"vanilla_{word}", share="study_seeds", **own))
         arms.append(varied(f"apex_{word}", **own))

@@ -15,9 +15,19 @@ def test_stages_end_one_after_the_other():
     assert Arm("a", stages=2).stage_ends(CPU) == [1500, 3000]
 
 
-def test_more_stages_than_rates_are_refused():
-    with pytest.raises(ValueError, match="stages: a has 4, allowed: at most 3, .* scale cpu"):
-        Arm("a", stages=4).stage_ends(CPU)
+def test_more_stages_than_the_paper_has_rates_for_are_refused():
+    with pytest.raises(
+        ValueError, match="stages: a has 6, allowed: at most 5, for which the paper"
+    ):
+        Arm("a", stages=6).stage_ends(CPU)
+
+
+def test_a_fourth_stage_has_the_papers_rate():
+    """A.3: 5e-6 beside 1e-4."""
+    arm = Arm("a", stages=4)
+    assert arm.stage_ends(CPU) == [750, 1500, 2250, 3000]
+    rates = [arm.learning_rate(CPU, place) / CPU.rate for place in (0, 750, 2249, 2250, 2999)]
+    assert rates == pytest.approx([1.0, 0.4, 0.1, 0.05, 0.05])
 
 
 @pytest.mark.parametrize(

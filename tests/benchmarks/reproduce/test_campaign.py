@@ -123,9 +123,8 @@ def test_what_a_run_could_not_read_is_refused_before_a_base_is_trained(folder):
         campaign.check_texts(main, long, texts)
     with pytest.raises(ValueError, match="do not fill a batch"):
         campaign.check_texts(main, replace(scale, batch=100_000), texts)
-    with pytest.raises(ValueError, match="stages: .* has 2, allowed: at most 1"):
-        one = replace(scale, rates=(1.0,))
-        campaign.check_texts(campaign.jobs_of(one, ["stage_count"]), one, texts)
+    with pytest.raises(ValueError, match="stages: long has 6, allowed: at most 5"):
+        campaign.check_texts([campaign.Job(Arm("long", stages=6), 1)], scale, texts)
 
 
 def test_data_that_would_not_be_read_is_refused(folder, tmp_path):
