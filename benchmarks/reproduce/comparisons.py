@@ -133,9 +133,8 @@ def has_fresh_moments(runs: Runs) -> bool:
 def is_main_baseline(runs: Runs) -> bool:
     """Whether it is plain training with the scale's own stages, rates and optimizer."""
     schedule = tuple(runs.settings[name] for name in SCHEDULE)
-    if has_fresh_moments(runs):
-        return False
-    return is_conventional(runs) and schedule == ("stagewise", 1.0, True, 1.0, None)
+    plain = is_conventional(runs) and not has_fresh_moments(runs)
+    return plain and schedule == ("stagewise", 1.0, True, 1.0, None)
 
 
 def find_baseline(runs: Runs, others: Sequence[Runs]) -> Runs | None:
@@ -165,11 +164,7 @@ def find_baseline(runs: Runs, others: Sequence[Runs]) -> Runs | None:
         ]
         if equal:
             return equal[0]
-    if (
-        is_main_baseline(runs)
-        and runs.settings["stage_batches"] == 1
-        and not runs.settings["stages"]
-    ):
+    if is_main_baseline(runs):
         return None
     plain = [other for other in fitting if is_main_baseline(other)]
     return max(plain, key=lambda other: other.ends == runs.ends, default=None)

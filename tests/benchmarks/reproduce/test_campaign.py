@@ -21,18 +21,8 @@ def folder(tmp_path_factory):
 
 
 def run(folder, *options: str, out="results.jsonl") -> int:
-    return campaign.main(
-        [
-            "smoke",
-            "--folder",
-            str(folder),
-            "--texts",
-            str(folder / "texts"),
-            "--out",
-            str(folder / out),
-            *options,
-        ]
-    )
+    where = ["--folder", str(folder), "--texts", str(folder / "texts"), "--out", str(folder / out)]
+    return campaign.main(["smoke", *where, *options])
 
 
 @pytest.fixture
@@ -82,9 +72,7 @@ def test_a_campaign_goes_on_where_it_was_killed(folder, results, tmp_path):
     path = tmp_path / "results.jsonl"
     text = (folder / "results.jsonl").read_text()
     path.write_text(text[:-40])
-    campaign.main(
-        ["smoke", "--folder", str(folder), "--texts", str(folder / "texts"), "--out", str(path)]
-    )
+    run(folder, out=path)
     again = records.read(path)
     assert len(again) == len(results)
     for old, new in zip(results, again, strict=True):
@@ -151,19 +139,7 @@ def test_how_long_it_will_take_is_said_beforehand(results):
 
 def test_a_run_that_no_time_is_left_for_is_not_begun(folder, tmp_path, capsys):
     path = tmp_path / "results.jsonl"
-    assert campaign.main(
-        [
-            "smoke",
-            "--folder",
-            str(folder),
-            "--texts",
-            str(folder / "texts"),
-            "--out",
-            str(path),
-            "--budget",
-            "0",
-        ]
-    )
+    assert run(folder, "--budget", "0", out=path)
     assert records.read(path) == []
     assert "0 of" in capsys.readouterr().out
 
