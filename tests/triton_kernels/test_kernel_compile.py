@@ -46,9 +46,11 @@ def test_every_kernel_is_compiled_for_every_generation(kernels):
 
 
 def test_hardly_any_registers_spill(kernels):
-    # A block's gradient nearly fills the registers: of columns a few numbers may be left over, of
-    # the largest blocks most with triton 3.8, 152 bytes. float32 SwiGLU leaves two.
-    allowed = {"down": 48, "float32": 8, "blocks of 64 and 128": 160}
+    # A block's gradient nearly fills the registers: of columns a few numbers may be left over, most
+    # with triton 3.8: 64 bytes, of the largest blocks 152, and 16 of LLaMA-2-7B's rows on 8.0.
+    # float32 SwiGLU leaves two numbers. ieee is for comparisons.
+    allowed = {"down": 64, "7B gate and up": 16, "float32": 8, "blocks of 64 and 128": 160}
+    allowed["ieee"] = 120
     assert [
         label(k)
         for k in kernels
@@ -70,8 +72,9 @@ def test_the_need_of_shared_memory_is_predicted(kernels):
             needs[key] = max(needs.get(key, 0), kernel["shared"])
     assert len(needs) == 2 * 7 + 2 * 2
     for (capability, _, predicted), need in needs.items():
-        # triton's versions pad rows differently, and 3.8 takes another buffer on 9.0.
-        assert 0.95 * predicted <= need <= (1.2 if capability == 90 else 1) * predicted
+        # triton's versions pad rows differently, and 3.8 takes another buffer on 9.0, which has
+        # four times as much as any of these needs there.
+        assert 0.95 * predicted <= need <= (1.3 if capability == 90 else 1) * predicted
 
 
 def test_contiguous_memory_is_accessed_in_vectors(kernels):
