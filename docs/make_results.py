@@ -85,9 +85,9 @@ What is there is not done again: a campaign that was killed, or whose
 too, so that it may take several sittings. `--data` (`DATA`) is a folder of RedPajama-format text;
 without it the text is what is installed with Python, which differs between machines. Another text
 makes another base, wants a `--folder` of its own (of bases and text, `runs/reproduce/<scale>`), and
-never stands in one table with these. `--arms` takes some of a question's arms, `--commit` is what
-results name where the checkout is no git repository. `--study` takes one question or several,
-`main` without it (`shift` needs the domains of the installed text):
+never stands in one table with these. `--arms` takes some of a question's arms, `--seeds` the first
+seeds of each, `--commit` is what results name where the checkout is no git repository. `--study`
+takes one question or several, `main` without it (`shift` needs the domains of the installed text):
 """
 OTHERS = """## One thing at a time, and other bases
 

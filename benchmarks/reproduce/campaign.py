@@ -56,13 +56,19 @@ def expected_key(job: Job, scale: Scale, texts: Texts, base: Base) -> tuple[Any,
     )  # fmt: skip
 
 
-def jobs_of(scale: Scale, chosen: Sequence[str], names: Sequence[str] | None = None) -> list[Job]:
+def jobs_of(
+    scale: Scale,
+    chosen: Sequence[str],
+    names: Sequence[str] | None = None,
+    seeds: int | None = None,
+) -> list[Job]:
     """All runs of some studies: every arm's first seed, then every arm's second, and so on.
 
     Args:
         scale: its numbers of seeds.
         chosen: names of studies.
         names: of arms; default all.
+        seeds: of an arm at most; default the scale's numbers.
 
     Raises:
         SystemExit: where a study has no such arm.
@@ -74,7 +80,7 @@ def jobs_of(scale: Scale, chosen: Sequence[str], names: Sequence[str] | None = N
         Job(arm, seed)
         for study in chosen
         for arm in arms_of(study)
-        for seed in arm.seeds(scale)
+        for seed in arm.seeds(scale)[:seeds]
         if names is None or arm.name in names
     ]
     return sorted(
@@ -120,6 +126,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("scale", choices=list(SCALES), help="size of the protocol")
     parser.add_argument("--study", nargs="+", choices=studies(), default=["main"])
     parser.add_argument("--arms", nargs="+", help="only these; default all of the studies")
+    parser.add_argument("--seeds", type=int, help="of every arm at most; default the scale's")
     parser.add_argument("--data", type=Path, help="RedPajama-format text; default installed text")
     parser.add_argument("--texts", type=Path, help="folder of prepared text, made if missing")
     parser.add_argument("--folder", type=Path, help="of bases; default runs/reproduce/<scale>")
@@ -135,6 +142,7 @@ def command(options: argparse.Namespace) -> str:
     """What makes the same results elsewhere: without this machine's folders."""
     parts = ["python benchmarks/reproduce/campaign.py", options.scale, "--study", *options.study]
     parts += ["--arms", *options.arms] if options.arms else []
+    parts += ["--seeds", str(options.seeds)] if options.seeds is not None else []
     return " ".join([*parts, *(["--data", options.data.name] if options.data else [])])
 
 
@@ -173,7 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if scale.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True  # as Composer sets it for the whole process
     folder = options.folder or ROOT / "runs" / "reproduce" / scale.name
-    jobs = jobs_of(scale, options.study, options.arms)
+    if options.seeds is not None and options.seeds < 1:
+        raise SystemExit(f"--seeds: got {options.seeds}, allowed: 1 or more")
+    jobs = jobs_of(scale, options.study, options.arms, options.seeds)
     with alone_in(folder):
         return run_missing(jobs, scale, folder, deadline, options)
 

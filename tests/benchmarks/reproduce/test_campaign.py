@@ -144,6 +144,18 @@ def test_a_run_that_no_time_is_left_for_is_not_begun(folder, tmp_path, capsys):
     assert "0 of" in capsys.readouterr().out
 
 
+def test_fewer_seeds_take_the_first_of_every_arm(folder):
+    scale = SCALES["cpu"]
+    whole = campaign.jobs_of(scale, ["threshold", "confirm", "main"])
+    some = campaign.jobs_of(scale, ["threshold", "confirm", "main"], seeds=1)
+    assert some == [job for job in whole if job.seed == job.arm.first_seed]
+    assert 0 < len(some) < len(whole)
+    options = campaign.parse(["cpu", "--seeds", "2"])
+    assert campaign.command(options).endswith("campaign.py cpu --study main --seeds 2")
+    with pytest.raises(SystemExit, match="--seeds: got 0, allowed: 1 or more"):
+        run(folder, "--seeds", "0")
+
+
 def test_a_broken_line_is_named(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text('{"arm": 1}\n{"arm"\n{}\n')
