@@ -13,22 +13,19 @@ FIRST_HASH, NEWEST_HASH = "blake2b_64", "xxh3_128"
 # same where all are. Of 1e9 texts two have the same 64 bits with a chance of 3 %, and the same 128
 # with one of 1e-21.
 HASH_WORDS = {FIRST_HASH: 1, NEWEST_HASH: 2}
-ABOVE_ALL = b"\xff" * 17
+ABOVE_ALL = b"\xff" * (8 * max(HASH_WORDS.values()) + 1)
 
 
 def hash_text(text: str) -> int:
-    """Map a text to 64 bits that depend on nothing but the text: FIRST_HASH as a number."""
+    """FIRST_HASH as a number: what the demo and instruction data are divided by, for good."""
     return int.from_bytes(_blake2b_64(text), "big")
 
 
 def read_hash(name: str) -> Callable[[str], bytes]:
-    """The function that hashes a text.
+    """The function from a text to its hash, 8 * HASH_WORDS[name] bytes that sort as documents do.
 
     Args:
         name: one of HASH_WORDS.
-
-    Returns:
-        From a text to 8 * HASH_WORDS[name] bytes, which are ordered as the documents are.
     """
     if name == FIRST_HASH:
         return _blake2b_64
