@@ -26,7 +26,7 @@ from apex_composer.extras import require
 # Reading and parsing a file whose documents are mostly left out: bytes of text per second and core.
 READING_RATE = 100e6
 # Record of one document in phase 1, and of one shard.
-DOCUMENT_BYTES = 22
+DOCUMENT_BYTES = 30
 # What zstd leaves of tokens of natural text.
 COMPRESSED_PART = 0.8
 WARNING = "samples are the beginnings of a few files: expect errors of 10 to 30 %"

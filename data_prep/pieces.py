@@ -17,7 +17,8 @@ def _work(task: dict[str, Any], report_progress: Progress) -> PieceReport:
 
 def _piece_task(out: Path, plan: Plan, number: int) -> PieceTask:
     source, start, stop = plan.pieces[number]
-    return PieceTask(out, number, plan.sources[source], start, stop, plan.kept, plan.tokenizer)
+    span = plan.sources[source], start, stop
+    return PieceTask(out, number, *span, plan.kept, plan.tokenizer, plan.document_hash)
 
 
 def missing_pieces(out: Path, plan: Plan) -> list[int]:

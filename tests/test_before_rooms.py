@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from apex_composer.callbacks.heartbeat import Heartbeat
 from apex_composer.callbacks.preemption import Preemption
 from apex_composer.callbacks.prepared_data import PreparedData
 from apex_composer.data_prep import Options, check_manifest, merge, prepare, read_manifest, verify
+from apex_composer.data_prep.choose import job_plan
+from apex_composer.data_prep.tokens.document_hash import FIRST_HASH
 
 BEFORE = Path(__file__).with_name("before_rooms")
 CHECKPOINT = BEFORE / "ep0-ba5-rank0.pt"
@@ -79,9 +82,22 @@ def corpus(tmp_path, monkeypatch) -> Path:
         write_jsonl(tmp_path / "corpus" / domain / f"{domain}.jsonl", texts)
     shutil.copytree(BEFORE / "prepared", tmp_path / "prepared")
     shutil.copytree(BEFORE / "prepared" / "tokenizer", tmp_path / "tokenizer")
-    shutil.copytree(BEFORE / "interrupted" / "work", tmp_path / "interrupted" / ".work")
-    shutil.copytree(BEFORE / "prepared" / "tokenizer", tmp_path / "interrupted" / "tokenizer")
     return tmp_path / "corpus"
+
+
+def go_on(work: Path, corpus: Path, options: Options) -> Path:
+    """Finish what was begun as the first of two parts, in a new folder."""
+    out = Path("begun")
+    shutil.copytree(work, out / ".work")
+    shutil.copytree("tokenizer", out / "tokenizer")
+    path = out / ".work" / "plan.json"
+    plan = json.loads(path.read_text().replace("CORPUS", str(corpus)))
+    for source in plan["sources"]:
+        os.utime(source["path"], ns=(source["modified_ns"], source["modified_ns"]))
+    path.write_text(json.dumps(plan))
+    prepare(corpus, out, options=options, tokenizer=TOKENIZER, workers=1, shard=(2, 2))
+    merge(out, workers=1)
+    return out
 
 
 def test_prepared_data_is_read(corpus):
@@ -92,7 +108,8 @@ def test_prepared_data_is_read(corpus):
     assert len(sequences) == manifest["splits"]["cpt"]["book"]["sequences"] == 20
 
 
-def test_data_prepared_today_are_the_same(corpus):
+def test_data_prepared_today_under_the_first_hash_are_the_same(corpus, monkeypatch):
+    monkeypatch.setattr(job_plan, "NEWEST_HASH", FIRST_HASH)
     prepare(corpus, Path("today"), options=OPTIONS, tokenizer=TOKENIZER, workers=1)
     shards = {name: digest for name, digest in file_hashes(Path("today")).items() if "/" in name}
     before = file_hashes(Path("prepared"))
@@ -100,13 +117,27 @@ def test_data_prepared_today_are_the_same(corpus):
 
 
 def test_an_interrupted_preparation_is_finished(corpus):
-    path = Path("interrupted/.work/plan.json")
-    plan = json.loads(path.read_text().replace("CORPUS", str(corpus)))
-    for source in plan["sources"]:
-        os.utime(source["path"], ns=(source["modified_ns"], source["modified_ns"]))
-    path.write_text(json.dumps(plan))
-    arguments = {"options": OPTIONS, "tokenizer": TOKENIZER, "workers": 1}
-    prepare(corpus, Path("interrupted"), shard=(2, 2), **arguments)
-    merge(Path("interrupted"), workers=1)
-    before, after = file_hashes(Path("prepared")), file_hashes(Path("interrupted"))
+    out = go_on(BEFORE / "interrupted" / "work", corpus, OPTIONS)
+    before, after = file_hashes(Path("prepared")), file_hashes(out)
     assert {name for name in before if before[name] != after.get(name)} <= {"manifest.json"}
+
+
+def test_a_job_of_the_first_hash_ends_under_it(corpus, tmp_path):
+    """No validation text moves into training: every byte is as the code before made it."""
+    corpus = tmp_path / "other"
+    for domain, first in (("book", 0), ("github", 10)):
+        texts = [sentences(first + seed) for seed in range(20)]
+        write_jsonl(corpus / domain / f"{domain}.jsonl", [*texts, *texts[:5]])
+    options = replace(OPTIONS, cpt_tokens=24 * 32, streams_folder="/prepared")
+    out = go_on(BEFORE / "first_hash" / "work", corpus, options)
+    assert verify(out, workers=1) == []
+    expected, found = (
+        json.loads(path.read_text().replace("CORPUS", str(corpus)))
+        for path in (BEFORE / "first_hash" / "manifest.json", out / "manifest.json")
+    )
+    assert expected.pop("sha256") and found.pop("sha256")  # also of the path of the corpus
+    assert found == expected
+    assert found["read"]["book"]["documents_not_tokenised"] == 9
+    assert found["read"]["github"]["documents_duplicates"] == 3
+    again = {"options": options, "tokenizer": TOKENIZER, "workers": 1}
+    assert prepare(corpus, out, **again) == read_manifest(out)

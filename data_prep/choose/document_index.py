@@ -1,5 +1,6 @@
 """What phase 1 knows of every document, and which split and stream each goes to."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import numpy as np
 from apex_composer.data_prep.atomic_files import read_json
 from apex_composer.data_prep.choose.budgets import wanted_tokens
 from apex_composer.data_prep.choose.job_plan import Plan
-from apex_composer.data_prep.choose.splits import BEYOND, DUPLICATE, choose_splits
+from apex_composer.data_prep.choose.splits import AT_ONCE, BEYOND, DUPLICATE, choose_splits
 from apex_composer.data_prep.errors import ShortfallError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.paths import DOCUMENTS, REPORT, piece_folder
-from apex_composer.data_prep.tokens.piece import DOCUMENT_TYPE, PieceReport
+from apex_composer.data_prep.tokens.document_hash import HASH_WORDS
+from apex_composer.data_prep.tokens.piece import PieceReport, document_type
 
 
 @dataclass
@@ -22,7 +24,6 @@ class Corpus:
 
     Args:
         domains: names, sorted.
-        hashes: uint64 [n].
         lengths: tokens: uint32 [n].
         owners: indices into `domains`: uint16 [n].
         first: number of each piece's first document, and n: int64 [pieces + 1].
@@ -30,7 +31,6 @@ class Corpus:
     """
 
     domains: list[str]
-    hashes: np.ndarray
     lengths: np.ndarray
     owners: np.ndarray
     first: np.ndarray
@@ -44,7 +44,7 @@ class Stream:
     Args:
         split: name of the split.
         domain: name of the domain.
-        documents: their numbers in the corpus: int64 [m].
+        documents: their numbers in the corpus, rising: uint32 [m], int64 above 2^32.
         tokens: number of them in these documents.
         sequences: number of those that are written.
         beyond: tokens in full sequences that the budget has no room for.
@@ -64,28 +64,41 @@ def read_corpus(out: Path, plan: Plan) -> Corpus:
     Args:
         plan: all of whose pieces exist.
     """
-    folders = [piece_folder(out, number) for number in range(len(plan.pieces))]
-    reports = [read_report(folder) for folder in folders]
+    reports = [read_report(piece_folder(out, number)) for number in range(len(plan.pieces))]
     domains = sorted({domain for report in reports for domain in report.domain_names})
     numbers = {domain: number for number, domain in enumerate(domains)}
-    hashes, lengths, owners, first = [], [], [], [0]
-    for folder, report in zip(folders, reports, strict=True):
-        documents = np.fromfile(folder / DOCUMENTS, dtype=DOCUMENT_TYPE)
-        if len(documents) != sum(n["documents_tokenised"] for n in report.domains.values()):
-            raise _damaged(folder, f"{DOCUMENTS} has {len(documents)} documents")
+    first = np.cumsum([0, *(report.tokenised for report in reports)])
+    lengths, owners = np.empty(first[-1], np.uint32), np.empty(first[-1], np.uint16)
+    for part, report, documents in _read_pieces(out, plan, reports):
         names = np.array([numbers[n] for n in report.domain_names], dtype=np.uint16)
-        hashes.append(documents["hash"].copy())  # not views, which would keep the rest alive
-        lengths.append(documents["length"].copy())
-        owners.append(names[documents["domain"]])
-        first.append(first[-1] + len(documents))
-    return Corpus(
-        domains,
-        np.concatenate(hashes),
-        np.concatenate(lengths),
-        np.concatenate(owners),
-        np.array(first),
-        reports,
-    )
+        lengths[part], owners[part] = documents["length"], names[documents["domain"]]
+    return Corpus(domains, lengths, owners, first, reports)
+
+
+def read_hashes(out: Path, plan: Plan, corpus: Corpus) -> np.ndarray:
+    """Read the hashes of a corpus, its largest part by far, which `select` alone needs.
+
+    Returns:
+        The most significant word of each first: uint64 [n, words].
+    """
+    hashes = np.empty((corpus.first[-1], HASH_WORDS[plan.document_hash]), np.uint64)
+    for part, _, documents in _read_pieces(out, plan, corpus.reports):
+        hashes[part] = documents["hash"]
+    return hashes
+
+
+def _read_pieces(
+    out: Path, plan: Plan, reports: list[PieceReport]
+) -> Iterator[tuple[slice, PieceReport, np.ndarray]]:
+    """Each piece's place among the documents, its report, and its rows of `document_type`."""
+    start, row = 0, document_type(plan.document_hash)
+    for number, report in enumerate(reports):
+        folder = piece_folder(out, number)
+        documents = np.fromfile(folder / DOCUMENTS, dtype=row)
+        if len(documents) != report.tokenised:
+            raise _damaged(folder, f"{DOCUMENTS} has {len(documents)} documents")
+        yield slice(start, start + len(documents)), report, documents
+        start += len(documents)
 
 
 def read_report(folder: Path) -> PieceReport:
@@ -107,7 +120,9 @@ def _damaged(folder: Path, what: str) -> ValueError:
     )
 
 
-def select(corpus: Corpus, plan: Plan, options: Options) -> tuple[np.ndarray, dict[str, Any]]:
+def select(
+    out: Path, corpus: Corpus, plan: Plan, options: Options
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Choose every document's split.
 
     Returns:
@@ -117,7 +132,7 @@ def select(corpus: Corpus, plan: Plan, options: Options) -> tuple[np.ndarray, di
         ValueError: a domain cannot fill its budget.
     """
     wanted = wanted_tokens(options, corpus.domains)
-    arrays = (corpus.hashes, corpus.lengths, corpus.owners)
+    arrays = (read_hashes(out, plan, corpus), corpus.lengths, corpus.owners)
     try:
         return choose_splits(*arrays, corpus.domains, wanted), wanted
     except ShortfallError as error:
@@ -151,7 +166,7 @@ def make_streams(
     streams = []
     for code, (split, tokens_wanted) in enumerate(wanted.items()):
         for number, domain in enumerate(corpus.domains):
-            documents = np.flatnonzero((codes == code) & (corpus.owners == number))
+            documents = _find(codes, code, corpus.owners, number)
             tokens = int(corpus.lengths[documents].sum(dtype=np.int64))
             full = sequences = tokens // sequence_length
             if tokens_wanted is not None:
@@ -159,6 +174,17 @@ def make_streams(
             beyond = (full - sequences) * sequence_length
             streams.append(Stream(split, domain, documents, tokens, sequences, beyond))
     return streams
+
+
+def _find(codes: np.ndarray, code: int, owners: np.ndarray, owner: int) -> np.ndarray:
+    """The documents of one split and domain; a part at a time, as np.flatnonzero takes 8 bytes."""
+    index = np.uint32 if len(codes) < 1 << 32 else np.int64
+    found = [np.empty(0, index)]
+    for start in range(0, len(codes), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        own = np.flatnonzero((codes[part] == code) & (owners[part] == owner))
+        found.append((own + start).astype(index))
+    return np.concatenate(found)
 
 
 def check_streams(streams: list[Stream], options: Options) -> None:

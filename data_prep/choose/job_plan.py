@@ -19,9 +19,12 @@ from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.options import Options, read_options
 from apex_composer.data_prep.paths import PLAN
 from apex_composer.data_prep.read.sources import Source
+from apex_composer.data_prep.tokens.document_hash import FIRST_HASH, HASH_WORDS, NEWEST_HASH
 from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts
 
-FORMAT = "apex-composer plan 2"
+FORMAT = "apex-composer plan 3"
+# It is read too: it names no hash, and is that of a job under the first one.
+FORMAT_OF_FIRST_HASH = "apex-composer plan 2"
 
 
 class PieceSpan(NamedTuple):
@@ -59,6 +62,7 @@ class Plan:
         sources: files of the input, sorted.
         pieces: parts of the input, in its order.
         kept: part of every domain's documents that is tokenised; 1 for a domain that it lacks.
+        document_hash: name of the hash of the documents.
         format: version of this content. Default: FORMAT.
     """
 
@@ -67,6 +71,7 @@ class Plan:
     sources: list[DatedSource]
     pieces: list[PieceSpan]
     kept: dict[str, float]
+    document_hash: str
     format: str = FORMAT
 
 
@@ -89,7 +94,8 @@ def make_plan(
         check_enough(wanted_tokens(options, list(estimates)), estimates, HOPELESS)
         kept = parts_for_budgets(estimates, options)
     pieces = make_pieces(sources, options.piece_bytes)
-    return Plan(options, tokenizer, [date_source(source) for source in sources], pieces, kept)
+    dated = [date_source(source) for source in sources]
+    return Plan(options, tokenizer, dated, pieces, kept, NEWEST_HASH)
 
 
 def make_pieces(sources: list[Source], piece_bytes: int) -> list[PieceSpan]:
@@ -122,10 +128,14 @@ def read_plan(out: Path) -> Plan | None:
     content = read_json(out / PLAN)
     if content is None:
         return None
-    if content.get("format") != FORMAT:
+    format, name = content.get("format"), content.get("document_hash")
+    if format == FORMAT_OF_FIRST_HASH:
+        format, name = FORMAT, FIRST_HASH
+    if format != FORMAT or name not in HASH_WORDS:
         raise SettingsError(
-            f"out={str(out)!r} was begun by another version ({content.get('format')!r}, this one "
-            f"writes {FORMAT!r}). Finish it with that one, or start over with --overwrite."
+            f"out={str(out)!r} was begun by another version ({format!r}, document_hash {name!r}; "
+            f"this one writes {FORMAT!r}, {NEWEST_HASH!r}). Finish it with that one, or start over "
+            "with --overwrite."
         )
     return Plan(
         read_options(content["options"]),
@@ -133,6 +143,7 @@ def read_plan(out: Path) -> Plan | None:
         [DatedSource(**source) for source in content["sources"]],
         [PieceSpan(*piece) for piece in content["pieces"]],
         content["kept"],
+        name,
     )
 
 

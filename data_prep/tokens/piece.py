@@ -22,18 +22,21 @@ from apex_composer.data_prep.paths import (
 )
 from apex_composer.data_prep.read.documents import read_documents
 from apex_composer.data_prep.read.sources import Source
-from apex_composer.data_prep.tokens.document_hash import hash_limit, hash_text
+from apex_composer.data_prep.tokens.document_hash import HASH_WORDS, hash_limit, read_hash
 from apex_composer.data_prep.tokens.long_texts import batch_parts, starts_with_blank
 from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts, token_type
 from apex_composer.data_prep.tokens.word_encoder import read_encoder
 
 UNKNOWN = "unknown"  # domain of a record that shows none, such as broken JSON
-# Written as they come: an archive may hold millions of documents.
-DOCUMENT_TYPE = np.dtype([("hash", "<u8"), ("length", "<u4"), ("domain", "<u2")])
-
 PROGRESS = ("documents", "tokens", "characters")
 
 Progress = Callable[[dict[str, Any]], None]
+
+
+def document_type(document_hash: str) -> np.dtype:
+    """The row that a piece has of every document; `hash` begins with what orders the documents."""
+    words = HASH_WORDS[document_hash]
+    return np.dtype([("hash", "<u8", (words,)), ("length", "<u4"), ("domain", "<u2")])
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class PieceTask:
         stop: byte after the last, None for the file's end.
         kept: part of every domain's documents that is tokenised.
         tokenizer: the one that is used.
+        document_hash: name of the hash of the documents.
     """
 
     out: Path
@@ -57,6 +61,7 @@ class PieceTask:
     stop: int | None
     kept: dict[str, float]
     tokenizer: TokenizerFacts
+    document_hash: str
 
     @property
     def name(self) -> str:
@@ -78,7 +83,7 @@ class PieceReport:
         domain_names: names in the order of their numbers. Default: none.
         domains: per domain, how many documents were read and how many tokenised. Default: none.
         rejects: per domain, the number of bad records by reason. Default: none.
-        content: hash of all texts read. Default: "".
+        content: hash of the hashes of all texts read. Default: "".
     """
 
     source: str
@@ -95,6 +100,11 @@ class PieceReport:
     def rejected(self) -> int:
         """Bad records of all domains."""
         return sum(sum(reasons.values()) for reasons in self.rejects.values())
+
+    @property
+    def tokenised(self) -> int:
+        """Documents of all domains whose tokens are kept."""
+        return sum(counts["documents_tokenised"] for counts in self.domains.values())
 
 
 def tokenise_piece(task: PieceTask, report_progress: Progress) -> PieceReport:
@@ -127,11 +137,11 @@ class Piece:
         task: what is to be read, and how.
         report: of what has been read so far.
         tokens: file that takes the tokens of the documents, one after the other.
-        documents: file that takes one row of DOCUMENT_TYPE for each document.
+        documents: file that takes one row of `document_type` for each document.
         rejects: file that takes one line of JSON for each bad record.
         report_progress: called after every batch.
         length: tokens so far of the document that is being written.
-        content: hash of all texts so far.
+        content: hash of the hashes of all texts so far.
         told: what of the report `report_progress` has been told.
     """
 
@@ -161,8 +171,8 @@ class Piece:
         self.told = counts
         self.report_progress(news | {"source": self.report.source})
 
-    def _kept(self) -> Iterator[tuple[tuple[int, int], str]]:
-        """The documents whose hash is below their domain's limit."""
+    def _kept(self) -> Iterator[tuple[tuple[bytes, int], str]]:
+        """The documents whose hash is below their domain's limit: hash, domain and text."""
         task, report = self.task, self.report
         documents = read_documents(
             task.source,
@@ -172,23 +182,29 @@ class Piece:
             on_end=self._count_lines,
             cache=task.out / DOWNLOADS,
         )
-        for document in documents:
-            digest, domain = hash_text(document.text), document.domain
-            self.content.update(digest.to_bytes(8, "big"))
+        digest_of, add_content = read_hash(task.document_hash), self.content.update
+        domains: dict[str, tuple[int, bytes, dict[str, int]]] = {}
+        for _, domain, text, _ in documents:
+            if domain not in domains:
+                counts = report.domains[domain] = {"documents": 0, "documents_tokenised": 0}
+                domains[domain] = len(domains), hash_limit(task.kept, domain), counts
+            number, limit, counts = domains[domain]
+            digest = digest_of(text)
+            add_content(digest)
             report.documents += 1
-            report.characters += len(document.text)
-            counts = report.domains.setdefault(domain, {"documents": 0, "documents_tokenised": 0})
+            report.characters += len(text)
             counts["documents"] += 1
-            if digest < hash_limit(task.kept, domain):
+            if digest < limit:
                 counts["documents_tokenised"] += 1
-                yield (digest, list(report.domains).index(domain)), document.text
+                yield (digest, number), text
 
     def _write(self, encoded: list[np.ndarray], batch: list[tuple[Any, str, str]]) -> None:
         """Append tokens, with bos before a document's first part and eos after its last."""
         tokenizer = self.task.tokenizer
         dtype = token_type(tokenizer.vocabulary_size)
         bos = [] if tokenizer.bos is None else [tokenizer.bos]
-        for ids, (document, _, position) in zip(encoded, batch, strict=True):
+        digests, lengths, domains = [], [], []
+        for ids, ((digest, domain), _, position) in zip(encoded, batch, strict=True):
             before = bos if position in ("first", "only") else []
             after = [tokenizer.eos] if position in ("last", "only") else []
             tokens = np.concatenate([before, ids, after], dtype=dtype, casting="unsafe")
@@ -196,10 +212,14 @@ class Piece:
             self.report.tokens += len(tokens)
             self.length += len(tokens)
             if position in ("last", "only"):
-                digest, domain = document
-                row = np.array((digest, self.length, domain), dtype=DOCUMENT_TYPE)
-                self.documents.write(row.tobytes())
+                digests.append(digest)
+                lengths.append(self.length)
+                domains.append(domain)
                 self.length = 0
+        rows = np.empty(len(digests), dtype=document_type(self.task.document_hash))
+        rows["hash"] = np.frombuffer(b"".join(digests), dtype=">u8").reshape(rows["hash"].shape)
+        rows["length"], rows["domain"] = lengths, domains
+        self.documents.write(rows.tobytes())
 
     def _count_lines(self, lines: int) -> None:
         self.report.lines = lines

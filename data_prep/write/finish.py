@@ -48,7 +48,7 @@ def finish(out: Path, plan: Plan, options: Options, workers: int, keep_work: boo
     """Phase 2: choose the splits, write the shards, their index and the manifest."""
     corpus = read_corpus(out, plan)
     check_rejects(out, plan, corpus.reports, options.max_reject_rate)
-    codes, wanted = select(corpus, plan, options)
+    codes, wanted = select(out, corpus, plan, options)
     streams = make_streams(corpus, codes, wanted, options.sequence_length)
     check_streams(streams, options)
     dtype = token_type(plan.tokenizer.vocabulary_size)

@@ -17,6 +17,7 @@ from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.paths import MANIFEST, TOKENIZER_FOLDER
 from apex_composer.data_prep.read.remote import local_copy
+from apex_composer.data_prep.tokens.document_hash import FIRST_HASH
 from apex_composer.data_prep.tokens.tokenizer import token_type
 from apex_composer.data_prep.write.mds import Shard, ShardFormat, index_files
 
@@ -66,6 +67,8 @@ def make_manifest(
         "files": files,
         "sources": _describe_sources(plan, corpus),
     }
+    if plan.document_hash != FIRST_HASH:  # which had no name
+        content["document_hash"] = plan.document_hash
     return content | {"sha256": hash_content(content)}
 
 

@@ -13,6 +13,7 @@ from prepared import tokenizer_folder
 from apex_composer.data_prep.paths import TOKENIZER_FOLDER
 from apex_composer.data_prep.read.documents import LINE_LIMIT
 from apex_composer.data_prep.read.sources import Source
+from apex_composer.data_prep.tokens.document_hash import NEWEST_HASH
 from apex_composer.data_prep.tokens.piece import PieceTask
 from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts
 
@@ -39,6 +40,7 @@ def work_on(path: Path, part: float = 1.0) -> tuple[list, float]:
         stop=None,
         kept={"book": part},
         tokenizer=TokenizerFacts("t", "", vocabulary_size=320, bos=0, eos=1),
+        document_hash=NEWEST_HASH,
     )
     shutil.copytree(tokenizer_folder(), path.parent / TOKENIZER_FOLDER)
     command = [sys.executable, "-c", WORKER]

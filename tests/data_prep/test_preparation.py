@@ -14,6 +14,7 @@ from apex_composer.data_prep import (
     verify,
 )
 from apex_composer.data_prep.errors import SettingsError
+from apex_composer.data_prep.tokens.document_hash import NEWEST_HASH, read_hash
 
 
 def texts_of(folder, split, domain):
@@ -37,6 +38,16 @@ def test_documents_come_back_whole_and_in_one_split_only(prepared):
     assert len(set(found["validation"])) == len(found["validation"])
     assert not set(found["validation"]) & set(found["train"] + found["cpt"])
     assert not set(found["train"]) & set(found["cpt"])
+
+
+def test_the_smallest_hashes_are_held_out(prepared):
+    folder, manifest = prepared
+    for domain in manifest["domains"]:
+        held_out, rest = (
+            list(map(read_hash(NEWEST_HASH), texts_of(folder / "out", split, domain)))
+            for split in ("validation", "train")
+        )
+        assert held_out and max(held_out) < min(rest)
 
 
 def test_an_array_job_gives_the_same_bytes(prepared, tmp_path):

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 from corpus import write_corpus
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from prepared import run, small_options, tokenizer_folder
 
 from apex_composer.data_prep import prepare
+from apex_composer.data_prep.atomic_files import write_json
 from apex_composer.data_prep.choose.job_plan import (
     Plan,
     date_source,
@@ -18,7 +20,9 @@ from apex_composer.data_prep.choose.job_plan import (
 )
 from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.options import Options
+from apex_composer.data_prep.paths import PLAN
 from apex_composer.data_prep.read.sources import Source
+from apex_composer.data_prep.tokens.document_hash import FIRST_HASH, NEWEST_HASH
 from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts
 
 
@@ -47,10 +51,26 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         [date_source(file) for file in sources],
         make_pieces(sources, 1),
         {"book": 0.25},
+        NEWEST_HASH,
     )
     write_plan(tmp_path, plan)
     assert read_plan(tmp_path) == plan
     assert plan.sources[0].modified_ns and plan.sources[1].modified_ns is None
+
+
+def test_a_plan_without_a_hash_is_one_of_the_first_and_an_unknown_one_is_refused(tmp_path):
+    plan = Plan(Options(), TokenizerFacts("name", "0" * 64, 320, None, 1), [], [], {}, FIRST_HASH)
+    content = asdict(plan) | {"format": "apex-composer plan 2"}
+    del content["document_hash"]
+    write_json(tmp_path / PLAN, content)
+    assert read_plan(tmp_path) == plan
+    for name in ("plan 3", "plan 4"):
+        content |= {"format": f"apex-composer {name}", "document_hash": "md5"}
+        write_json(tmp_path / PLAN, content)
+        with pytest.raises(
+            SettingsError, match=f"another version .'apex-composer {name}', .*'md5'"
+        ):
+            read_plan(tmp_path)
 
 
 def test_the_differences_of_two_inputs_are_named(tmp_path):

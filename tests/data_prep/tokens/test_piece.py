@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 
@@ -10,18 +11,20 @@ from apex_composer.data_prep.paths import TOKENIZER_FOLDER, piece_folder
 from apex_composer.data_prep.read.sources import Source
 from apex_composer.data_prep.tokens import long_texts
 from apex_composer.data_prep.tokens import piece as tokenise
-from apex_composer.data_prep.tokens.document_hash import hash_text
-from apex_composer.data_prep.tokens.piece import (
-    PieceTask,
-    tokenise_piece,
+from apex_composer.data_prep.tokens.document_hash import (
+    FIRST_HASH,
+    HASH_WORDS,
+    NEWEST_HASH,
+    read_hash,
 )
+from apex_composer.data_prep.tokens.piece import PieceTask, document_type, tokenise_piece
 from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts, read_backend
 
 TEXTS = [sentences(seed, words=10 + 7 * seed) for seed in range(40)]
 BOS, EOS = 0, 1
 
 
-def work_on(path, out, bos=BOS, kept=None):
+def work_on(path, out, bos=BOS, kept=None, document_hash=NEWEST_HASH):
     task = PieceTask(
         out=out,
         number=0,
@@ -30,23 +33,32 @@ def work_on(path, out, bos=BOS, kept=None):
         stop=None,
         kept=kept or {},
         tokenizer=TokenizerFacts("t", "", vocabulary_size=320, bos=bos, eos=EOS),
+        document_hash=document_hash,
     )
     shutil.copytree(tokenizer_folder(), out / TOKENIZER_FOLDER)
     report, folder = tokenise_piece(task, lambda news: None), piece_folder(out, 0)
     tokens = np.fromfile(folder / tokenise.TOKENS, dtype=np.uint16)
-    return report, np.fromfile(folder / tokenise.DOCUMENTS, dtype=tokenise.DOCUMENT_TYPE), tokens
+    documents = np.fromfile(folder / tokenise.DOCUMENTS, dtype=document_type(document_hash))
+    return report, documents, tokens
 
 
-@pytest.mark.parametrize("bos", [BOS, None])
-def test_documents_stand_one_after_the_other_between_bos_and_eos(tmp_path, bos):
+def numbers(digests):
+    """Hashes as the rows have them: numbers of 64 bits."""
+    return [[int.from_bytes(d[n : n + 8], "big") for n in range(0, len(d), 8)] for d in digests]
+
+
+@pytest.mark.parametrize(("bos", "name"), zip([BOS, None], HASH_WORDS, strict=True))
+def test_documents_stand_one_after_the_other_between_bos_and_eos(tmp_path, bos, name):
     path = write_jsonl(tmp_path / "x.jsonl.zst", [*TEXTS[:20], b"bad", *TEXTS[20:]])
-    report, documents, tokens = work_on(path, tmp_path / "out", bos=bos)
+    report, documents, tokens = work_on(path, tmp_path / "out", bos=bos, document_hash=name)
     encode = read_backend(str(tokenizer_folder() / "tokenizer.json")).encode
     before = [] if bos is None else [bos]
     expected = [[*before, *encode(text, add_special_tokens=False).ids, EOS] for text in TEXTS]
     assert tokens.tolist() == [token for ids in expected for token in ids]
     assert documents["length"].tolist() == [len(ids) for ids in expected]
-    assert documents["hash"].tolist() == [hash_text(text) for text in TEXTS]
+    digests = list(map(read_hash(name), TEXTS))
+    assert documents["hash"].tolist() == numbers(digests)
+    assert report.content == hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
     assert (report.documents, report.tokens) == (40, len(tokens))
     [reject] = map(
         json.loads, (piece_folder(tmp_path / "out", 0) / tokenise.REJECTS).read_text().splitlines()
@@ -67,9 +79,17 @@ def test_a_long_document_has_one_bos_and_one_eos(tmp_path, monkeypatch):
     assert [decode(ids[1:-1].tolist()) for ids in cut] == TEXTS
 
 
-def test_only_documents_below_the_limit_are_tokenised(tmp_path):
+@pytest.mark.parametrize("name", HASH_WORDS)
+def test_only_documents_below_the_limit_are_tokenised(tmp_path, name):
     path = write_jsonl(tmp_path / "x.jsonl", TEXTS)
-    report, documents, _ = work_on(path, tmp_path / "out", kept={"book": 0.4})
-    kept = [hash_text(text) for text in TEXTS if hash_text(text) < 0.4 * 2**64]
-    assert documents["hash"].tolist() == kept
+    report, documents, _ = work_on(path, tmp_path / "out", kept={"book": 0.4}, document_hash=name)
+    kept = [row for row in numbers(map(read_hash(name), TEXTS)) if row[0] < 0.4 * 2**64]
+    assert documents["hash"].tolist() == kept and 5 < len(kept) < 30
     assert report.domains == {"book": {"documents": 40, "documents_tokenised": len(kept)}}
+
+
+def test_a_row_of_the_first_hash_is_as_it_was():
+    before = np.dtype([("hash", "<u8"), ("length", "<u4"), ("domain", "<u2")])
+    now, row = document_type(FIRST_HASH), np.array([(2**63 + 5, 7, 3)], dtype=before)
+    assert (now.itemsize, document_type(NEWEST_HASH).itemsize) == (14, 22)
+    assert np.frombuffer(row.tobytes(), dtype=now).tolist() == [([2**63 + 5], 7, 3)]

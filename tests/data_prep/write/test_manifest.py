@@ -4,6 +4,7 @@ import pytest
 from prepared import LENGTH
 
 from apex_composer.data_prep import check_manifest, verify
+from apex_composer.data_prep.tokens.document_hash import NEWEST_HASH
 from apex_composer.data_prep.write.verify import check_counts
 
 
@@ -14,6 +15,11 @@ def test_the_manifest_accounts_for_every_document_and_token(prepared):
     broken = json.loads(json.dumps(manifest))
     broken["splits"]["train"]["book"]["tokens"] += 1
     assert len(check_counts(broken)) == 2
+
+
+def test_the_manifest_names_the_hash_of_the_documents(prepared):
+    _, manifest = prepared
+    assert manifest["document_hash"] == NEWEST_HASH
 
 
 def test_copies_of_validation_documents_are_dropped_and_counted(prepared):

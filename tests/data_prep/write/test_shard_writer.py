@@ -32,9 +32,8 @@ def pieces(tmp_path):
         owners += [drawn.randrange(2) for _ in texts]
         first.append(len(documents))
     lengths = np.array([len(tokens) for tokens in documents], dtype=np.uint32)
-    hashes = np.arange(len(documents), dtype=np.uint64)
     owners = np.array(owners, dtype=np.uint16)
-    return Corpus(DOMAINS, hashes, lengths, owners, np.array(first), []), documents
+    return Corpus(DOMAINS, lengths, owners, np.array(first), []), documents
 
 
 def test_shards_are_those_of_the_documents_laid_end_to_end(tmp_path, pieces):
