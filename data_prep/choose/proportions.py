@@ -34,11 +34,17 @@ def read_proportions(name: str) -> dict[str, float] | None:
         raise SettingsError(
             f"proportions={name!r} must map domains to numbers: {{cc: 67, c4: 15}}."
         )
-    for domain, value in content.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < float("inf"):
-            raise SettingsError(f"proportions={name!r}: {domain}={value!r} must be above 0.")
-    return {str(domain): float(value) for domain, value in content.items()}
+    return {domain: _positive(name, domain, value) for domain, value in content.items()}
+
+
+def _positive(name: str, domain: str, value: Any) -> float:
+    try:
+        number = float(value) if not isinstance(value, bool) else 0.0
+    except (TypeError, ValueError):
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise SettingsError(f"proportions={name!r}: {domain}={value!r} must be above 0.")
+    return number
 
 
 def _parse(path: Path) -> Any:
@@ -47,7 +53,10 @@ def _parse(path: Path) -> Any:
 
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        if path.suffix == ".json":
+            return json.loads(text)
+        # As written: to YAML the domains no and 2013_20 would be False and 201320.
+        return yaml.load(text, yaml.BaseLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise SettingsError(f"proportions={str(path)!r} cannot be read: {error}") from error
 
@@ -70,7 +79,7 @@ def share_out(
     domains = list(domains)
     if proportions is None:
         return {domain: 1 / len(domains) for domain in domains}, []
-    found = {domain: _find(proportions, domain) for domain in domains}
+    found = {domain: _find(proportions, domain, domains) for domain in domains}
     unknown = [domain for domain, name in found.items() if name is None]
     if unknown:
         raise SettingsError(
@@ -82,8 +91,10 @@ def share_out(
     return {domain: proportions[name] / total for domain, name in found.items()}, absent
 
 
-def _find(proportions: Mapping[str, float], domain: str) -> str | None:
-    names = {ALIASES.get(name, name): name for name in proportions}
+def _find(proportions: Mapping[str, float], domain: str, domains: list[str]) -> str | None:
+    # By another name only where no domain has that name itself: Dolma may have wiki and wikipedia.
+    others = [name for name in proportions if name not in domains]
+    names = {ALIASES.get(name, name): name for name in others}
     return domain if domain in proportions else names.get(ALIASES.get(domain, domain))
 
 
