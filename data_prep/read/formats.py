@@ -73,7 +73,8 @@ def find_domain(root: str, name: str, format: str) -> str | None:
         )
     else:
         folder = name.split("/")[0]
-    domain = normalise_domain(folder)
+    # Only RedPajama's names are many for one thing: elsewhere wiki and wikipedia are two.
+    domain = folder if format in ("fineweb", "arrow") else normalise_domain(folder)
     _check_domain(domain, folder, path, format)
     return domain
 

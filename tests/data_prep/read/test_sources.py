@@ -178,11 +178,11 @@ def test_fineweb_is_named_by_its_crawls_sizes_and_languages(tmp_path):
 def test_arrow_is_named_by_the_folder_of_the_data_set(tmp_path):
     save_dataset(tmp_path / "poems" / "deep", [["a"], ["b"]])
     save_dataset(tmp_path / "books" / "train", [["a"]])
-    domains = ["book", "poems", "poems"]
+    domains = ["books", "poems", "poems"]
     assert list(summary(tmp_path).values()) == domains
     assert list(summary(f"file://{tmp_path}", "arrow").values()) == domains
-    assert list(summary(tmp_path / "books" / "train").values()) == ["book"]
-    assert list(summary(f"file://{tmp_path}/books", "arrow").values()) == ["book"]
+    assert list(summary(tmp_path / "books" / "train").values()) == ["books"]
+    assert list(summary(f"file://{tmp_path}/books", "arrow").values()) == ["books"]
     cached = tmp_path / "poems" / "default" / "0.0.0" / ("0a1b" * 10)
     save_dataset(cached, [["a"]])
     assert list(summary(cached).values()) == ["poems"]
