@@ -9,6 +9,8 @@ from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.read.domains import ALIASES, LLAMA1
 from apex_composer.extras import needing
 
+SHOWN = 20  # names in a message
+
 
 def read_proportions(name: str) -> dict[str, float] | None:
     """Read proportions by their name or from a JSON or YAML file.
@@ -83,12 +85,19 @@ def share_out(
     unknown = [domain for domain, name in found.items() if name is None]
     if unknown:
         raise SettingsError(
-            f"The proportions have no entry for {', '.join(unknown)}; they name "
-            f"{', '.join(proportions)}. Add an entry, rename the domain's folder, or take it out."
+            f"The proportions have no entry for {_some(unknown)}; they name {_some(proportions)}. "
+            "Add an entry, rename the domain's folder, or take it out."
         )
     total = sum(proportions[name] for name in found.values())
     absent = [name for name in proportions if name not in found.values()]
     return {domain: proportions[name] / total for domain, name in found.items()}, absent
+
+
+def _some(names: Iterable[str]) -> str:
+    """Names with a comma between them; of many the first (a source may be named by its page)."""
+    names = list(names)
+    rest = [f"{len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return ", ".join(names[:SHOWN] + rest)
 
 
 def _find(proportions: Mapping[str, float], domain: str, domains: list[str]) -> str | None:

@@ -51,19 +51,20 @@ def _batches(mapped: mmap.mmap) -> Iterator[Any]:
     """The batches of the column `text`, each checked."""
     from pyarrow import BufferReader, ipc, py_buffer
 
-    is_file = mapped[: len(FILE_START)] == FILE_START
-    open_reader = ipc.open_file if is_file else ipc.open_stream
-    schema = open_reader(BufferReader(py_buffer(mapped))).schema
+    whole = py_buffer(mapped)
+    if mapped[: len(FILE_START)] == FILE_START:
+        reader = ipc.open_file(whole)
+        check_text(reader.schema)
+        for index in range(reader.num_record_batches):
+            # All columns: of this format arrow copies chosen ones into memory, all do not move.
+            yield _checked(reader.get_batch(index).select([TEXT]))
+        return
+    schema = ipc.open_stream(whole).schema
     check_text(schema)
-    stream = BufferReader(py_buffer(mapped))
+    stream = BufferReader(whole)
     # Other columns are not even decompressed.
     options = ipc.IpcReadOptions(included_fields=[schema.get_field_index(TEXT)], use_threads=False)
-    reader = open_reader(stream, options=options)
-    if is_file:
-        for index in range(reader.num_record_batches):
-            yield _checked(reader.get_batch(index))
-        return
-    for batch in reader:
+    for batch in ipc.open_stream(stream, options=options):
         yield _checked(batch)
     # A stream that was cut between two batches reads as a shorter one.
     if mapped[-len(STREAM_END) :] != STREAM_END or stream.tell() != len(mapped):

@@ -74,7 +74,7 @@ def read_rows(path: Path, limit: int, format: str) -> Iterator[Row]:
         columns = [name for name in wanted if name in file.schema_arrow.names]
         number = 0
         for group in range(file.num_row_groups):
-            rows = _rows_at_once(file.metadata.row_group(group))
+            rows = _rows_at_once(file.metadata.row_group(group), columns)
             batches = file.iter_batches(
                 rows, row_groups=[group], columns=columns, use_threads=False
             )
@@ -84,8 +84,11 @@ def read_rows(path: Path, limit: int, format: str) -> Iterator[Row]:
                     yield take_row(batch, index, number, limit)
 
 
-def _rows_at_once(group: Any) -> int:
-    size = group.total_byte_size / max(1, group.num_rows)  # of a row, uncompressed, on average
+def _rows_at_once(group: Any, columns: list[str]) -> int:
+    stored = [group.column(number) for number in range(group.num_columns)]
+    read = [leaf for leaf in stored if leaf.path_in_schema.split(".")[0] in columns]
+    # Of a row, uncompressed, on average.
+    size = sum(leaf.total_uncompressed_size for leaf in read) / max(1, group.num_rows)
     if size * min(group.num_rows, PAGE_ROWS) > PAGE_LIMIT:
         raise ValueError(
             f"its rows have {size / 1e6:.0f} MB on average, and pages of them would not fit into "

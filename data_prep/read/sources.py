@@ -1,13 +1,14 @@
 """Find the files of an input, and name the format and domain of each."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from apex_composer.data_prep.errors import InputNotFoundError, SettingsError, SourceError
 from apex_composer.data_prep.read import remote
 from apex_composer.data_prep.read.detect_format import detect_format
-from apex_composer.data_prep.read.formats import FORMATS, belongs, find_domain
+from apex_composer.data_prep.read.formats import FORMATS, JSON_ARCHIVE, JSONL, belongs, find_domain
 from apex_composer.data_prep.read.training_files import training_files
 
 # jsonl that no reader opens must not be left out in silence.
@@ -21,6 +22,7 @@ UNFINISHED = re.compile(
 )
 HUB_CACHE = re.compile(r"(.*/)?snapshots/[0-9a-f]{40}(?=/)")
 # What Git leaves in place of a large file.
+DATA = (*JSONL, JSON_ARCHIVE, ".parquet", ".arrow")
 POINTER, POINTER_BYTES = b"version https://git-lfs", 1024
 
 
@@ -117,6 +119,8 @@ def check_compression(root: str, names: list[str]) -> None:
 
 def _check_download(root: str, names: list[str]) -> None:
     for name in names:
+        if name.endswith(DATA) and not remote.is_remote(root) and _is_pointer(Path(root, name)):
+            raise ValueError(f"{root}/{name} is Git's pointer to a file. Fetch it: git lfs pull.")
         if UNFINISHED.search(name):
             raise ValueError(
                 f"{root}/{name} is the beginning of a file that was never finished. Fetch or make "
@@ -127,6 +131,12 @@ def _check_download(root: str, names: list[str]) -> None:
                 f"{root!r} is the hub's cache, which may hold several revisions of a data set. "
                 f"Give the folder of one: {root}/{revision[0]}."
             )
+
+
+def _is_pointer(path: Path) -> bool:
+    with suppress(OSError):  # a link to nothing
+        return path.stat().st_size < POINTER_BYTES and path.read_bytes().startswith(POINTER)
+    return False
 
 
 def _make_source(root: str, name: str, format: str) -> Source:
@@ -143,10 +153,6 @@ def _make_source(root: str, name: str, format: str) -> Source:
 
 def _size(path: str) -> int:
     try:
-        size = Path(path).stat().st_size
-        is_pointer = size < POINTER_BYTES and Path(path).read_bytes().startswith(POINTER)
+        return Path(path).stat().st_size
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
-    if is_pointer:
-        raise SourceError(f"{path} is Git's pointer to the file. Fetch the file: git lfs pull.")
-    return size

@@ -14,6 +14,8 @@ TRAIN = "train"
 HELD_OUT = r"(test|validation|valid|val|dev)"
 # A folder, or a file such as test-00000-of-00001.parquet.
 HELD_OUT_PATH = re.compile(rf"(^|/){HELD_OUT}(/|[-_.][^/]*$)")
+SAVED = re.compile(r"(^|/)data-\d{5}-of-\d{5}\.arrow$")
+CACHED = re.compile(r"(^|/)\d+\.\d+\.\d+/[0-9a-f]{16,}$")
 DICTIONARY, STATE, INFO = "dataset_dict.json", "state.json", "dataset_info.json"
 
 
@@ -72,25 +74,36 @@ def _by_path(names: list[str]) -> Chosen:
 def _of_arrow(root: str, names: list[str]) -> Chosen:
     folders: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        if name.endswith((".arrow", f"/{STATE}")) or name == STATE:
+        if name.endswith(".arrow") or PurePosixPath(name).name == STATE:
             folders[str(PurePosixPath(name).parent)].append(name)
-    present, cached = set(names), []
-    chosen = Chosen([], [])
+    present = set(names)
     for name in names:
         if PurePosixPath(name).name == DICTIONARY:
             _check_splits(root, name, _read_json(root, name).get("splits"))
+            if _join(str(PurePosixPath(name).parent / TRAIN), STATE) not in present:
+                raise SourceError(f"{root}/{name} names the split {TRAIN}, which is not there.")
+    _check_versions(root, [folder for folder in folders if _join(folder, INFO) in present])
+    chosen = Chosen([], [])
     for folder, files in folders.items():
-        if _join(folder, STATE) in present:
-            found = _of_saved(root, folder, present)
-        elif _join(folder, INFO) in present:
-            cached.append(folder)
-            found = _of_cached(root, folder, files)
-        else:
-            found = _by_path(files)
+        found = _of_folder(root, folder, files, present)
+        if HELD_OUT_PATH.search(f"{folder}/"):
+            found = Chosen([], found.training + found.left_out)
         chosen.training.extend(found.training)
         chosen.left_out.extend(found.left_out)
-    _check_versions(root, cached)
     return chosen
+
+
+def _of_folder(root: str, folder: str, files: list[str], present: set[str]) -> Chosen:
+    if _join(folder, STATE) in present:
+        return _of_saved(root, folder, present)
+    if any(SAVED.search(name) for name in files):
+        raise SourceError(
+            f"{root}/{files[0]} has no {STATE} beside it: save_to_disk was not finished, or not "
+            "all was copied."
+        )
+    if _join(folder, INFO) in present:
+        return _of_cached(root, folder, files)
+    return _by_path(files)
 
 
 def _of_saved(root: str, folder: str, present: set[str]) -> Chosen:
@@ -109,8 +122,7 @@ def _of_saved(root: str, folder: str, present: set[str]) -> Chosen:
     if folder != "." and _join(str(parent), DICTIONARY) in present:
         is_held_out = split != TRAIN
     else:  # given as the input itself, any split is read
-        own = re.fullmatch(HELD_OUT, str(state.get("_split"))) and folder != "."
-        is_held_out = bool(own) or bool(HELD_OUT_PATH.search(f"{folder}/"))
+        is_held_out = folder != "." and bool(re.fullmatch(HELD_OUT, str(state.get("_split"))))
     return Chosen([], files) if is_held_out else Chosen(files, [])
 
 
@@ -142,8 +154,8 @@ def _check_versions(root: str, folders: list[str]) -> None:
     """Refuse two versions of one data set in a cache (<name>/<config>/<version>/<hash>)."""
     first: dict[PurePosixPath, str] = {}
     for folder in folders:
-        config = PurePosixPath("/", folder).parent.parent
-        if folder.count("/") >= 2 and first.setdefault(config, folder) != folder:
+        config = PurePosixPath(folder).parent.parent
+        if CACHED.search(folder) and first.setdefault(config, folder) != folder:
             raise SettingsError(
                 f"{root!r} holds two versions of a data set, {first[config]} and {folder}, and "
                 "reading both would train on it twice. Give the folder of one of them."

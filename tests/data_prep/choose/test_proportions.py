@@ -23,6 +23,8 @@ def test_absent_domains_give_their_share_to_the_others(domains):
 def test_a_domain_without_a_proportion_is_refused():
     with pytest.raises(SettingsError, match="no entry for poems"):
         share_out(LLAMA1, ["poems"])
+    with pytest.raises(SettingsError, match="no entry for 0, 1, .*, 19, 9980 more; they name cc,"):
+        share_out(LLAMA1, map(str, range(10_000)))
     assert share_out(None, ["poems", "prose"])[0] == {"poems": 0.5, "prose": 0.5}
 
 

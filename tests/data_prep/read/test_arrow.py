@@ -88,16 +88,20 @@ def test_other_columns_and_other_files_are_errors_that_say_what_is_there(tmp_pat
         read(path, format="arrow")
 
 
-def test_text_that_was_read_does_not_stay_in_memory(tmp_path, monkeypatch):
+@pytest.mark.parametrize("format", ["stream", "file"])
+def test_text_that_was_read_does_not_stay_in_memory(tmp_path, monkeypatch, format):
     monkeypatch.setattr(arrow, "TEXT_MAPPED", 1_000_000)
     rows = [f"{n} " + "x" * 400_000 for n in range(100)]
-    path = write_arrow(tmp_path / "x.arrow", {"text": rows}, batch=100)
-    mapped = []
+    path = write_arrow(
+        tmp_path / "x.arrow", {"other": rows, "text": rows}, batch=100, format=format
+    )
+    mapped, before = [], pyarrow.total_allocated_bytes()
     for row in read_arrow(path, 10**6):
         assert row.record["text"] == rows[row.number - 1]
         if row.number % 10 == 0:
             mapped.append(_resident_megabytes(path))
-    assert 0 < max(mapped) < 10  # of 40
+            assert pyarrow.total_allocated_bytes() - before < 1_000_000  # nothing is copied
+    assert 0 < max(mapped) < 10  # of 80
 
 
 def _resident_megabytes(path) -> float:

@@ -87,3 +87,7 @@ def test_pages_of_parquet_beyond_the_memory_of_a_worker_are_refused(tmp_path, mo
     monkeypatch.setattr(parquet, "PAGE_LIMIT", 7_000_000)
     with pytest.raises(SourceError, match="rows have 1 MB on average.*row groups of fewer rows"):
         read(path)
+    # What is not read, such as pictures beside the text, takes no memory.
+    rows = {"text": ["one", "two"], "image": [{"bytes": bytes(5_000_000)}] * 2}
+    path = write_parquet(tmp_path / "x.parquet", rows, use_dictionary=False)
+    assert len(read(path, format="fineweb")[0]) == 2

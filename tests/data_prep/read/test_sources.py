@@ -209,12 +209,13 @@ def test_what_was_never_finished_is_not_left_out_in_silence(tmp_path):
         find_sources(tmp_path, "arrow")
 
 
-def test_gits_pointers_are_told_from_files(tmp_path):
-    path = tmp_path / "data" / "x.parquet"
+@pytest.mark.parametrize("name", ["x.parquet", "x.json.gz", "x.jsonl.zst", "x.arrow"])
+def test_gits_pointers_are_told_from_files(tmp_path, name):
+    path = tmp_path / "data" / name
     path.parent.mkdir()
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n")
-    with pytest.raises(SourceError, match="x.parquet is Git's pointer.*git lfs pull"):
-        find_sources(tmp_path, "fineweb")
+    with pytest.raises(ValueError, match=f"{name} is Git's pointer.*git lfs pull"):
+        find_sources(tmp_path)
 
 
 def test_the_hubs_cache_is_read_by_the_folder_of_a_revision(tmp_path):

@@ -56,7 +56,15 @@ def test_splits_are_no_domains(tmp_path):
     with pytest.raises(SettingsError, match=r"the splits \['wiki', 'books'\], none of which is"):
         names(tmp_path)
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "wiki"]}')
-    with pytest.raises(InputNotFoundError, match="no split for training"):
+    with pytest.raises(SourceError, match="dataset_dict.json names the split train, which is not"):
+        names(tmp_path)
+
+
+def test_what_was_not_saved_to_its_end_is_an_error(tmp_path):
+    save_dataset(tmp_path / "poems", [["a"], ["b"]])
+    (tmp_path / "poems" / "state.json").unlink()
+    (tmp_path / "poems" / "data-00001-of-00002.arrow").unlink()
+    with pytest.raises(SourceError, match="poems/data-00000-of-00002.arrow has no state.json"):
         names(tmp_path)
 
 
@@ -64,6 +72,8 @@ def test_a_saved_split_is_told_by_its_folder_or_its_state(tmp_path):
     save_dataset(tmp_path / "a" / "train", [["a"]])
     save_dataset(tmp_path / "a" / "validation", [["b"]])
     save_dataset(tmp_path / "poems", [["c"]], split="test")
+    save_splits(tmp_path / "test" / "prose", {"train": ["d"]})
+    cache_dataset(tmp_path / "dev", {"x-train.arrow": ["e"]}, ["train"])
     assert warned(tmp_path) == ["a/train/data-00000-of-00001.arrow"]
 
 
@@ -92,8 +102,9 @@ def test_two_versions_of_a_cached_data_set_are_not_read_as_one(tmp_path):
     assert len(names(tmp_path)) == 2
     again = tmp_path / "poems" / "de" / "0.0.0" / "ffff0a1b0a1b0a1b"
     cache_dataset(again, {"poems-train.arrow": ["a"]}, ["train"])
-    with pytest.raises(SettingsError, match="two versions .*0a1b.* and .*ffff"):
-        names(tmp_path)
+    for input in (tmp_path, tmp_path / "poems" / "de"):
+        with pytest.raises(SettingsError, match="two versions .*0a1b.* and .*ffff"):
+            names(input)
 
 
 def test_files_without_a_word_of_datasets_are_told_by_their_path(tmp_path):
