@@ -48,8 +48,8 @@ def find_domain(root: str, name: str, format: str) -> str | None:
 
     `jsonl` and `redpajama-v1` take the first folder below the input, `fineweb` and `arrow` the
     first that is not `data`, `sample`, `train`, another split, a version or a hash: a crawl, a
-    sample's size, a language, a data set. Where none is left, `fineweb` is called `fineweb` and
-    `arrow` by the input's own folder, the last that such a name has.
+    sample's size, a language, a data set. Where none is left, the domain of `fineweb` is
+    `fineweb`, and that of `arrow` the last such folder of the input's own path.
 
     Args:
         root: the input.

@@ -59,8 +59,8 @@ def training_files(root: str, names: list[str], format: str) -> list[str]:
         )
     if chosen.left_out:
         warnings.warn(
-            f"{root!r}: {len(chosen.left_out)} files of other splits than train are left out, "
-            f"such as {chosen.left_out[0]}. To read a split give its own folder.",
+            f"{root!r}: files of other splits than train are left out, {len(chosen.left_out)} in "
+            f"all, such as {chosen.left_out[0]}. To read a split give its own folder.",
             stacklevel=3,
         )
     return sorted(chosen.training)
