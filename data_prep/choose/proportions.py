@@ -81,7 +81,13 @@ def share_out(
     domains = list(domains)
     if proportions is None:
         return {domain: 1 / len(domains) for domain in domains}, []
-    found = {domain: _find(proportions, domain, domains) for domain in domains}
+    # By another name only where no domain has that name itself: Dolma may have wiki and wikipedia.
+    own = set(domains)
+    names = {ALIASES.get(name, name): name for name in proportions if name not in own}
+    found = {
+        domain: domain if domain in proportions else names.get(ALIASES.get(domain, domain))
+        for domain in domains
+    }
     unknown = [domain for domain, name in found.items() if name is None]
     if unknown:
         raise SettingsError(
@@ -98,13 +104,6 @@ def _some(names: Iterable[str]) -> str:
     names = list(names)
     rest = [f"{len(names) - SHOWN} more"] if len(names) > SHOWN else []
     return ", ".join(names[:SHOWN] + rest)
-
-
-def _find(proportions: Mapping[str, float], domain: str, domains: list[str]) -> str | None:
-    # By another name only where no domain has that name itself: Dolma may have wiki and wikipedia.
-    others = [name for name in proportions if name not in domains]
-    names = {ALIASES.get(name, name): name for name in others}
-    return domain if domain in proportions else names.get(ALIASES.get(domain, domain))
 
 
 def streams_block(folder: str, shares: Mapping[str, float], remote: str | None = None) -> str:

@@ -48,7 +48,19 @@ def _map(path: Path) -> mmap.mmap:
 
 
 def _batches(mapped: mmap.mmap) -> Iterator[Any]:
-    """The batches of the column `text`, each checked."""
+    """The batches of the column `text`, each checked; whatever arrow says of damage, a ValueError.
+
+    Damage may look like a type that arrow does not know, or like a size that no memory has.
+    """
+    from pyarrow import ArrowException
+
+    try:
+        yield from _open_batches(mapped)
+    except ArrowException as error:
+        raise ValueError(str(error)) from error
+
+
+def _open_batches(mapped: mmap.mmap) -> Iterator[Any]:
     from pyarrow import BufferReader, ipc, py_buffer
 
     whole = py_buffer(mapped)

@@ -1,3 +1,5 @@
+import random
+
 import datasets
 import numpy as np
 import pyarrow
@@ -74,6 +76,24 @@ def test_positions_that_lead_out_of_the_file_are_an_error_not_a_crash(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(SourceError, match="damaged or cut short"):
             read(path, format="arrow")
+
+
+@pytest.mark.parametrize("format", ["stream", "file"])
+def test_whatever_is_damaged_ends_in_text_or_in_an_error_that_names_the_file(tmp_path, format):
+    columns = {"text": TEXTS, "other": [{"n": [n]} for n in range(20)]}
+    path = write_arrow(tmp_path / "x.arrow", columns, format=format)
+    whole, faults, dice = path.read_bytes(), 0, random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[dice.randrange(len(whole))] = dice.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            documents, rejects = read(path, format="arrow")
+            assert len(documents) + len(rejects) <= 20
+        except SourceError as error:
+            assert str(path) in str(error)
+            faults += 1
+    assert faults > 50  # arrow has no checksums: a changed letter, or what is not read, is no fault
 
 
 def test_other_columns_and_other_files_are_errors_that_say_what_is_there(tmp_path):
