@@ -59,7 +59,7 @@ def prep_command(
     format: Annotated[
         str,
         typer.Option(
-            help="auto, redpajama-v1, redpajama-sample, redpajama-v2, slimpajama or jsonl."
+            help="auto, redpajama-v1, -sample or -v2, slimpajama, jsonl, fineweb, dolma or arrow."
         ),
     ] = "auto",
     val_tokens: Annotated[str, typer.Option(help="Tokens held out, 0 for none.")] = "2M",

@@ -21,6 +21,10 @@ class SourceError(OSError):
     """A file that cannot be read; the message names it and the place in it."""
 
 
+class UnfitError(ValueError):
+    """A file that is whole and holds something else than what is read."""
+
+
 class DiskFullError(OSError):
     """The disk that is written to has no room left."""
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from apex_composer.data_prep.instruct.preparation import find_jsonl
 from apex_composer.data_prep.paths import INDEX, MANIFEST, REJECTS
-from apex_composer.data_prep.read.sources import JSONL, Source
+from apex_composer.data_prep.read.formats import JSONL
+from apex_composer.data_prep.read.sources import Source
 from apex_composer.evaluate.jsonl_samples import Cut, Reader
 from apex_composer.evaluate.samples import Rows, Sample, share_out
 from apex_composer.evaluate.token_shards import TokenShards

@@ -1,6 +1,7 @@
 """Estimate from samples how much text and how many tokens every domain has."""
 
 import json
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apex_composer.data_prep.read.arrow import count_rows
 from apex_composer.data_prep.read.documents import read_documents
 from apex_composer.data_prep.read.remote import is_remote
 from apex_composer.data_prep.read.sources import Source
@@ -63,9 +65,11 @@ def take_samples(sources: Iterable[Source]) -> list[Sample]:
     Raises:
         SourceError: a file cannot be read.
     """
-    groups: dict[str | None, list[Source]] = defaultdict(list)
+    groups: dict[str, list[Source]] = defaultdict(list)
     for source in sources:
-        groups[source.domain].append(source)
+        # Files of Dolma that are named alike (c4-0000, c4-0001) are of one source.
+        alike = re.sub(r"\d+", "", source.path) if source.format == "dolma" else ""
+        groups[source.domain or alike].append(source)
     samples = []
     for group in groups.values():
         count = min(FILES_SAMPLED, len(group))
@@ -108,6 +112,8 @@ def _scale_of_archive(source: Source, texts: dict[str, list[str]], size: int) ->
         from pyarrow import parquet
 
         return parquet.read_metadata(source.path).num_rows / sum(map(len, texts.values()))
+    if source.path.endswith(".arrow"):
+        return count_rows(Path(source.path)) / sum(map(len, texts.values()))
     listed = [text for domain in texts.values() for text in domain]
     records = sum(len(json.dumps(text, ensure_ascii=False)) + RECORD_BYTES for text in listed)
     return source.bytes * _decompression(source) / (records * size / sum(map(len, listed)))

@@ -9,6 +9,8 @@ from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.read.domains import ALIASES, LLAMA1
 from apex_composer.extras import needing
 
+SHOWN = 20  # names in a message
+
 
 def read_proportions(name: str) -> dict[str, float] | None:
     """Read proportions by their name or from a JSON or YAML file.
@@ -34,11 +36,17 @@ def read_proportions(name: str) -> dict[str, float] | None:
         raise SettingsError(
             f"proportions={name!r} must map domains to numbers: {{cc: 67, c4: 15}}."
         )
-    for domain, value in content.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < float("inf"):
-            raise SettingsError(f"proportions={name!r}: {domain}={value!r} must be above 0.")
-    return {str(domain): float(value) for domain, value in content.items()}
+    return {domain: _positive(name, domain, value) for domain, value in content.items()}
+
+
+def _positive(name: str, domain: str, value: Any) -> float:
+    try:
+        number = float(value) if not isinstance(value, bool) else 0.0
+    except (TypeError, ValueError):
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise SettingsError(f"proportions={name!r}: {domain}={value!r} must be above 0.")
+    return number
 
 
 def _parse(path: Path) -> Any:
@@ -47,7 +55,10 @@ def _parse(path: Path) -> Any:
 
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        if path.suffix == ".json":
+            return json.loads(text)
+        # As written: to YAML the domains no and 2013_20 would be False and 201320.
+        return yaml.load(text, yaml.BaseLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise SettingsError(f"proportions={str(path)!r} cannot be read: {error}") from error
 
@@ -70,21 +81,29 @@ def share_out(
     domains = list(domains)
     if proportions is None:
         return {domain: 1 / len(domains) for domain in domains}, []
-    found = {domain: _find(proportions, domain) for domain in domains}
+    # By another name only where no domain has that name itself: Dolma may have wiki and wikipedia.
+    own = set(domains)
+    names = {ALIASES.get(name, name): name for name in proportions if name not in own}
+    found = {
+        domain: domain if domain in proportions else names.get(ALIASES.get(domain, domain))
+        for domain in domains
+    }
     unknown = [domain for domain, name in found.items() if name is None]
     if unknown:
         raise SettingsError(
-            f"The proportions have no entry for {', '.join(unknown)}; they name "
-            f"{', '.join(proportions)}. Add an entry, rename the domain's folder, or take it out."
+            f"The proportions have no entry for {_some(unknown)}; they name {_some(proportions)}. "
+            "Add an entry, rename the domain's folder, or take it out."
         )
     total = sum(proportions[name] for name in found.values())
     absent = [name for name in proportions if name not in found.values()]
     return {domain: proportions[name] / total for domain, name in found.items()}, absent
 
 
-def _find(proportions: Mapping[str, float], domain: str) -> str | None:
-    names = {ALIASES.get(name, name): name for name in proportions}
-    return domain if domain in proportions else names.get(ALIASES.get(domain, domain))
+def _some(names: Iterable[str]) -> str:
+    """Names with a comma between them; of many the first (a source may be named by its page)."""
+    names = list(names)
+    rest = [f"{len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return ", ".join(names[:SHOWN] + rest)
 
 
 def streams_block(folder: str, shares: Mapping[str, float], remote: str | None = None) -> str:

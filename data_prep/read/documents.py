@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from apex_composer.data_prep.errors import Rejected, SourceError
+from apex_composer.data_prep.errors import Rejected, SourceError, UnfitError
+from apex_composer.data_prep.read.arrow import read_arrow
 from apex_composer.data_prep.read.lines import EXCERPT_BYTES, Line, open_lines, read_range
 from apex_composer.data_prep.read.parquet import Row, read_rows
 from apex_composer.data_prep.read.records import take_document
@@ -103,7 +104,9 @@ def read_records(
     with ExitStack() as stack:
         path = _enter(stack, local_copy(source.path, cache), source, "fetched")
         if source.path.endswith(".parquet"):
-            records = read_rows(path, line_limit)
+            records = read_rows(path, line_limit, source.format)
+        elif source.path.endswith(".arrow"):
+            records = read_arrow(path, line_limit)
         else:
             stream = _enter(stack, open_lines(path), source, "opened")
             records = read_range(stream, start, stop, line_limit)
@@ -141,6 +144,8 @@ def _guarded(records: Iterator[Record], source: Source) -> Iterator[Record]:
             last = next(records)
         except StopIteration:
             return
+        except UnfitError as error:
+            raise SourceError(f"{source.path} cannot be read: {error}.") from error
         except (EOFError, OSError, ValueError, zlib.error) as error:
             raise SourceError(
                 f"{source.path} cannot be read {_describe(last, source)}: {error}. "

@@ -1,6 +1,7 @@
-"""RedPajama's seven domains: their names in every release, and how a record shows its own."""
+"""Domains: the names of RedPajama's seven, and how a record shows its own."""
 
 import ast
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ OWN_KEYS = {
 }
 # A domain becomes a folder name, a YAML key and a metric label.
 DOMAIN_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+DOMAIN_LENGTH = 64  # characters of a record's source that are kept
 
 
 def normalise_domain(name: str) -> str:
@@ -58,6 +60,25 @@ def slimpajama_domain(meta: Any) -> str | None:
         return None
     domain = normalise_domain(name)
     return domain if DOMAIN_PATTERN.fullmatch(domain) else None
+
+
+def source_domain(source: Any) -> str | None:
+    """Make a domain of the source that a record of Dolma names, None when it names none.
+
+    A usable name stays as it is (`wiki` too: it is another source than `wikipedia`). In any other,
+    and in one above 64 characters, what is not allowed becomes `_`, and 8 digits of its hash are
+    added, so that no two sources fall together: `web/en` becomes `web_en-` and the digits.
+
+    Args:
+        source: the record's `source`.
+    """
+    if not isinstance(source, str) or not source.strip():
+        return None
+    if DOMAIN_PATTERN.fullmatch(source) and len(source) <= DOMAIN_LENGTH:
+        return source
+    plain = re.sub(r"[^A-Za-z0-9_-]", "_", source[:DOMAIN_LENGTH]).lstrip("_-")
+    encoded = source.encode("utf-8", "surrogatepass")
+    return f"{plain or 'source'}-{hashlib.blake2b(encoded, digest_size=4).hexdigest()}"
 
 
 def infer_domain(record: Mapping[str, Any]) -> str | None:

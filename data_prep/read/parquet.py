@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apex_composer.data_prep.errors import Rejected
+from apex_composer.data_prep.errors import Rejected, UnfitError
 from apex_composer.data_prep.read.domains import SAMPLE_FIELD
 from apex_composer.data_prep.read.records import INVALID_UTF8, NO_TEXT, TOO_LONG
 
 TEXT = "text"
-# What the domain is inferred from; other columns are not read.
+# What the domain is inferred from, but for FineWeb's; other columns are not read.
 COLUMNS = (TEXT, "meta", SAMPLE_FIELD, "source", "wiki_prob", "pred_label", "pred_label_prob")
 ROWS_AT_ONCE = 64
 # Text that is decoded at once; one row may be larger.
@@ -52,39 +52,43 @@ class Row(NamedTuple):
         return self.record
 
 
-def read_rows(path: Path, limit: int) -> Iterator[Row]:
+def read_rows(path: Path, limit: int, format: str) -> Iterator[Row]:
     """Yield the rows of a parquet file that has a column `text`.
 
     Args:
         path: the file.
         limit: bytes of a text at most.
+        format: `fineweb`, of which the text alone is read, or another.
 
     Raises:
-        ValueError: it is no parquet file, is damaged, or has no such column.
+        UnfitError: it has no such column, or one of other things than text; a ValueError.
+        ValueError: it is no parquet file, or is damaged.
         OSError: it cannot be read.
     """
     from pyarrow.parquet import ParquetFile
 
     # A buffer and no pre-buffering: only the pages in use are in memory, not a whole row group.
     with ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-        names = file.schema_arrow.names
-        if TEXT not in names:
-            raise ValueError(f"it has no column {TEXT!r}; its columns are {names}")
-        columns = [name for name in COLUMNS if name in names]
+        check_text(file.schema_arrow)
+        wanted = (TEXT,) if format == "fineweb" else COLUMNS
+        columns = [name for name in wanted if name in file.schema_arrow.names]
         number = 0
         for group in range(file.num_row_groups):
-            rows = _rows_at_once(file.metadata.row_group(group))
+            rows = _rows_at_once(file.metadata.row_group(group), columns)
             batches = file.iter_batches(
                 rows, row_groups=[group], columns=columns, use_threads=False
             )
             for batch in batches:
                 for index in range(batch.num_rows):
                     number += 1
-                    yield _take_row(batch, index, number, limit)
+                    yield take_row(batch, index, number, limit)
 
 
-def _rows_at_once(group: Any) -> int:
-    size = group.total_byte_size / max(1, group.num_rows)  # of a row, uncompressed, on average
+def _rows_at_once(group: Any, columns: list[str]) -> int:
+    stored = [group.column(number) for number in range(group.num_columns)]
+    read = [leaf for leaf in stored if leaf.path_in_schema.split(".")[0] in columns]
+    # Of a row, uncompressed, on average.
+    size = sum(leaf.total_uncompressed_size for leaf in read) / max(1, group.num_rows)
     if size * min(group.num_rows, PAGE_ROWS) > PAGE_LIMIT:
         raise ValueError(
             f"its rows have {size / 1e6:.0f} MB on average, and pages of them would not fit into "
@@ -93,11 +97,41 @@ def _rows_at_once(group: Any) -> int:
     return max(1, min(ROWS_AT_ONCE, int(TEXT_AT_ONCE / max(1.0, size))))
 
 
-def _take_row(batch: Any, index: int, number: int, limit: int) -> Row:
+def check_text(schema: Any) -> None:
+    """Refuse a schema without a column of text.
+
+    Args:
+        schema: pyarrow's.
+
+    Raises:
+        UnfitError: there is no column `text`, or it holds something else.
+    """
+    from pyarrow import types
+
+    if TEXT not in schema.names:
+        raise UnfitError(f"it has no column {TEXT!r}; its columns are {schema.names}")
+    kind = schema.field(TEXT).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    is_text = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
+    if not any(check(kind) for check in is_text):
+        raise UnfitError(f"its column {TEXT!r} holds {kind}, not string")
+
+
+def take_row(batch: Any, index: int, number: int, limit: int) -> Row:
+    """Take one row out of a batch.
+
+    Args:
+        batch: of pyarrow, with a column `text`.
+        index: place in it.
+        number: of the row, counted from 1.
+        limit: bytes of a text at most.
+    """
     record: dict[str, Any] = {}
     reason = ""
     for name in batch.schema.names:
         scalar = batch.column(name)[index]
+        if hasattr(scalar, "dictionary"):  # each distinct text is stored once
+            scalar = scalar.value
         if name == TEXT and not scalar.is_valid:
             reason = NO_TEXT
         elif name == TEXT and hasattr(scalar, "as_buffer") and scalar.as_buffer().size > limit:

@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from apex_composer.data_prep.errors import Rejected
-from apex_composer.data_prep.read.domains import infer_domain, slimpajama_domain
+from apex_composer.data_prep.read.domains import (
+    infer_domain,
+    slimpajama_domain,
+    source_domain,
+)
 
 # Why a record is rejected.
 BROKEN_JSON = "broken JSON"
@@ -57,6 +61,8 @@ def take_document(
     """
     if domain is None and file_format == "slimpajama":
         domain = slimpajama_domain(record.get("meta"))
+    elif domain is None and file_format == "dolma":
+        domain = source_domain(record.get("source"))
     elif domain is None:
         domain = infer_domain(record)
     text = record.get(TEXT_FIELDS.get(file_format, "text"))

@@ -2,6 +2,7 @@ import json
 
 import pytest
 from corpus import sentences, write_jsonl
+from hub_folders import save_dataset, write_dolma, write_fineweb
 from prepared import tokenizer_folder
 
 from apex_composer.data_prep.choose.estimate import (
@@ -56,3 +57,28 @@ def test_files_that_are_not_looked_into_count_by_their_size(tmp_path):
     found = estimate(tmp_path)["book"]
     assert found.sampled == FILES_SAMPLED
     assert found.documents == pytest.approx(FILES_SAMPLED + 4, rel=0.05)
+
+
+@pytest.mark.parametrize("format", ["arrow", "fineweb", "dolma"])
+def test_every_format_is_estimated_from_its_beginning(tmp_path, monkeypatch, format):
+    monkeypatch.setattr("apex_composer.data_prep.choose.estimate.DOMAIN_SAMPLED", TEXT_SAMPLED)
+    texts = [sentences(seed) for seed in range(1000)]
+    if format == "arrow":
+        save_dataset(tmp_path / "wiki", [texts])
+    elif format == "fineweb":
+        write_fineweb(tmp_path / "wiki" / "0.parquet", texts)
+    else:
+        write_dolma(tmp_path / "0.json.gz", texts)
+    found = estimate(tmp_path)["wiki"]
+    assert found.sampled < 400
+    assert found.documents == pytest.approx(1000, rel=0.05)
+    assert found.tokens == pytest.approx(tokens_of(texts), rel=0.05)
+
+
+def test_a_small_source_of_dolma_is_found_among_many_files_of_others(tmp_path):
+    for number in range(3 * FILES_SAMPLED):
+        write_dolma(tmp_path / f"c4-{number:04}.json.gz", [sentences(number)], "c4")
+    write_dolma(tmp_path / "wiki-0000.json.gz", [sentences(99)], "wiki")
+    found = estimate(tmp_path)
+    assert found["c4"].documents == pytest.approx(3 * FILES_SAMPLED, rel=0.05)
+    assert found["wiki"].documents == 1

@@ -2,7 +2,12 @@ import json
 
 import pytest
 
-from apex_composer.data_prep.read.domains import infer_domain, normalise_domain
+from apex_composer.data_prep.read.domains import (
+    DOMAIN_PATTERN,
+    infer_domain,
+    normalise_domain,
+    source_domain,
+)
 
 # The records of the releases, shortened; the sample's mirror keeps `meta` as a string.
 METAS = {
@@ -44,3 +49,14 @@ def test_names_are_normalised_and_other_names_are_kept():
     expected = ["cc", "c4", "arxiv", "wikipedia", "book", "stackexchange"]
     assert [normalise_domain(name) for name in given] == expected
     assert normalise_domain("My-Poems") == "My-Poems"
+
+
+def test_sources_of_dolma_become_usable_names_that_never_fall_together():
+    plain = ["cc_en_head", "wiki", "wikipedia", "pes2o", "stack-dedup", "C4", "x" * 64]
+    assert [source_domain(source) for source in plain] == plain
+    odd = ["web/en", "web en", "web.en", "/web/en", "../..", "ä", "\ud800", "x" * 65, "x" * 66]
+    names = [source_domain(source) for source in odd]
+    assert len(set(names)) == len(odd)
+    assert all(DOMAIN_PATTERN.fullmatch(name) and len(name) < 80 for name in names)
+    assert names[0] == "web_en-31a32248"
+    assert {source_domain(source) for source in (None, "", " ", 3, ["wiki"])} == {None}

@@ -51,9 +51,33 @@ def test_damaged_parquet_is_an_error_that_names_the_file(tmp_path):
     path.write_bytes(damaged)
     with pytest.raises(SourceError, match="x.parquet cannot be read"):
         read(path, domain=None, format="redpajama-sample")
-    write_parquet(path, {"txt": ["a"]})
-    with pytest.raises(SourceError, match="no column 'text'"):
-        read(path, domain=None, format="redpajama-sample")
+
+
+def test_columns_that_hold_no_text_are_an_error_that_names_them(tmp_path):
+    path = write_parquet(tmp_path / "x.parquet", {"txt": ["a"], "id": [1]})
+    for format in ("redpajama-sample", "fineweb"):
+        with pytest.raises(SourceError, match=r"no column 'text'; .* \['txt', 'id'\]\.$"):
+            read(path, format=format)
+    write_parquet(path, {"text": [b"a"]})
+    with pytest.raises(SourceError, match=r"'text' holds binary, not string\.$"):
+        read(path, format="fineweb")
+
+
+def test_of_fineweb_the_text_alone_is_read(tmp_path):
+    more = {"meta": [{"a": [n]} for n in range(3)], "source": pyarrow.array(["\xff"] * 3)}
+    path = write_parquet(tmp_path / "x.parquet", {**more, "text": ["one", None, "three"]})
+    documents, rejects = read(path, domain="en", format="fineweb")
+    assert [document[:3] for document in documents] == [(1, "en", "one"), (3, "en", "three")]
+    assert rejects == [(2, "no text", "{}")]
+
+
+def test_texts_that_are_stored_once_are_read_and_limited_as_others(tmp_path):
+    text = pyarrow.array(["one", "x" * 99, None, "one"]).dictionary_encode()
+    documents, rejects = read(
+        write_parquet(tmp_path / "x.parquet", {"text": text}), format="fineweb", line_limit=50
+    )
+    assert [document[:3:2] for document in documents] == [(1, "one"), (4, "one")]
+    assert [(place, reason) for place, reason, _ in rejects] == [(2, "too long"), (3, "no text")]
 
 
 def test_pages_of_parquet_beyond_the_memory_of_a_worker_are_refused(tmp_path, monkeypatch):
@@ -63,3 +87,7 @@ def test_pages_of_parquet_beyond_the_memory_of_a_worker_are_refused(tmp_path, mo
     monkeypatch.setattr(parquet, "PAGE_LIMIT", 7_000_000)
     with pytest.raises(SourceError, match="rows have 1 MB on average.*row groups of fewer rows"):
         read(path)
+    # What is not read, such as pictures beside the text, takes no memory.
+    rows = {"text": ["one", "two"], "image": [{"bytes": bytes(5_000_000)}] * 2}
+    path = write_parquet(tmp_path / "x.parquet", rows, use_dictionary=False)
+    assert len(read(path, format="fineweb")[0]) == 2

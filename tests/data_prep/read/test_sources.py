@@ -1,7 +1,9 @@
+import gzip
 import json
 
 import pytest
 from corpus import write_corpus, write_jsonl
+from hub_folders import save_dataset, write_dolma, write_fineweb, write_parquet
 
 from apex_composer.data_prep.errors import SourceError
 from apex_composer.data_prep.read.sources import find_sources
@@ -10,9 +12,13 @@ SLIM = json.dumps({"text": "a", "meta": {"redpajama_set_name": "RedPajamaBook"}}
 
 
 def touch(root, *names):
+    """Files with one record of RedPajama-V2 or one row of the sample; jsonl without any."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"")
+        content = gzip.compress(b'{"raw_content": "a"}\n') if name.endswith(".json.gz") else b""
+        (root / name).write_bytes(content)
+        if name.endswith(".parquet"):
+            write_parquet(root / name, {"text": ["a"], "meta": ["{}"]})
 
 
 def summary(root, format="auto"):
@@ -145,3 +151,81 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (tmp_path / "data" / "book").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "loop").symlink_to(tmp_path / "data")
     assert list(summary(tmp_path / "data")) == ["book/x.jsonl"]
+
+
+def test_fineweb_is_named_by_its_crawls_sizes_and_languages(tmp_path):
+    places = {
+        "data/CC-MAIN-2013-20/000_00000.parquet": "CC-MAIN-2013-20",
+        "sample/10BT/000_00000.parquet": "10BT",
+        "data/deu_Latn/train/000_00000.parquet": "deu_Latn",
+        "data/train-00000-of-00001.parquet": "fineweb",
+        "000_00000.parquet": "fineweb",
+    }
+    for name in places:
+        write_fineweb(tmp_path / name, ["a"])
+    for name in ("README.md", ".gitattributes", "data/infos.json", ".cache/x.parquet.incomplete"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no data")
+    assert summary(tmp_path) == dict(sorted(places.items()))
+    sources = find_sources(tmp_path)
+    assert {(source.format, source.splittable) for source in sources} == {("fineweb", False)}
+    assert sources[0].bytes == (tmp_path / sources[0].path).stat().st_size
+    write_fineweb(tmp_path / "20231101.en" / "x.parquet", ["a"])
+    with pytest.raises(ValueError, match="'20231101.en' has an unusable name"):
+        find_sources(tmp_path)
+
+
+def test_arrow_is_named_by_the_folder_of_the_data_set(tmp_path):
+    save_dataset(tmp_path / "poems" / "deep", [["a"], ["b"]])
+    save_dataset(tmp_path / "books" / "train", [["a"]])
+    domains = ["books", "poems", "poems"]
+    assert list(summary(tmp_path).values()) == domains
+    assert list(summary(f"file://{tmp_path}", "arrow").values()) == domains
+    assert list(summary(tmp_path / "books" / "train").values()) == ["books"]
+    assert list(summary(f"file://{tmp_path}/books", "arrow").values()) == ["books"]
+    cached = tmp_path / "poems" / "default" / "0.0.0" / ("0a1b" * 10)
+    save_dataset(cached, [["a"]])
+    assert list(summary(cached).values()) == ["poems"]
+
+
+def test_dolma_is_one_source_a_record_and_no_attributes(tmp_path):
+    write_dolma(tmp_path / "wiki" / "v0" / "documents" / "0.jsonl", ["a"])
+    write_dolma(tmp_path / "c4-0000.json.gz", ["a"])
+    write_jsonl(tmp_path / "wiki" / "v0" / "attributes" / "x" / "0.jsonl.gz", [b'{"id": "1"}'])
+    (tmp_path / "manifest.json").write_text("{}")
+    assert summary(tmp_path) == {"c4-0000.json.gz": None, "wiki/v0/documents/0.jsonl": None}
+    assert [source.splittable for source in find_sources(tmp_path)] == [False, True]
+
+
+def test_what_was_never_finished_is_not_left_out_in_silence(tmp_path):
+    write_jsonl(tmp_path / "a" / "x.jsonl", ["text"])
+    for name in ("y.jsonl.gz.crdownload", "y.parquet.part", "y.jsonl.aria2"):
+        (tmp_path / "a" / name).write_bytes(b"")
+        with pytest.raises(ValueError, match=rf"a/{name} is the beginning of a file"):
+            find_sources(tmp_path)
+        (tmp_path / "a" / name).unlink()
+    save_dataset(tmp_path / "0a1b.incomplete", [["a"]])
+    with pytest.raises(ValueError, match="0a1b.incomplete/data-.* never finished"):
+        find_sources(tmp_path, "arrow")
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.json.gz", "x.jsonl.zst", "x.arrow"])
+def test_gits_pointers_are_told_from_files(tmp_path, name):
+    path = tmp_path / "data" / name
+    path.parent.mkdir()
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n")
+    with pytest.raises(ValueError, match=f"{name} is Git's pointer.*git lfs pull"):
+        find_sources(tmp_path)
+
+
+def test_the_hubs_cache_is_read_by_the_folder_of_a_revision(tmp_path):
+    cache, revision = tmp_path / "datasets--org--fineweb", "0a1b" * 10
+    snapshot = cache / "snapshots" / revision
+    blob = write_fineweb(cache / "blobs" / "f00d.parquet", ["a"]).rename(cache / "blobs" / "f00d")
+    (snapshot / "data" / "en").mkdir(parents=True)
+    (snapshot / "data" / "en" / "x.parquet").symlink_to("../../../../blobs/f00d")
+    [source] = find_sources(snapshot)
+    assert (source.domain, source.format, source.bytes) == ("en", "fineweb", blob.stat().st_size)
+    for input in (cache, tmp_path):
+        with pytest.raises(ValueError, match=f"of one: .*/snapshots/{revision}"):
+            find_sources(input)
