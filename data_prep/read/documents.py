@@ -3,7 +3,6 @@
 A bad record is reported and skipped; a damaged file is an error that names the file and the place.
 """
 
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -112,11 +111,11 @@ def read_records(
             records = read_range(stream, start, stop, line_limit)
         for record in _guarded(records, source):
             number = record.number
-            if record.is_blank:
-                continue
             try:
                 taken = take(record.parse())
             except Rejected as rejected:
+                if record.is_blank:  # asked only here, where few come by
+                    continue
                 excerpt = record.content[:EXCERPT_BYTES].decode("utf-8", "replace").strip()
                 on_reject(number, str(rejected), excerpt, rejected.domain or source.domain)
             else:
@@ -146,7 +145,7 @@ def _guarded(records: Iterator[Record], source: Source) -> Iterator[Record]:
             return
         except UnfitError as error:
             raise SourceError(f"{source.path} cannot be read: {error}.") from error
-        except (EOFError, OSError, ValueError, zlib.error) as error:
+        except (EOFError, OSError, ValueError) as error:
             raise SourceError(
                 f"{source.path} cannot be read {_describe(last, source)}: {error}. "
                 "The file is damaged or cut short: fetch or compress it again."

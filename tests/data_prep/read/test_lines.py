@@ -1,5 +1,9 @@
+import gzip
+import io
 import json
 import random
+import struct
+import zlib
 
 import pytest
 from corpus import write_jsonl
@@ -8,6 +12,8 @@ from hypothesis import strategies as st
 from reading import read, reasons, texts
 
 from apex_composer.data_prep.errors import SourceError
+from apex_composer.data_prep.read.lines import Gunzipped
+from apex_composer.data_prep.read.sources import find_sources
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst"])
@@ -67,6 +73,70 @@ def test_a_damaged_archive_never_yields_other_text_in_silence(tmp_path, suffix):
             continue
         # zstd without checksums cannot see a changed literal; gzip always can.
         assert found == good or suffix == "jsonl.zst"
+
+
+FEW = gzip.compress(b'{"text": "a"}\n' * 50)
+MANY = gzip.compress(random.Random(0).randbytes(300_000))
+BARE = zlib.compress(b"abc\n")[2:-4]  # as deflate alone has it
+SUMS = struct.pack("<II", zlib.crc32(b"abc\n"), 4)
+# Every part that a member may have, and what archives are followed by.
+ARCHIVES = {
+    "two members": FEW + MANY + FEW,
+    "an empty member": gzip.compress(b"") + FEW,
+    "only an empty member": gzip.compress(b""),
+    "zeros behind": FEW + bytes(10),
+    "many zeros behind": FEW + bytes(1_000_000),
+    "zeros between": FEW + bytes(600_000) + FEW,
+    "only zeros": bytes(100),
+    "garbage behind": FEW + b"garbage" * 10,
+    "a line behind": FEW + b"\n",
+    "zeros and garbage behind": FEW + bytes(10) + b"garbage" * 10,
+    "half a header behind": FEW + FEW[:5],
+    "name": b"\x1f\x8b\x08\x08" + bytes(6) + b"name\0" + BARE + SUMS,
+    "extra field": b"\x1f\x8b\x08\x04" + bytes(6) + b"\x03\0abc" + BARE + SUMS,
+    "comment": b"\x1f\x8b\x08\x10" + bytes(6) + b"comment\0" + BARE + SUMS,
+    "text": b"\x1f\x8b\x08\x01" + bytes(6) + BARE + SUMS,
+    "unknown method": b"\x1f\x8b\x07\0" + bytes(6) + BARE + SUMS,
+    "wrong sum": b"\x1f\x8b\x08\0" + bytes(6) + BARE + bytes(4) + SUMS[4:],
+    "wrong length": b"\x1f\x8b\x08\0" + bytes(6) + BARE + SUMS[:4] + bytes(4),
+    "no sums": b"\x1f\x8b\x08\0" + bytes(6) + BARE,
+    "no archive": b'{"text": "a"}\n',
+}
+
+
+def content(decompressed, *errors):
+    """What a reader makes of an archive, None where it is damaged."""
+    try:
+        return decompressed.read()
+    except errors:
+        return None
+
+
+def check_reading(archive):
+    expected = content(gzip.GzipFile(fileobj=io.BytesIO(archive)), EOFError, OSError, zlib.error)
+    found = content(io.BufferedReader(Gunzipped(io.BytesIO(archive))), EOFError, OSError)
+    assert found == expected
+
+
+@pytest.mark.parametrize("archive", ARCHIVES.values(), ids=ARCHIVES)
+def test_gzip_is_read_as_python_reads_it(archive):
+    check_reading(archive)
+
+
+def test_so_is_what_is_cut_or_damaged_anywhere():
+    two = FEW + gzip.compress(random.Random(0).randbytes(200).hex().encode())
+    for place in range(len(two)):
+        check_reading(two[:place])
+        check_reading(two[:place] + bytes([two[place] ^ 0x10]) + two[place + 1 :])
+
+
+def test_damage_that_only_isal_knows_by_name_is_told_as_any_other(tmp_path):
+    path = write_jsonl(tmp_path / "book" / "x.jsonl.gz", ["one"] * 9)
+    path.write_bytes(path.read_bytes()[:12] + b"\xff" * 50)
+    with pytest.raises(SourceError, match=r"x\.jsonl\.gz cannot be read at its beg.* damaged"):
+        read(path)
+    with pytest.raises(SourceError, match=r"x\.jsonl\.gz cannot be read at its first line"):
+        find_sources(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["x.jsonl.gz", "x.jsonl.zst", "x.parquet"])
