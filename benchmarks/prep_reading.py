@@ -22,14 +22,17 @@ from typing import Any
 from unittest.mock import patch
 
 import pyarrow
-import xxhash
 from paired import command_line, ratio_text, ratios, turns, write
 from prep_inputs import EMBEDDED_BYTES
 
 from apex_composer.data_prep.read import documents, lines
 from apex_composer.data_prep.read.records import take_document
 from apex_composer.data_prep.read.sources import Source, find_sources
-from apex_composer.data_prep.tokens.document_hash import hash_text
+from apex_composer.data_prep.tokens.document_hash import (
+    FIRST_HASH,
+    NEWEST_HASH,
+    read_hash,
+)
 from apex_composer.demo.documents import take_documents
 from apex_composer.demo.embedded import write_embedded_corpus
 
@@ -57,8 +60,8 @@ def as_before() -> Iterator[None]:
 
 Side = tuple[Callable[[], AbstractContextManager[None]], Callable[[str], Any]]
 SIDES: dict[str, Side] = {
-    "before": (as_before, hash_text),
-    "now": (nullcontext, xxhash.xxh3_128_digest),
+    "before": (as_before, read_hash(FIRST_HASH)),
+    "now": (nullcontext, read_hash(NEWEST_HASH)),
 }
 
 
