@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from apex_composer.data_prep.choose.job_plan import Plan
+from apex_composer.data_prep.engines.local import Work, run_tasks
 from apex_composer.data_prep.paths import piece_folder
 from apex_composer.data_prep.progress import ReadingBar
 from apex_composer.data_prep.tokens.piece import PieceReport, PieceTask, Progress, tokenise_piece
-from apex_composer.data_prep.workers import Work, run_tasks
 
 
 def _work(task: dict[str, Any], report_progress: Progress) -> PieceReport:

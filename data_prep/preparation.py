@@ -15,6 +15,7 @@ from apex_composer.data_prep.choose.job_plan import (
     source_differences,
     write_plan,
 )
+from apex_composer.data_prep.engines.local import check_workers
 from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.output_folder import (
@@ -28,7 +29,6 @@ from apex_composer.data_prep.paths import STREAMS, TOKENIZER_FILE, TOKENIZER_FOL
 from apex_composer.data_prep.pieces import missing_pieces, tokenise_pieces
 from apex_composer.data_prep.read.sources import Source, find_sources
 from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts, load_tokenizer
-from apex_composer.data_prep.workers import check_workers
 from apex_composer.data_prep.write.finish import finish
 from apex_composer.data_prep.write.manifest import read_manifest, write_streams
 from apex_composer.extras import require

@@ -45,7 +45,8 @@ ORDER = [
 # Of the files above data_prep's rooms there are two kinds: what all may use, and what uses all.
 DATA_ORDER = [
     ["errors", "paths"],
-    ["atomic_files", "progress", "workers", "options"],
+    ["atomic_files", "progress", "options"],
+    ["engines"],
     ["read"],
     ["tokens"],
     ["choose"],

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from apex_composer.data_prep.atomic_files import new_file, read_json, write_bytes, write_json
 from apex_composer.data_prep.choose.job_plan import DatedSource, PieceSpan, date_source, make_pieces
+from apex_composer.data_prep.engines.local import check_workers
 from apex_composer.data_prep.errors import InputNotFoundError, OutputTakenError, SettingsError
 from apex_composer.data_prep.instruct.chat_template import save_chat_tokenizer
 from apex_composer.data_prep.instruct.manifest import FORMAT, Manifest, make_manifest
@@ -28,7 +29,6 @@ from apex_composer.data_prep.paths import (
 )
 from apex_composer.data_prep.pieces import tokenise_pieces
 from apex_composer.data_prep.read.sources import JSONL, Source, check_compression, list_folder
-from apex_composer.data_prep.workers import check_workers
 from apex_composer.data_prep.write.finish import check_rejects, describe_file
 from apex_composer.extras import require
 

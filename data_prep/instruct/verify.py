@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from apex_composer.data_prep.choose.job_plan import make_pieces
+from apex_composer.data_prep.engines.local import check_workers, run_tasks
 from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.instruct.manifest import (
     Manifest,
@@ -21,7 +22,6 @@ from apex_composer.data_prep.instruct.piece import (
 from apex_composer.data_prep.paths import MANIFEST
 from apex_composer.data_prep.progress import progress_bar
 from apex_composer.data_prep.read.sources import Source
-from apex_composer.data_prep.workers import check_workers, run_tasks
 from apex_composer.data_prep.write.manifest import hash_content
 from apex_composer.data_prep.write.verify import check_files, check_names
 

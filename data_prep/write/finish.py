@@ -17,6 +17,7 @@ from apex_composer.data_prep.choose.document_index import (
     select,
 )
 from apex_composer.data_prep.choose.job_plan import Plan
+from apex_composer.data_prep.engines.local import run_tasks
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.paths import (
     MANIFEST,
@@ -30,7 +31,6 @@ from apex_composer.data_prep.paths import (
 from apex_composer.data_prep.progress import progress_bar
 from apex_composer.data_prep.tokens.piece import PieceReport
 from apex_composer.data_prep.tokens.tokenizer import token_type
-from apex_composer.data_prep.workers import run_tasks
 from apex_composer.data_prep.write.manifest import (
     Manifest,
     make_manifest,

@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from apex_composer.data_prep.engines.local import check_workers, run_tasks
 from apex_composer.data_prep.paths import MANIFEST, STREAMS, UPLOADED, WORK
 from apex_composer.data_prep.progress import progress_bar
-from apex_composer.data_prep.workers import check_workers, run_tasks
 from apex_composer.data_prep.write.manifest import (
     Manifest,
     hash_content,

@@ -3,8 +3,8 @@ import signal
 
 import pytest
 
+from apex_composer.data_prep.engines.local import run_tasks
 from apex_composer.data_prep.errors import WorkerDiedError
-from apex_composer.data_prep.workers import run_tasks
 
 
 def die(task, report):
