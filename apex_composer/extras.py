@@ -23,6 +23,7 @@ EXTRAS = {
     ),
     "prep": ("pyarrow", "joblib", "yaml", "tokenizers", "transformers", "huggingface_hub"),
     "remote": ("streaming",),
+    "ray": ("ray",),
     "gpu": ("flash_attn",),
     "optimizers": ("pytorch_optimizer",),
     "eval": ("lm_eval", "datasets"),

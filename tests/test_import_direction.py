@@ -62,7 +62,7 @@ KNOW_COMPOSER = {"trainer", "callbacks", "methods"}
 STARTERS = ("tools", "evaluate", "observe", "report", "demo", "compare")
 # The extras whose packages a room may import in functions. The other rooms need none.
 NEED = {
-    "data_prep": {"prep", "remote"},
+    "data_prep": {"prep", "remote", "ray"},
     **dict.fromkeys(KNOW_COMPOSER, {"foundry"}),
     "methods": {"foundry", "optimizers"},
     **dict.fromkeys(STARTERS, {"foundry", "prep"}),

@@ -1,1 +1,1 @@
-"""Who does the work: processes of this machine. Imports errors."""
+"""Who does the work: processes of this machine, or a Ray cluster. Imports errors, atomic_files."""
