@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from apex_composer.data_prep.atomic_files import PARTIAL
-from apex_composer.data_prep.engines.local import Report, Task, Work, check_workers
+from apex_composer.data_prep.engines.local import (
+    Report,
+    Task,
+    Work,
+    check_workers,
+    one_thread,
+)
 from apex_composer.data_prep.engines.ray_node import (
     REPORT_SECONDS,
     Driver,
@@ -97,17 +103,19 @@ def connected(
     digest = hashlib.sha256(content).hexdigest()
     driver = Driver(address, os.getcwd(), path, digest, own_versions())
     is_ours = not ray.is_initialized()
-    try:
-        if is_ours:
-            _connect(address, workers)
-        # On any node, and again on another when that dies: it needs next to nothing.
-        reports = ray.remote(Reports).options(num_cpus=0, max_restarts=-1).remote()
-        yield Cluster(driver, reports, workers, is_ours and address is None).map_tasks
-    finally:
-        if known_file is None:
-            path.unlink(missing_ok=True)
-        if is_ours:
-            ray.shutdown()
+    with one_thread():  # a local Ray's processes have this environment
+        try:
+            if is_ours:
+                _connect(address, workers)
+            # On any node, and again on another when that dies: it needs next to nothing.
+            reports = ray.remote(Reports).options(num_cpus=0, max_restarts=-1).remote()
+            yield Cluster(driver, reports, workers, is_ours and address is None).map_tasks
+        finally:
+            # What is still at work ends by that; ray.cancel(force=True) of Ray 2.60 may abort us.
+            if known_file is None:
+                path.unlink(missing_ok=True)
+            if is_ours:
+                ray.shutdown()
 
 
 def _connect(address: str | None, workers: int | None) -> None:
@@ -155,36 +163,33 @@ class Cluster:
             WorkerDiedError: too many workers died over a task.
             SettingsError: a node does not fit.
         """
-        import ray
 
         if not self.driver.known_file.exists():
             self.driver.known_file.write_text(self.driver.known_file.name)
         tasks, again = iter(tasks), deque[Attempt]()
         running: dict[Any, Attempt] = {}
-        news = self.reports.take.remote()
-        try:
-            while True:
-                while len(running) < self._limit(at_most):
-                    attempt = again.popleft() if again else self._next(tasks)
-                    if attempt is None:
-                        break
-                    running[self._start(work, attempt)] = attempt
-                if not running:
-                    return
-                for ref in _finished([news, *running]):
-                    if ref == news:
-                        _pass_on(news, running.values(), on_progress)
-                        news = self.reports.take.remote()
-                        continue
-                    attempt = running.pop(ref)
-                    answer = _receive(ref, attempt, on_progress)
-                    if answer is None:
-                        again.append(Attempt(attempt.task, next(self.keys), attempt.deaths + 1))
-                    else:
-                        yield attempt.task, answer[0]
-        finally:
-            for ref in running:
-                ray.cancel(ref, force=True)
+        news, asked_at = None, -math.inf
+        while True:
+            while len(running) < self._limit(at_most):
+                attempt = again.popleft() if again else self._next(tasks)
+                if attempt is None:
+                    break
+                running[self._start(work, attempt)] = attempt
+            if not running:
+                return
+            if news is None and time.monotonic() - asked_at > REPORT_SECONDS:
+                news, asked_at = self.reports.take.remote(), time.monotonic()
+            for ref in _finished([*running, *([] if news is None else [news])]):
+                if ref == news:
+                    _pass_on(news, running.values(), on_progress)
+                    news = None
+                    continue
+                attempt = running.pop(ref)
+                answer = _receive(ref, attempt, on_progress)
+                if answer is None:
+                    again.append(Attempt(attempt.task, next(self.keys), attempt.deaths + 1))
+                else:
+                    yield attempt.task, answer[0]
 
     def _next(self, tasks: Iterator[Task]) -> Attempt | None:
         task = next(tasks, None)
@@ -195,7 +200,7 @@ class Cluster:
 
         # Without Ray's own retries, whose reports could not be told from those before.
         needs = {"num_cpus": 1, "memory": TASK_MEMORY, "max_retries": 0}
-        remote = ray.remote(run_attempt).options(name=attempt.task["name"], **needs)
+        remote = ray.remote(run_attempt).options(**needs)
         return remote.remote(work, attempt.task, attempt.key, self.reports, self.driver)
 
     def _limit(self, at_most: int) -> int:
@@ -238,8 +243,7 @@ def _pass_on(news: Any, running: Iterable[Attempt], on_progress: Report) -> None
 
     try:
         totals = ray.get(news)
-    except ray.exceptions.RayError:  # its node died; the results have all that counts
-        time.sleep(REPORT_SECONDS)
+    except ray.exceptions.RayError:  # its node died; what counts comes with the results too
         return
     for attempt in running:
         if attempt.key in totals:
@@ -254,10 +258,10 @@ def _receive(ref: Any, attempt: Attempt, on_progress: Report) -> tuple[Any] | No
     try:
         kind, content, total = ray.get(ref)
     except ray.exceptions.RayTaskError as error:  # what a task raises comes as a result
+        lines = str(error).strip().splitlines()
         raise SettingsError(
-            f"A Ray node ({error.ip}) cannot run apex_composer: "
-            f"{str(error).strip().splitlines()[-1]} Install the same apex-composer on all nodes, "
-            "in the Python of their `ray start`."
+            f"A Ray node cannot run apex_composer: {lines[0]}: {lines[-1].strip()}. Install the "
+            "same apex-composer on all nodes, in the Python of their `ray start`."
         ) from error
     except ray.exceptions.RayError as error:
         attempt.tell(None, on_progress)  # it will all be reported again

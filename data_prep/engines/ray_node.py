@@ -1,6 +1,5 @@
 """A worker of a Ray cluster: checks that its node fits the driver's machine, and does tasks."""
 
-import asyncio
 import hashlib
 import os
 import socket
@@ -47,13 +46,12 @@ class Reports:
     def __init__(self) -> None:
         self.news: dict[int, Any] = {}
 
-    async def tell(self, key: int, total: Any) -> None:
+    def tell(self, key: int, total: Any) -> None:
         """Take the sum of an attempt's reports."""
         self.news[key] = total
 
-    async def take(self) -> dict[int, Any]:
-        """Give away all reports, after a while."""
-        await asyncio.sleep(REPORT_SECONDS)
+    def take(self) -> dict[int, Any]:
+        """Give away all reports."""
         news, self.news = self.news, {}
         return news
 
@@ -79,6 +77,7 @@ def run_attempt(
         if time.monotonic() - told_at > REPORT_SECONDS:  # a worker may have many in a second
             told_at = time.monotonic()
             reports.tell.remote(key, total)
+            check_node(driver)
 
     try:
         check_node(driver)
@@ -109,7 +108,8 @@ def check_node(driver: Driver) -> None:
         SettingsError: it does not see the output folder, or has other versions.
     """
     _check_process(driver)
-    # At every task: a next run removes the file, and with it ends the workers of a killed one.
+    # Again and again: the driver removes the file at its end, or the next one does where it was
+    # killed, and so ends workers that nobody waits for, also of a node that is taken for dead.
     _check_folder(driver, driver.known_file.exists())
 
 
