@@ -1,7 +1,7 @@
 # Everything a user or a contributor types. Each target makes the environment first if it is not there yet.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install train compare reproduce test test-core test-long test-report lint format docs bench clean
+.PHONY: help install train compare reproduce test test-core test-long test-ray test-report lint format docs bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -82,7 +82,7 @@ reproduce: $(STAMP)  ## does expansion pay? every arm from one base, resumable (
 	$(BIN)/python benchmarks/reproduce/campaign.py $(SCALE) $(if $(DATA),--data "$(DATA)") $(CAMPAIGN)
 
 test: $(STAMP)  ## all tests, the numeric ones as on lesser CPUs too; no GPU, no network
-	$(BIN)/python -m pytest -m "not long and not browser" $(if $(TESTS),$(TESTS),$(PARALLEL))
+	$(BIN)/python -m pytest -m "not long and not browser and not ray" $(if $(TESTS),$(TESTS),$(PARALLEL))
 	$(if $(TESTS),,$(BIN)/python tests/lower_capabilities.py $(PARALLEL))
 
 test-core: $(CORE_STAMP)  ## the tests of the core alone, newest torch and transformers, no Composer (PYTHON_CORE=...)
@@ -91,6 +91,10 @@ test-core: $(CORE_STAMP)  ## the tests of the core alone, newest torch and trans
 
 test-long: $(STAMP)  ## the tests that take minutes, or a quiet machine
 	$(BIN)/python -m pytest -m long $(TESTS)
+
+test-ray: $(STAMP)  ## data preparation on Ray clusters of this machine, whose nodes and workers die
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[ray]'
+	$(BIN)/python -m pytest -m ray $(or $(TESTS),tests/data_prep/engines)
 
 test-report: $(STAMP)  ## reports in headless Chromium: errors, requests, overflow, light and dark
 	$(BIN)/python -m pytest -m browser $(or $(TESTS),tests/report)

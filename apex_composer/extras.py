@@ -33,6 +33,7 @@ EXTRAS = {
         "huggingface_hub",
     ),
     "remote": ("streaming",),
+    "ray": ("ray",),
     "gpu": ("flash_attn",),
     "optimizers": ("pytorch_optimizer",),
     "eval": ("lm_eval", "datasets"),

@@ -20,7 +20,14 @@ from apex_composer.data_prep.write.upload import check_address
 from apex_composer.extras import MissingExtraError
 
 OutArgument = Annotated[Path, typer.Argument(help="Folder that `apex-composer prep` wrote.")]
-Workers = Annotated[int | None, typer.Option(help="Processes; default: one for each core.")]
+Workers = Annotated[
+    int | None, typer.Option(help="Tasks at the same time; default: one for each core.")
+]
+Engine = Annotated[str, typer.Option(help="local, or ray for all nodes of a Ray cluster.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster: auto, HOST:6379 or ray://HOST:10001; default: this machine."),
+]
 Upload = Annotated[
     str | None,
     typer.Option("--upload", help="Address to copy the result to, such as s3://bucket/folder."),
@@ -77,6 +84,8 @@ def prep_command(
     ] = "llama1",
     compression: Annotated[str | None, typer.Option(help="zstd, or nothing.")] = None,
     workers: Workers = None,
+    engine: Engine = "local",
+    address: Address = None,
     shard: Annotated[
         str | None, typer.Option(help="I/N: one part of an array job; then prep-merge.")
     ] = None,
@@ -130,9 +139,8 @@ def prep_command(
         part = _parse_part(shard)
         if upload_to is not None:
             check_address(upload_to)
-        manifest = prepare(
-            input, out, shard=part, overwrite=overwrite, keep_work=keep_work, **given
-        )
+        given |= {"engine": engine, "address": address, "shard": part}
+        manifest = prepare(input, out, overwrite=overwrite, keep_work=keep_work, **given)
         if manifest is None:
             typer.echo(f"part {shard} is done. When all are: apex-composer prep-merge {out}")
         else:
@@ -143,6 +151,8 @@ def prep_command(
 def merge_command(
     out: OutArgument,
     workers: Workers = None,
+    engine: Engine = "local",
+    address: Address = None,
     max_reject_rate: Annotated[
         float | None, typer.Option(help="Allowed share of bad lines; default: the array job's.")
     ] = None,
@@ -153,7 +163,14 @@ def merge_command(
     with status_of_errors():
         if upload_to is not None:
             check_address(upload_to)
-        manifest = merge(out, workers=workers, max_reject_rate=max_reject_rate, keep_work=keep_work)
+        manifest = merge(
+            out,
+            workers=workers,
+            engine=engine,
+            address=address,
+            max_reject_rate=max_reject_rate,
+            keep_work=keep_work,
+        )
         _show(manifest, out, upload_to)
 
 
@@ -161,10 +178,12 @@ def merge_command(
 def verify_command(
     out: Annotated[Path, typer.Argument(help="Folder that `prep` or `prep-instruct` wrote.")],
     workers: Workers = None,
+    engine: Engine = "local",
+    address: Address = None,
 ) -> None:
     """Read everything again and compare it with the manifest."""
     with status_of_errors():
-        faults = verify_any(out, workers=workers)
+        faults = verify_any(out, workers=workers, engine=engine, address=address)
     for fault in faults:
         typer.echo(f"error: {fault}", err=True)
     if faults:

@@ -102,10 +102,13 @@ def remove_partial(folder: Path) -> None:
     """Remove what killed runs were writing, at any depth.
 
     Args:
-        folder: nobody else may be writing to it.
+        folder: nobody else may be writing to it, but workers of a killed run that are yet to end:
+            they fail, and may remove theirs meanwhile.
     """
-    for path in [*folder.rglob(f"*{PARTIAL}*")]:
-        _remove(path)
+    for root, folders, files in os.walk(folder):  # bears what goes while it looks
+        for name in (*folders, *files):
+            if PARTIAL in name:
+                _remove(Path(root, name))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -16,11 +16,11 @@ from apex_composer.data_prep.choose.budgets import (
     wanted_tokens,
 )
 from apex_composer.data_prep.choose.estimate import Estimate, estimate_domains, take_samples
+from apex_composer.data_prep.engines.local import check_workers
 from apex_composer.data_prep.errors import DiskFullError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.read.sources import find_sources
 from apex_composer.data_prep.tokens.tokenizer import load_tokenizer, token_type
-from apex_composer.data_prep.workers import check_workers
 from apex_composer.extras import require
 
 # Reading and parsing a file whose documents are mostly left out: bytes of text per second and core.

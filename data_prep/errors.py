@@ -4,6 +4,8 @@ SettingsError and what follows from it: the command line is at fault (exit statu
 are of the data, the disk or a worker (exit status 1).
 """
 
+from typing import Any
+
 
 class SettingsError(ValueError):
     """What was asked for cannot be: the command line is at fault, not the data."""
@@ -57,3 +59,6 @@ class ShortfallError(ValueError):
     def __init__(self, message: str, domains: list[str]) -> None:
         super().__init__(message)
         self.domains = domains
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.domains)  # else pickle knows the message only

@@ -24,6 +24,8 @@ PLAN = f"{WORK}/plan.json"
 DOWNLOADS = f"{WORK}/downloads"
 # Of a whole preparation; the parts of an array job have one more each.
 LOCK = f"{WORK}/lock"
+# By which the nodes of a cluster know the folder; it has the name of what is half-written.
+DRIVER = f"{WORK}/driver"
 # In how many parts the array job runs.
 PARTS = f"{WORK}/parts.json"
 PIECES = f"{WORK}/pieces"

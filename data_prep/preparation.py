@@ -15,6 +15,7 @@ from apex_composer.data_prep.choose.job_plan import (
     source_differences,
     write_plan,
 )
+from apex_composer.data_prep.engines.engine import Engine
 from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.output_folder import (
@@ -28,7 +29,6 @@ from apex_composer.data_prep.paths import STREAMS, TOKENIZER_FILE, TOKENIZER_FOL
 from apex_composer.data_prep.pieces import missing_pieces, tokenise_pieces
 from apex_composer.data_prep.read.sources import Source, find_sources
 from apex_composer.data_prep.tokens.tokenizer import TokenizerFacts, load_tokenizer
-from apex_composer.data_prep.workers import check_workers
 from apex_composer.data_prep.write.finish import finish
 from apex_composer.data_prep.write.manifest import read_manifest, write_streams
 from apex_composer.extras import require
@@ -41,6 +41,8 @@ def prepare(
     tokenizer: Path | str,
     options: Options | None = None,
     workers: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
     shard: tuple[int, int] | None = None,
     overwrite: bool = False,
     keep_work: bool = False,
@@ -57,7 +59,9 @@ def prepare(
             `manifest.json` (last).
         tokenizer: folder, or name on the hub, of a tokenizer with a fast version.
         options: what to do. Default: Options().
-        workers: processes. Default: one for each core.
+        workers: tasks at the same time. Default: one for each core.
+        engine: who does the work: `local` or `ray`. Default: "local".
+        address: that of the Ray cluster, see `Engine`. Default: None.
         shard: (i, n), counted from 1: do only this part of phase 1, for `merge` to finish.
             Default: None.
         overwrite: remove an earlier preparation first, finished or not. Default: False.
@@ -72,12 +76,12 @@ def prepare(
         OutputTakenError: `out` holds something else, or is in use; a SettingsError.
         OSError: the input cannot be read or the disk is full.
         ValueError: too many lines are unusable, or there is too little text.
-        WorkerDiedError: a worker was killed.
-        MissingExtraError: a package of the extra `prep` is not installed.
+        WorkerDiedError: a worker was killed; on Ray, several times at one task.
+        MissingExtraError: a package of the extra `prep`, or `ray`, is not installed.
     """
     require("Data preparation", "prep")
     out, options = Path(out), options or Options()
-    workers = check_workers(workers)
+    chosen = Engine(engine, address, workers)
     _check_part(shard)
     if overwrite and shard is not None:
         raise SettingsError(
@@ -94,16 +98,17 @@ def prepare(
         else:
             open_target(out, options, sources, description)  # before the lock writes anything
         with locked(out, shard):
-            if overwrite:
-                clear(out)
             # Again: another process may have ended its work meanwhile.
-            finished = open_target(out, options, sources, description)
+            finished = None if overwrite else open_target(out, options, sources, description)
             if finished is not None:
                 return _finish_again(out, finished, options)
-            plan = _begin(out, sources, options, description, Path(folder))
-            tokenise_pieces(out, plan, workers, shard)
-            check_unchanged(plan, sources)
-            return None if shard else finish(out, plan, options, workers, keep_work)
+            with chosen.opened(out) as map_tasks:  # before anything is removed: it may fail
+                if overwrite:
+                    clear(out)
+                plan = _begin(out, sources, options, description, Path(folder))
+                tokenise_pieces(out, plan, map_tasks, shard)
+                check_unchanged(plan, sources)
+                return None if shard else finish(out, plan, options, map_tasks, keep_work)
 
 
 def _finish_again(out: Path, manifest: dict[str, Any], options: Options) -> dict[str, Any]:
@@ -136,6 +141,8 @@ def merge(
     out: Path | str,
     *,
     workers: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
     max_reject_rate: float | None = None,
     keep_work: bool = False,
 ) -> dict[str, Any]:
@@ -143,7 +150,9 @@ def merge(
 
     Args:
         out: folder that every `prepare(..., shard=...)` was given.
-        workers: processes. Default: one for each core.
+        workers: tasks at the same time. Default: one for each core.
+        engine: who does the work: `local` or `ray`. Default: "local".
+        address: that of the Ray cluster, see `Engine`. Default: None.
         max_reject_rate: in place of that of the array job. Default: None.
         keep_work: keep `<out>/.work`. Default: False.
 
@@ -155,7 +164,7 @@ def merge(
         Otherwise as `prepare`.
     """
     require("Data preparation", "prep")
-    out, workers = Path(out), check_workers(workers)
+    out, chosen = Path(out), Engine(engine, address, workers)
     plan = read_plan(out)
     if plan is None:
         finished = read_manifest(out)
@@ -175,8 +184,8 @@ def merge(
     options = plan.options
     if max_reject_rate is not None:
         options = replace(options, max_reject_rate=max_reject_rate)
-    with locked(out, None):
-        return finish(out, plan, options, workers, keep_work)
+    with locked(out, None), chosen.opened(out) as map_tasks:
+        return finish(out, plan, options, map_tasks, keep_work)
 
 
 def check_unchanged(plan: Plan, sources: list[Source]) -> None:

@@ -45,7 +45,8 @@ ORDER = [
 # Of the files above data_prep's rooms there are two kinds: what all may use, and what uses all.
 DATA_ORDER = [
     ["errors", "paths"],
-    ["atomic_files", "progress", "workers", "options"],
+    ["atomic_files", "progress", "options"],
+    ["engines"],
     ["read"],
     ["tokens"],
     ["choose"],
@@ -61,7 +62,7 @@ KNOW_COMPOSER = {"trainer", "callbacks", "methods"}
 STARTERS = ("tools", "evaluate", "observe", "report", "demo", "compare")
 # The extras whose packages a room may import in functions. The other rooms need none.
 NEED = {
-    "data_prep": {"prep", "remote"},
+    "data_prep": {"prep", "remote", "ray"},
     **dict.fromkeys(KNOW_COMPOSER, {"foundry"}),
     "methods": {"foundry", "optimizers"},
     **dict.fromkeys(STARTERS, {"foundry", "prep"}),
@@ -274,4 +275,5 @@ def test_importing_the_package_starts_no_trainer():
 
 
 def test_importing_data_preparation_starts_no_torch():
-    assert modules_after("import apex_composer.data_prep") & {"torch", "transformers"} == set()
+    heavy = {"torch", "transformers", "ray"}
+    assert modules_after("import apex_composer.data_prep") & heavy == set()

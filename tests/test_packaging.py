@@ -119,7 +119,7 @@ def installs(extra: str) -> set[str]:
     return {canonicalize_name(name) for name in (*direct, *(one.name for one in indirect))}
 
 
-@pytest.mark.parametrize("extra", [extra for extra in EXTRAS if extra != "gpu"])
+@pytest.mark.parametrize("extra", [extra for extra in EXTRAS if extra not in ("gpu", "ray")])
 def test_an_extra_brings_the_packages_that_are_asked_for_in_its_name(extra):
     providers = packages_distributions()
     for package in EXTRAS[extra]:

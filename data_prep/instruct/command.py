@@ -1,7 +1,7 @@
 """The command `prep-instruct`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,10 +13,10 @@ from apex_composer.data_prep.instruct.verify import verify_instruct
 from apex_composer.data_prep.write.verify import verify
 
 
-def verify_any(out: Path, *, workers: int | None) -> list[str]:
-    """Verify what `prep` or `prep-instruct` wrote, whichever it was; what is wrong, in lines."""
+def verify_any(out: Path, **how: Any) -> list[str]:
+    """As `verify`, of what `prep` or `prep-instruct` wrote, whichever it was."""
     is_instruct = read_instruct_manifest(out) is not None
-    return (verify_instruct if is_instruct else verify)(out, workers=workers)
+    return (verify_instruct if is_instruct else verify)(out, **how)
 
 
 def prep_instruct_command(
@@ -36,7 +36,13 @@ def prep_instruct_command(
         typer.Option(help="tulu, or a file; default: the tokenizer's, tulu where it has none."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes; default: one for each core.")
+        int | None, typer.Option(help="Tasks at the same time; default: one for each core.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray for all nodes of a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster, see prep; default: this machine.")
     ] = None,
     max_reject_rate: Annotated[float, typer.Option(help="Allowed share of bad lines.")] = 0.01,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
@@ -51,8 +57,16 @@ def prep_instruct_command(
         chat_template=chat_template,
         max_reject_rate=max_reject_rate,
     )
-    given = {"options": options, "workers": workers, "overwrite": overwrite}
-    manifest = prepare_instruct(input, out, tokenizer=tokenizer, **given)
+    manifest = prepare_instruct(
+        input,
+        out,
+        tokenizer=tokenizer,
+        options=options,
+        workers=workers,
+        engine=engine,
+        address=address,
+        overwrite=overwrite,
+    )
     console = Console(markup=False, emoji=False)  # a source may be called [x] or :x:
     for table in make_tables(manifest):
         console.print(table)

@@ -156,14 +156,13 @@ def read_piece(
     return report
 
 
-def write_piece(task: dict[str, Any], report_progress: Progress) -> ExamplesReport:
-    """Write the folder of one piece, `task["piece"]`, whole or not at all.
+def write_piece(piece: ExamplesTask, report_progress: Progress) -> ExamplesReport:
+    """Write the folder of one piece, whole or not at all.
 
     Raises:
         SourceError: the input cannot be read.
         DiskFullError: the disk is full.
     """
-    piece: ExamplesTask = task["piece"]
     with new_folder(piece_folder(piece.out, piece.number)) as partial, ExitStack() as stack:
         names = (*SPLIT_FILES.values(), REJECTS)
         files = {name: stack.enter_context((partial / name).open("wb")) for name in names}

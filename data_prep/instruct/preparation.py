@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from apex_composer.data_prep.atomic_files import new_file, read_json, write_bytes, write_json
 from apex_composer.data_prep.choose.job_plan import DatedSource, PieceSpan, date_source, make_pieces
+from apex_composer.data_prep.engines.engine import Engine
 from apex_composer.data_prep.errors import InputNotFoundError, OutputTakenError, SettingsError
 from apex_composer.data_prep.instruct.chat_template import save_chat_tokenizer
 from apex_composer.data_prep.instruct.manifest import FORMAT, Manifest, make_manifest
@@ -28,7 +29,6 @@ from apex_composer.data_prep.paths import (
 )
 from apex_composer.data_prep.pieces import tokenise_pieces
 from apex_composer.data_prep.read.sources import JSONL, Source, check_compression, list_folder
-from apex_composer.data_prep.workers import check_workers
 from apex_composer.data_prep.write.finish import check_rejects, describe_file
 from apex_composer.extras import require
 
@@ -51,6 +51,8 @@ def prepare_instruct(
     tokenizer: Path | str,
     options: InstructOptions | None = None,
     workers: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Turn jsonl of chats, or of prompts with responses, into what llm-foundry trains on.
@@ -65,7 +67,9 @@ def prepare_instruct(
             `rejects.jsonl`, `manifest.json` (last).
         tokenizer: folder, or name on the hub, of a tokenizer with a fast version.
         options: what to do. Default: InstructOptions().
-        workers: processes. Default: one for each core.
+        workers: tasks at the same time. Default: one for each core.
+        engine: who does the work: `local` or `ray`. Default: "local".
+        address: that of the Ray cluster, see `Engine`. Default: None.
         overwrite: remove an earlier preparation first, finished or not. Default: False.
 
     Returns:
@@ -80,7 +84,7 @@ def prepare_instruct(
         WorkerDiedError: a worker was killed.
     """
     require("Instruction data", "prep")
-    out, options, workers = Path(out), options or InstructOptions(), check_workers(workers)
+    out, options, chosen = Path(out), options or InstructOptions(), Engine(engine, address, workers)
     check_apart(input, out)
     sources = find_jsonl(Path(input))
     with tempfile.TemporaryDirectory(prefix="apex-instruct-") as folder:
@@ -102,7 +106,8 @@ def prepare_instruct(
                 write_bytes(out / name, content)
             write_json(out / PLAN, {"format": FORMAT, "settings": settings})
             plan = InstructPlan(options, sources, make_pieces(sources, options.piece_bytes))
-            tokenise_pieces(out, plan, workers, None, _make_task, write_piece)
+            with chosen.opened(out) as map_tasks:
+                tokenise_pieces(out, plan, map_tasks, None, _make_task, write_piece, ExamplesReport)
             if find_jsonl(Path(input)) != sources:
                 raise ValueError(
                     f"input={str(input)!r} changed while it was read. Start over with --overwrite "

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from apex_composer.data_prep.choose.job_plan import make_pieces
+from apex_composer.data_prep.engines.engine import Engine, MapTasks
 from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.instruct.manifest import (
     Manifest,
@@ -21,17 +22,24 @@ from apex_composer.data_prep.instruct.piece import (
 from apex_composer.data_prep.paths import MANIFEST
 from apex_composer.data_prep.progress import progress_bar
 from apex_composer.data_prep.read.sources import Source
-from apex_composer.data_prep.workers import check_workers, run_tasks
 from apex_composer.data_prep.write.manifest import hash_content
 from apex_composer.data_prep.write.verify import check_files, check_names
 
 
-def verify_instruct(out: Path | str, *, workers: int | None = None) -> list[str]:
+def verify_instruct(
+    out: Path | str,
+    *,
+    workers: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
+) -> list[str]:
     """Check every byte, tokenise every example again and compare the counts with the manifest.
 
     Args:
         out: folder that `prepare_instruct` was given.
-        workers: processes. Default: one for each core.
+        workers: tasks at the same time. Default: one for each core.
+        engine: who does the work: `local` or `ray`. Default: "local".
+        address: that of the Ray cluster, see `Engine`. Default: None.
 
     Returns:
         What is wrong, one line each; empty when all is well.
@@ -39,19 +47,20 @@ def verify_instruct(out: Path | str, *, workers: int | None = None) -> list[str]
     Raises:
         SettingsError: there is no finished instruction data.
     """
-    out = Path(out)
+    out, chosen = Path(out), Engine(engine, address, workers)
     manifest = read_instruct_manifest(out)
     if manifest is None:
         raise SettingsError(f"out={str(out)!r} holds no finished instruction data ({MANIFEST}).")
     if manifest.get("sha256") != hash_content(manifest):
         return [f"{MANIFEST}: it was changed after it was written (sha256), so nothing is checked"]
     hashes = {name: file["sha256"] for name, file in manifest["files"].items()}
-    faults = check_names(out, list(hashes), (MANIFEST,)) + check_files(out, hashes, workers)
-    # Examples that have changed, or that a changed tokenizer reads, cannot have the same counts.
-    return sorted(faults or _recount(out, manifest, check_workers(workers)))
+    with chosen.opened(out, MANIFEST) as map_tasks:
+        faults = check_names(out, list(hashes), (MANIFEST,)) + check_files(out, hashes, map_tasks)
+        # Examples that have changed, or that a changed tokenizer reads, have other counts.
+        return sorted(faults or _recount(out, manifest, map_tasks))
 
 
-def _recount(out: Path, manifest: Manifest, workers: int) -> list[str]:
+def _recount(out: Path, manifest: Manifest, map_tasks: MapTasks) -> list[str]:
     """Read what was written as input was read; the manifest's numbers must come out again."""
     names = ("sequence_length", "validation_share", "piece_bytes")
     options = InstructOptions(**{name: manifest["settings"][name] for name in names})
@@ -61,17 +70,14 @@ def _recount(out: Path, manifest: Manifest, workers: int) -> list[str]:
         ExamplesTask(out, number, sources[piece.source], piece.start, piece.stop, options)
         for number, piece in enumerate(make_pieces(sources, options.piece_bytes))
     ]
-    reports: list[ExamplesReport] = []
     tasks = ({"name": piece.name, "piece": piece} for piece in pieces)
     shown = {"unit": "B", "unit_scale": True, "desc": "counting"}
     with progress_bar(total=sum(source.bytes for source in sources), **shown) as bar:
-        run_tasks(
-            _recount_piece,
-            tasks,
-            min(workers, len(pieces)),
-            lambda news: bar.update(news["characters"]),
-            lambda _, report: reports.append(report),
-        )
+
+        def advance(news: dict[str, Any]) -> None:
+            bar.update(news["characters"])
+
+        reports = [report for _, report in map_tasks(_recount_piece, tasks, advance, len(pieces))]
     counts = sum_reports(reports)
     found = (all_sources(counts["splits"]), counts["lengths"], counts["rejects"])
     expected = (all_sources(manifest["splits"]), manifest["lengths"], {})

@@ -17,6 +17,7 @@ from apex_composer.data_prep.choose.document_index import (
     select,
 )
 from apex_composer.data_prep.choose.job_plan import Plan
+from apex_composer.data_prep.engines.engine import MapTasks
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.paths import (
     MANIFEST,
@@ -30,7 +31,6 @@ from apex_composer.data_prep.paths import (
 from apex_composer.data_prep.progress import progress_bar
 from apex_composer.data_prep.tokens.piece import PieceReport
 from apex_composer.data_prep.tokens.tokenizer import token_type
-from apex_composer.data_prep.workers import run_tasks
 from apex_composer.data_prep.write.manifest import (
     Manifest,
     make_manifest,
@@ -44,7 +44,9 @@ from apex_composer.data_prep.write.verify import check_counts
 EXAMPLES_SHOWN = 20
 
 
-def finish(out: Path, plan: Plan, options: Options, workers: int, keep_work: bool) -> Manifest:
+def finish(
+    out: Path, plan: Plan, options: Options, map_tasks: MapTasks, keep_work: bool
+) -> Manifest:
     """Phase 2: choose the splits, write the shards, their index and the manifest."""
     corpus = read_corpus(out, plan)
     check_rejects(out, plan, corpus.reports, options.max_reject_rate)
@@ -53,7 +55,7 @@ def finish(out: Path, plan: Plan, options: Options, workers: int, keep_work: boo
     check_streams(streams, options)
     dtype = token_type(plan.tokenizer.vocabulary_size)
     format = ShardFormat(dtype, options.sequence_length, options.shard_bytes, options.compression)
-    shards = _write_shards(out, corpus, streams, format, workers)
+    shards = _write_shards(out, corpus, streams, format, map_tasks)
     for name, content in index_files(shards, format).items():
         write_bytes(out / name, content)
     tokenizer = sorted((out / TOKENIZER_FOLDER).iterdir())
@@ -79,21 +81,19 @@ def describe_file(content: bytes) -> dict[str, Any]:
 
 
 def _write_shards(
-    out: Path, corpus: Corpus, streams: list[Stream], format: ShardFormat, workers: int
+    out: Path, corpus: Corpus, streams: list[Stream], format: ShardFormat, map_tasks: MapTasks
 ) -> dict[str, list[Shard]]:
     """The shards of every stream that has any, in their order."""
     tokens = sum(stream.sequences for stream in streams) * format.sequence_length
     # Starting a worker costs more than writing one shard.
-    workers = min(workers, 1 + 2 * tokens // format.shard_bytes)
+    at_most = 1 + 2 * tokens // format.shard_bytes
     written: list[tuple[str, int, Shard]] = []
     tasks = shard_tasks(out, corpus, streams, format)
-
-    def keep(task: dict[str, Any], shard: Shard) -> None:
-        written.append((task["stream"], task["number"], shard))  # not the task: it holds documents
-
     options = {"total": tokens, "unit": " tokens", "unit_scale": True}
     with progress_bar(desc="writing shards", **options) as bar:
-        run_tasks(write_shard, tasks, workers, bar.update, keep)
+        for task, shard in map_tasks(write_shard, tasks, bar.update, at_most):
+            # Not the task: it holds documents.
+            written.append((task["stream"], task["number"], shard))
     shards: dict[str, list[Shard]] = {}
     for stream, _, shard in sorted(written, key=lambda one: one[:2]):
         shards.setdefault(stream, []).append(shard)

@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from apex_composer.data_prep.engines.engine import Engine, MapTasks
 from apex_composer.data_prep.paths import MANIFEST, STREAMS, UPLOADED, WORK
 from apex_composer.data_prep.progress import progress_bar
-from apex_composer.data_prep.workers import check_workers, run_tasks
 from apex_composer.data_prep.write.manifest import (
     Manifest,
     hash_content,
@@ -19,12 +19,20 @@ FREE = (MANIFEST, STREAMS, UPLOADED)
 READ_AT_ONCE = 1 << 24
 
 
-def verify(out: Path | str, *, workers: int | None = None) -> list[str]:
+def verify(
+    out: Path | str,
+    *,
+    workers: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
+) -> list[str]:
     """Check every byte and every count of a preparation.
 
     Args:
         out: folder that `prepare` was given.
-        workers: processes. Default: one for each core.
+        workers: tasks at the same time. Default: one for each core.
+        engine: who does the work: `local` or `ray`. Default: "local".
+        address: that of the Ray cluster, see `Engine`. Default: None.
 
     Returns:
         What is wrong, one line each; empty when all is well.
@@ -32,7 +40,7 @@ def verify(out: Path | str, *, workers: int | None = None) -> list[str]:
     Raises:
         SettingsError: there is no finished preparation.
     """
-    out = Path(out)
+    out, chosen = Path(out), Engine(engine, address, workers)
     manifest = read_finished(out)
     if manifest.get("sha256") != hash_content(manifest):
         return [f"{MANIFEST}: it was changed after it was written (sha256), so nothing is checked"]
@@ -40,23 +48,24 @@ def verify(out: Path | str, *, workers: int | None = None) -> list[str]:
     faults = check_counts(manifest) + check_names(out, list(hashes))
     if not (out / STREAMS).is_file():
         faults.append(f"{STREAMS}: is missing")
-    return sorted(faults + check_files(out, hashes, workers))
+    with chosen.opened(out, MANIFEST) as map_tasks:
+        return sorted(faults + check_files(out, hashes, map_tasks))
 
 
-def check_files(out: Path, hashes: dict[str, str], workers: int | None) -> list[str]:
+def check_files(out: Path, hashes: dict[str, str], map_tasks: MapTasks) -> list[str]:
     """Compare files with their hashes; what is wrong, one line each.
 
     Args:
         hashes: sha256 by the file's path in the output.
-        workers: processes, None for one for each core.
+        map_tasks: that of an engine.
     """
     faults: list[str] = []
     tasks = [
         {"name": name, "path": str(out / name), "sha256": sha256} for name, sha256 in hashes.items()
     ]
-    workers = min(check_workers(workers), len(tasks))
     with progress_bar(total=len(tasks), unit=" files", desc="verifying") as bar:
-        run_tasks(check_file, tasks, workers, bar.update, lambda _, found: faults.extend(found))
+        for _, found in map_tasks(check_file, tasks, bar.update, len(tasks)):
+            faults += found
     return faults
 
 

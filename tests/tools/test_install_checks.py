@@ -60,7 +60,7 @@ def test_each_extra_is_a_line(monkeypatch):
     find = extras.find_spec
     monkeypatch.setattr(extras, "find_spec", lambda n: None if n in absent else find(n))
     found = {finding.check: (finding.status, finding.text) for finding in check_extras()}
-    extra = ("foundry", "prep", "remote", "gpu", "optimizers", "eval")
+    extra = ("foundry", "prep", "remote", "ray", "gpu", "optimizers", "eval")
     assert [*found] == [f"extra: {name}" for name in extra]
     assert found["extra: foundry"][0] == "ok" and "llmfoundry" in found["extra: foundry"][1]
     assert found["extra: prep"] == (

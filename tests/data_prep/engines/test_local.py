@@ -3,8 +3,8 @@ import signal
 
 import pytest
 
+from apex_composer.data_prep.engines.local import run_tasks
 from apex_composer.data_prep.errors import WorkerDiedError
-from apex_composer.data_prep.workers import run_tasks
 
 
 def die(task, report):
@@ -13,7 +13,7 @@ def die(task, report):
 
 def test_a_worker_that_dies_is_an_error_that_names_its_task():
     with pytest.raises(WorkerDiedError, match=r"signal 9 \(SIGKILL\) at some/file(.|\n)*memory"):
-        run_tasks(die, iter([{"name": "some/file"}]), 2)
+        list(run_tasks(die, iter([{"name": "some/file"}]), 2))
 
 
 def fail(task, report):
@@ -23,4 +23,4 @@ def fail(task, report):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_a_task_raises_is_raised(workers):
     with pytest.raises(ValueError, match="that is bad"):
-        run_tasks(fail, iter([{"name": "that"}]), workers)
+        list(run_tasks(fail, iter([{"name": "that"}]), workers))

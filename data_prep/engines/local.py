@@ -1,7 +1,13 @@
-"""Run tasks in worker processes that may die, be interrupted, or lose their parent."""
+"""Run tasks in worker processes that may die, be interrupted, or lose their parent.
+
+joblib's loky and concurrent.futures were tried in place of this: a dead worker ends all tasks that
+wait, and which one it had is not told; Ctrl-C waits for the tasks that run; they go on when the
+parent is killed; nothing is heard from within a task, and all tasks are drawn at once.
+"""
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -15,17 +21,15 @@ from apex_composer.data_prep.errors import SettingsError, WorkerDiedError
 from apex_composer.extras import needing
 
 Task = dict[str, Any]
+# Numbers since the last report, or a dictionary of them.
+Report = Callable[[Any], None]
 # A worker's function: the task, and a function that reports progress. Must be of a module.
-Work = Callable[[Task, Callable[[Any], None]], Any]
+Work = Callable[[Task, Report], Any]
 
 
 def run_tasks(
-    work: Work,
-    tasks: Iterable[Task],
-    workers: int,
-    on_progress: Callable[[Any], None] = lambda progress: None,
-    on_result: Callable[[Task, Any], None] = lambda task, result: None,
-) -> None:
+    work: Work, tasks: Iterable[Task], workers: int, on_progress: Report = lambda progress: None
+) -> Iterator[tuple[Task, Any]]:
     """Run tasks, in this process when `workers` is 1, else in processes of their own.
 
     Args:
@@ -33,7 +37,9 @@ def run_tasks(
         tasks: each with a `name` for messages.
         workers: number of processes.
         on_progress: called with whatever a worker reports.
-        on_result: called with each task and its result, in the order in which they come.
+
+    Yields:
+        Each task and its result, in the order in which they come.
 
     Raises:
         WorkerDiedError: a worker ended without an answer, killed for its memory for example.
@@ -41,20 +47,17 @@ def run_tasks(
         KeyboardInterrupt: Ctrl-C; no worker is left running.
     """
     if workers == 1:
-        with _one_thread():
+        with one_thread():
             for task in tasks:
-                on_result(task, work(task, on_progress))
+                yield task, work(task, on_progress)
         return
-    with _one_thread(), _processes(work, workers) as crew:
-        _supervise(crew, iter(tasks), on_progress, on_result)
+    with one_thread(), _processes(work, workers) as crew:
+        yield from _supervise(crew, iter(tasks), on_progress)
 
 
 def _supervise(
-    crew: dict[Connection, Any],
-    tasks: Iterator[Task],
-    on_progress: Callable[[Any], None],
-    on_result: Callable[[Task, Any], None],
-) -> None:
+    crew: dict[Connection, Any], tasks: Iterator[Task], on_progress: Report
+) -> Iterator[tuple[Task, Any]]:
     free, current = list(crew), {}
     while True:
         for connection, task in zip(free, tasks, strict=False):
@@ -73,7 +76,7 @@ def _supervise(
                 on_progress(content)
             else:
                 free.append(connection)
-                on_result(current.pop(connection), content)
+                yield current.pop(connection), content
 
 
 @contextmanager
@@ -166,8 +169,17 @@ def _serve(connection: Connection, work: Work) -> None:
             try:
                 answer = ("result", work(task, lambda p: connection.send(("progress", p))))
             except Exception as error:
-                answer = ("error", error)
+                answer = ("error", portable(error))
             connection.send(answer)
+
+
+def portable(error: Exception) -> Exception:
+    """The error, or what says the same where it does not come through pickle as it is."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _end_with_parent() -> None:
@@ -176,7 +188,7 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """The workers are the parallelism: each of their tokenizers uses one thread."""
     wanted = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
     before = {name: os.environ[name] for name in wanted if name in os.environ}
