@@ -21,10 +21,11 @@ JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 JSON_ARCHIVE = ".json.gz"
 SAMPLE_NAME = re.compile(r"([a-z0-9]+)(_[0-9]{4}-[0-9]{2})?_sample\.jsonl(\.gz|\.zst)?")
 ATTRIBUTES = re.compile(r"(^|/)attributes/")  # Dolma's tools write what they found there, no text
-# Folders that name no data: those of the hub, of splits, of versions and hashes in datasets' cache.
+# Folders that name no domain: those of the hub, of splits, of versions and hashes in datasets'
+# cache, of samples by size, and of crawls, a hundred of which would get equal shares.
 NAMELESS = re.compile(
     r"data|sample|snapshots|train|test|validation|valid|val|dev|default(-[0-9a-f]{16})?"
-    r"|\d+\.\d+\.\d+|[0-9a-f]{16,}"
+    r"|\d+\.\d+\.\d+|[0-9a-f]{16,}|\d+BT|CC-MAIN-\d{4}-\d+"
 )
 
 
@@ -47,9 +48,9 @@ def find_domain(root: str, name: str, format: str) -> str | None:
     """Name the domain of a file, None where every record names its own.
 
     `jsonl` and `redpajama-v1` take the first folder below the input, `fineweb` and `arrow` the
-    first that is not `data`, `sample`, `train`, another split, a version or a hash: a crawl, a
-    sample's size, a language, a data set. Where none is left, the domain of `fineweb` is
-    `fineweb`, and that of `arrow` the last such folder of the input's own path.
+    first that is not `data`, `sample`, a sample's size, a crawl, `train`, another split, a version
+    or a hash: a language, a data set. Where none is left, the domain of `fineweb` is `fineweb`,
+    and that of `arrow` the last such folder of the input's own path.
 
     Args:
         root: the input.

@@ -153,10 +153,10 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert list(summary(tmp_path / "data")) == ["book/x.jsonl"]
 
 
-def test_fineweb_is_named_by_its_crawls_sizes_and_languages(tmp_path):
+def test_fineweb_is_one_domain_and_others_by_language(tmp_path):
     places = {
-        "data/CC-MAIN-2013-20/000_00000.parquet": "CC-MAIN-2013-20",
-        "sample/10BT/000_00000.parquet": "10BT",
+        "data/CC-MAIN-2013-20/000_00000.parquet": "fineweb",
+        "sample/10BT/000_00000.parquet": "fineweb",
         "data/deu_Latn/train/000_00000.parquet": "deu_Latn",
         "data/train-00000-of-00001.parquet": "fineweb",
         "000_00000.parquet": "fineweb",
