@@ -16,7 +16,7 @@ from apex_composer.data_prep.choose.job_plan import (
     write_plan,
 )
 from apex_composer.data_prep.engines.engine import Engine
-from apex_composer.data_prep.errors import SettingsError
+from apex_composer.data_prep.errors import OutputTakenError, SettingsError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.output_folder import (
     check_apart,
@@ -107,7 +107,7 @@ def prepare(
                     clear(out)
                 plan = _begin(out, sources, options, description, Path(folder))
                 tokenise_pieces(out, plan, map_tasks, shard)
-                check_unchanged(plan, sources)
+                check_unchanged(out, plan, sources)
                 return None if shard else finish(out, plan, options, map_tasks, keep_work)
 
 
@@ -188,17 +188,24 @@ def merge(
         return finish(out, plan, options, map_tasks, keep_work)
 
 
-def check_unchanged(plan: Plan, sources: list[Source]) -> None:
-    """Refuse input that was written to while it was read.
+def check_unchanged(out: Path, plan: Plan, sources: list[Source]) -> None:
+    """Refuse input that was written to while it was read, and pieces of two plans.
 
     Raises:
         ValueError: a file differs from what it was when the run began; the message names it.
+        OutputTakenError: the plan on disk is another one than the pieces were made by.
     """
     changes = source_differences(plan.sources, sources)
     if changes:
         raise ValueError(
             f"The input changed while it was read: {'; '.join(changes[:5])}. Start over with "
             "--overwrite when it is complete."
+        )
+    if read_plan(out) != plan:
+        raise OutputTakenError(
+            f"out={str(out)!r}: while this run made pieces, another one began it with another plan "
+            "(perhaps by another version), so its pieces do not go together. Remove the folder and "
+            "start over, every part with the same version."
         )
 
 

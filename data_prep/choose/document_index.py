@@ -95,8 +95,9 @@ def _read_pieces(
     for number, report in enumerate(reports):
         folder = piece_folder(out, number)
         documents = np.fromfile(folder / DOCUMENTS, dtype=row)
-        if len(documents) != report.tokenised:
-            raise _damaged(folder, f"{DOCUMENTS} has {len(documents)} documents")
+        size, expected = (folder / DOCUMENTS).stat().st_size, report.tokenised * row.itemsize
+        if size != expected:  # also a piece of rows of another hash
+            raise _damaged(folder, f"{DOCUMENTS} has {size} bytes instead of {expected}")
         yield slice(start, start + len(documents)), report, documents
         start += len(documents)
 

@@ -29,6 +29,7 @@ def read_hash(name: str) -> Callable[[str], bytes]:
     """
     if name == FIRST_HASH:
         return _blake2b_64
+    assert name == NEWEST_HASH, name
     import xxhash
 
     return xxhash.xxh3_128_digest  # of its UTF-8

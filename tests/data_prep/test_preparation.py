@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from apex_composer.data_prep import (
     read_manifest,
     verify,
 )
-from apex_composer.data_prep.errors import SettingsError
-from apex_composer.data_prep.tokens.document_hash import NEWEST_HASH, read_hash
+from apex_composer.data_prep.errors import OutputTakenError, SettingsError
+from apex_composer.data_prep.tokens.document_hash import FIRST_HASH, NEWEST_HASH, read_hash
 
 
 def texts_of(folder, split, domain):
@@ -113,6 +114,20 @@ def test_input_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"changed while it was read: .*book\.jsonl has changed"):
         run(corpus, tmp_path / "out")
     assert read_manifest(tmp_path / "out") is None
+
+
+def test_a_part_is_not_done_under_a_plan_that_another_one_has_replaced(tmp_path, monkeypatch):
+    """Of two versions that begin an array job at one moment the last one's plan stays."""
+    whole = preparation.tokenise_pieces
+
+    def replace_plan(out, plan, *arguments):
+        whole(out, plan, *arguments)
+        preparation.write_plan(out, replace(plan, document_hash=FIRST_HASH))
+
+    corpus, out = write_corpus(tmp_path / "corpus", documents=80), tmp_path / "out"
+    monkeypatch.setattr(preparation, "tokenise_pieces", replace_plan)
+    with pytest.raises(OutputTakenError, match="another one began it with another plan"):
+        run(corpus, out, shard=(1, 2))
 
 
 def test_the_streams_may_be_named_anew_when_all_is_done(prepared, tmp_path):

@@ -17,14 +17,14 @@ def test_a_per_domain_validation_set_and_the_rest(prepared, tmp_path):
     assert all(read["documents_beyond_budget"] == 0 for read in manifest["read"].values())
 
 
-@pytest.mark.parametrize("damage", ["report.json", "documents.bin"])
-def test_a_damaged_piece_is_named(tmp_path, damage):
+@pytest.mark.parametrize("change", [None, lambda rows: rows[:-1], lambda rows: rows + b"\0"])
+def test_a_damaged_piece_is_named(tmp_path, change):
     run(write_corpus(tmp_path / "corpus", documents=80), tmp_path / "out", shard=(1, 1))
     piece = tmp_path / "out" / ".work" / "pieces" / "000001"
-    if damage == "report.json":
-        (piece / damage).unlink()
+    if change is None:
+        (piece / "report.json").unlink()
     else:
-        (piece / damage).write_bytes((piece / damage).read_bytes()[:-1])
+        (piece / "documents.bin").write_bytes(change((piece / "documents.bin").read_bytes()))
     with pytest.raises(ValueError, match=f"The piece {piece} is damaged"):
         merge(tmp_path / "out", workers=1)
 

@@ -22,10 +22,10 @@ budgets = st.fixed_dictionaries(
 ).map(lambda wants: {name: wants[name] for name in ("validation", "train", "cpt")})  # fmt: skip
 
 
-@pytest.fixture(autouse=True, scope="module", params=[3, splits.AT_ONCE])
+@pytest.fixture(autouse=True, scope="module", params=[(3, 5), (splits.AT_ONCE, splits.RANGES)])
 def ranges(request):
-    """All documents in one range, and many ranges of few."""
-    with mock.patch.object(splits, "AT_ONCE", request.param):
+    """All documents in one range, and several ranges, as many as there may be where they are."""
+    with mock.patch.multiple(splits, AT_ONCE=request.param[0], RANGES=request.param[1]):
         yield
 
 
@@ -159,6 +159,17 @@ def test_what_is_left_over_is_beyond_the_budget_or_a_copy(rows):
     codes = choose(rows, wants)
     if codes is not None:
         assert BEYOND not in codes
+
+
+def test_budgets_of_many_billions_are_counted():
+    hashes = np.arange(1, 13, dtype=np.uint64) << np.uint64(60)
+    lengths, owners = np.full(12, 2**32 - 1, dtype=np.uint32), np.zeros(12, dtype=np.uint16)
+    wants = {"validation": {"a": 2**31, "b": 0}, "train": {"a": 9 * 2**32, "b": 0}}
+    codes = choose_splits(hashes[:, None], lengths, owners, DOMAINS, wants)
+    assert codes.tolist() == [0, *[1] * 10, BEYOND]
+    with pytest.raises(ShortfallError, match=f"needs {11 * 2**32:,} .*has {11 * (2**32 - 1):,}"):
+        wants["train"]["a"] = 11 * 2**32
+        choose_splits(hashes[:, None], lengths, owners, DOMAINS, wants)
 
 
 def test_texts_that_share_64_bits_are_different_texts():

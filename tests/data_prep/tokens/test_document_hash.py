@@ -33,6 +33,11 @@ def test_the_newest_hash_is_128_bits_of_xxh3():
         assert int.from_bytes(digest(text), "big") == xxhash.xxh3_128_intdigest(text.encode())
 
 
+def test_no_hash_stands_in_for_an_unknown_one():
+    with pytest.raises(AssertionError, match="md5"):
+        read_hash("md5")
+
+
 @pytest.mark.parametrize("name", HASH_WORDS)
 @pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 1.0])
 def test_the_limit_keeps_its_part_of_the_texts_by_their_first_64_bits(name, part):

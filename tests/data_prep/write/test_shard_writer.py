@@ -2,6 +2,8 @@
 
 import random
 import shutil
+import tracemalloc
+from collections import deque
 
 import numpy as np
 import pytest
@@ -90,6 +92,44 @@ def test_a_piece_that_is_cut_short_is_named(tmp_path, pieces):
     with pytest.raises(OSError, match=f"{path} is cut short. Remove {path.parent}"):
         for task in shard_tasks(tmp_path, corpus, [stream], FORMAT):
             write_shard(task, lambda tokens: None)
+
+
+def test_places_beyond_four_billion_tokens_are_found(tmp_path):
+    lengths = np.arange(2**32 - 12, 2**32, dtype=np.uint32)
+    corpus = Corpus(["cc"], lengths, np.zeros(12, np.uint16), np.array([0, 5, 5, 12]), [])
+    documents = np.array([1, 3, 4, 5, 10], dtype=np.uint32)
+    ends, tokens = np.cumsum(lengths.tolist()).tolist(), int(lengths[documents].sum(dtype=int))
+    format = ShardFormat("uint32", 1 << 31, 1 << 40, None)
+    sequences = tokens // format.sequence_length
+    stream = Stream("train", "cc", documents, tokens, sequences, 0)
+    [task] = shard_tasks(tmp_path, corpus, [stream], format)
+    cut = tokens - sequences * format.sequence_length
+    assert task["reads"].tolist() == [
+        [0, ends[0], lengths[1].item()],
+        [0, ends[2], lengths[3].item() + lengths[4].item()],
+        [2, 0, lengths[5].item()],
+        [2, ends[9] - ends[4], lengths[10].item() - cut],
+    ]
+
+
+def test_the_places_of_all_documents_are_not_held_at_once(tmp_path):
+    count = 200_000
+    corpus = Corpus(
+        ["cc"],
+        np.full(count, 100, np.uint32),
+        np.zeros(count, np.uint16),
+        np.arange(0, count + 1, 500),
+        [],
+    )
+    documents = np.arange(count, dtype=np.uint32)
+    stream = Stream("train", "cc", documents, 100 * count, 100 * count // 8, 0)
+    format = ShardFormat("uint16", 8, 1 << 18, None)
+    tracemalloc.start()
+    deque(shard_tasks(tmp_path, corpus, [stream], format), maxlen=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Of a stream the lengths, as int64 too, and where its documents end.
+    assert peak < 22 * count
 
 
 @given(st.lists(st.integers(1, 30), min_size=1), st.integers(1, 40), st.integers(0, 100))
