@@ -18,6 +18,7 @@ from apex_composer.data_prep.choose.job_plan import (
 from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.output_folder import (
+    begun_format,
     check_apart,
     check_ours,
     clear,
@@ -85,7 +86,8 @@ def prepare(
             "done. Remove the folder before the array job, and give --shard alone."
         )
     check_apart(input, out)
-    sources = find_sources(input, options.format)
+    format = options.format if overwrite else begun_format(input, out, options.format)
+    sources = find_sources(input, format)
     check_budgets(options, sorted({s.domain for s in sources if s.domain is not None}))
     with tempfile.TemporaryDirectory(prefix="apex-prep-") as folder:
         description = load_tokenizer(str(tokenizer), Path(folder))
