@@ -55,5 +55,8 @@ class ShortfallError(ValueError):
     """
 
     def __init__(self, message: str, domains: list[str]) -> None:
-        super().__init__(message)
+        super().__init__(message, domains)  # both: it may come from another process
         self.domains = domains
+
+    def __str__(self) -> str:
+        return self.args[0]
