@@ -9,7 +9,7 @@ from apex_composer.data_prep.errors import InputNotFoundError, SettingsError, So
 from apex_composer.data_prep.read import remote
 from apex_composer.data_prep.read.detect_format import detect_format
 from apex_composer.data_prep.read.formats import FORMATS, JSON_ARCHIVE, JSONL, belongs, find_domain
-from apex_composer.data_prep.read.training_files import training_files
+from apex_composer.data_prep.read.training_files import training_files, warn_of_held_out
 
 # jsonl that no reader opens must not be left out in silence.
 UNREADABLE = re.compile(
@@ -75,6 +75,8 @@ def find_sources(input: str | Path, format: str = "auto") -> list[Source]:
         )
     if format in ("fineweb", "arrow"):
         chosen = training_files(root, names, format)
+    else:
+        warn_of_held_out(root, chosen)
     return [_make_source(root, name, format) for name in chosen]
 
 
