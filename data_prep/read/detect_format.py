@@ -127,6 +127,7 @@ def _first_record(root: str, name: str) -> dict[str, Any]:
 
 def _detect_by_columns(root: str, names: list[str]) -> str:
     """Tell FineWeb's parquet from that of RedPajama's sample, or ask."""
+    from pyarrow import ArrowException
     from pyarrow.parquet import read_schema
 
     found: dict[str, str] = {}
@@ -134,7 +135,7 @@ def _detect_by_columns(root: str, names: list[str]) -> str:
         with remote.local_copy(f"{root}/{name}") as path:
             try:
                 columns = set(read_schema(path).names)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, ArrowException) as error:
                 raise SourceError(f"{root}/{name} cannot be read: {error}") from error
         is_fineweb, is_sample = columns >= FINEWEB_COLUMNS, bool(columns & SAMPLE_COLUMNS)
         if is_fineweb == is_sample:

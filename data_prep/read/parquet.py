@@ -62,13 +62,23 @@ def read_rows(path: Path, limit: int, format: str) -> Iterator[Row]:
 
     Raises:
         UnfitError: it has no such column, or one of other things than text; a ValueError.
-        ValueError: it is no parquet file, or is damaged.
+        ValueError: it is no parquet file, or is damaged; of pages without checksums not all shows.
         OSError: it cannot be read.
     """
+    from pyarrow import ArrowException
+
+    try:
+        yield from _read_rows(path, limit, format)
+    except (ArrowException, KeyError) as error:  # of types that arrow does not know, and names
+        raise ValueError(str(error)) from error
+
+
+def _read_rows(path: Path, limit: int, format: str) -> Iterator[Row]:
     from pyarrow.parquet import ParquetFile
 
     # A buffer and no pre-buffering: only the pages in use are in memory, not a whole row group.
-    with ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+    options = {"buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True}
+    with ParquetFile(path, **options) as file:
         check_text(file.schema_arrow)
         wanted = (TEXT,) if format == "fineweb" else COLUMNS
         columns = [name for name in wanted if name in file.schema_arrow.names]
@@ -104,12 +114,13 @@ def check_text(schema: Any) -> None:
         schema: pyarrow's.
 
     Raises:
-        UnfitError: there is no column `text`, or it holds something else.
+        UnfitError: there is no column `text`, or several, or it holds something else.
     """
     from pyarrow import types
 
-    if TEXT not in schema.names:
-        raise UnfitError(f"it has no column {TEXT!r}; its columns are {schema.names}")
+    if schema.names.count(TEXT) != 1:
+        many = "more than one" if TEXT in schema.names else "no"
+        raise UnfitError(f"it has {many} column {TEXT!r}; its columns are {schema.names}")
     kind = schema.field(TEXT).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     is_text = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)

@@ -1,13 +1,15 @@
 import json
 import random
+from contextlib import suppress
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 from reading import read
 
-from apex_composer.data_prep.errors import SourceError
+from apex_composer.data_prep.errors import SettingsError, SourceError
 from apex_composer.data_prep.read import parquet
+from apex_composer.data_prep.read.sources import find_sources
 
 
 def write_parquet(path, rows, **options):
@@ -53,6 +55,32 @@ def test_damaged_parquet_is_an_error_that_names_the_file(tmp_path):
         read(path, domain=None, format="redpajama-sample")
 
 
+def test_whatever_is_damaged_ends_in_text_or_in_an_error_that_names_the_file(tmp_path):
+    rows = {"text": ["one", "two"], "n": pyarrow.array([1, 2], pyarrow.int32())}
+    path = write_parquet(tmp_path / "x.parquet", rows)
+    whole, faults = path.read_bytes(), 0
+    for place in range(len(whole) - 240, len(whole)):  # of what describes the columns
+        path.write_bytes(whole[:place] + b"g" + whole[place + 1 :])
+        try:
+            with suppress(SettingsError):  # these columns show no format
+                find_sources(tmp_path)
+            assert len(read(path, format="fineweb")[0]) <= 2
+        except SourceError as error:
+            assert str(path) in str(error)
+            faults += 1
+    assert faults > 20
+
+
+def test_checksums_of_pages_are_compared(tmp_path):
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    rows = {"text": ["plain text"] * 9}
+    path = write_parquet(tmp_path / "x.parquet", rows, write_page_checksum=True, **plain)
+    assert len(read(path, format="fineweb")[0]) == 9
+    path.write_bytes(path.read_bytes().replace(b"plain text", b"other text", 1))
+    with pytest.raises(SourceError, match="x.parquet cannot be read.*[Cc][Rr][Cc]"):
+        read(path, format="fineweb")
+
+
 def test_columns_that_hold_no_text_are_an_error_that_names_them(tmp_path):
     path = write_parquet(tmp_path / "x.parquet", {"txt": ["a"], "id": [1]})
     for format in ("redpajama-sample", "fineweb"):
@@ -61,6 +89,12 @@ def test_columns_that_hold_no_text_are_an_error_that_names_them(tmp_path):
     write_parquet(path, {"text": [b"a"]})
     with pytest.raises(SourceError, match=r"'text' holds binary, not string\.$"):
         read(path, format="fineweb")
+    for name, said in (("text", r"more than one column 'text'"), ("meta", "meta")):
+        columns = [pyarrow.array([text]) for text in "abc"]
+        twice = pyarrow.table(columns, names=["text", name, name])
+        pyarrow.parquet.write_table(twice, path)
+        with pytest.raises(SourceError, match=f"x.parquet cannot be read.*{said}"):
+            read(path, format="redpajama-sample")
 
 
 def test_of_fineweb_the_text_alone_is_read(tmp_path):
