@@ -99,12 +99,22 @@ def _rows_at_once(group: Any, columns: list[str]) -> int:
     read = [leaf for leaf in stored if leaf.path_in_schema.split(".")[0] in columns]
     # Of a row, uncompressed, on average.
     size = sum(leaf.total_uncompressed_size for leaf in read) / max(1, group.num_rows)
-    if size * min(group.num_rows, PAGE_ROWS) > PAGE_LIMIT:
+    largest = max([size * min(group.num_rows, PAGE_ROWS), *map(_dictionary_bytes, read)])
+    if largest > PAGE_LIMIT:
         raise ValueError(
-            f"its rows have {size / 1e6:.0f} MB on average, and pages of them would not fit into "
-            "the memory of a worker (1 GB); write it with row groups of fewer rows"
+            f"its rows have {size / 1e6:.0f} MB on average, and pages of {largest / 1e6:.0f} MB "
+            "would not fit into the memory of a worker (1 GB); write it with row groups of fewer "
+            "rows"
         )
     return max(1, min(ROWS_AT_ONCE, int(TEXT_AT_ONCE / max(1.0, size))))
+
+
+def _dictionary_bytes(leaf: Any) -> float:
+    """Size of the page of a column's distinct texts, which some writers do not limit."""
+    if not leaf.has_dictionary_page or not leaf.total_compressed_size:
+        return 0.0
+    stored = leaf.data_page_offset - leaf.dictionary_page_offset
+    return stored * leaf.total_uncompressed_size / leaf.total_compressed_size
 
 
 def check_text(schema: Any) -> None:

@@ -121,6 +121,13 @@ def test_pages_of_parquet_beyond_the_memory_of_a_worker_are_refused(tmp_path, mo
     monkeypatch.setattr(parquet, "PAGE_LIMIT", 7_000_000)
     with pytest.raises(SourceError, match="rows have 1 MB on average.*row groups of fewer rows"):
         read(path)
+    # Distinct texts of all rows stand in one page where the writer sets it no limit.
+    few = {"text": [str(n) * 1000 for n in range(10)] * 300}
+    assert len(read(write_parquet(path, few))[0]) == 3000
+    many = {"text": [f"{n:04}" * 1000 for n in range(2000)] * 2}
+    write_parquet(path, many, dictionary_pagesize_limit=1 << 30)
+    with pytest.raises(SourceError, match="0 MB on average, and pages of 8 MB would not fit"):
+        read(path)
     # What is not read, such as pictures beside the text, takes no memory.
     rows = {"text": ["one", "two"], "image": [{"bytes": bytes(5_000_000)}] * 2}
     path = write_parquet(tmp_path / "x.parquet", rows, use_dictionary=False)
