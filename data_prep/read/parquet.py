@@ -69,7 +69,8 @@ def read_rows(path: Path, limit: int, format: str) -> Iterator[Row]:
 
     try:
         yield from _read_rows(path, limit, format)
-    except (ArrowException, KeyError) as error:  # of types that arrow does not know, and names
+    # Types that arrow does not know, columns of one name, times that Python does not know.
+    except (ArrowException, KeyError, OverflowError) as error:
         raise ValueError(str(error)) from error
 
 

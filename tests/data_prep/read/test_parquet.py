@@ -71,6 +71,14 @@ def test_whatever_is_damaged_ends_in_text_or_in_an_error_that_names_the_file(tmp
     assert faults > 20
 
 
+def test_times_that_python_does_not_know_are_an_error_that_names_the_file(tmp_path):
+    rows = {"text": ["one"], "meta": pyarrow.array([2**62], pyarrow.timestamp("us"))}
+    path = write_parquet(tmp_path / "x.parquet", rows)
+    with pytest.raises(SourceError, match="x.parquet cannot be read.*date value out of range"):
+        read(path, format="redpajama-sample")
+    assert len(read(path, format="fineweb")[0]) == 1
+
+
 def test_checksums_of_pages_are_compared(tmp_path):
     plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
     rows = {"text": ["plain text"] * 9}
