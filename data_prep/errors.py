@@ -4,7 +4,6 @@ SettingsError and what follows from it: the command line is at fault (exit statu
 are of the data, the disk or a worker (exit status 1).
 """
 
-from typing import Any
 
 
 class SettingsError(ValueError):
@@ -57,8 +56,8 @@ class ShortfallError(ValueError):
     """
 
     def __init__(self, message: str, domains: list[str]) -> None:
-        super().__init__(message)
+        super().__init__(message, domains)  # both: it may come from another process
         self.domains = domains
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (*self.args, self.domains)  # else pickle knows the message only
+    def __str__(self) -> str:
+        return self.args[0]

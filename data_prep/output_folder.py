@@ -43,6 +43,20 @@ def check_apart(input: Path | str, out: Path) -> None:
         )
 
 
+def begun_format(input: Path | str, out: Path, format: str) -> str:
+    """The format to read by: the one that `auto` found when a preparation of this input was begun.
+
+    By now it may find another, or several: versions differ in the formats that they know.
+    """
+    if format != "auto":
+        return format
+    plan, finished = read_plan(out), read_manifest(out)
+    earlier = asdict(plan) if plan is not None else finished or {"sources": []}
+    root = f"{str(input).rstrip('/') if is_remote(input) else Path(input)}/"
+    found = {one["format"] for one in earlier["sources"] if one["path"].startswith(root)}
+    return found.pop() if len(found) == 1 else format
+
+
 def open_target(
     out: Path, options: Options, sources: list[Source], tokenizer: TokenizerFacts
 ) -> dict[str, Any] | None:

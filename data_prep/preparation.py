@@ -19,6 +19,7 @@ from apex_composer.data_prep.engines.engine import Engine
 from apex_composer.data_prep.errors import OutputTakenError, SettingsError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.output_folder import (
+    begun_format,
     check_apart,
     check_ours,
     clear,
@@ -89,7 +90,8 @@ def prepare(
             "done. Remove the folder before the array job, and give --shard alone."
         )
     check_apart(input, out)
-    sources = find_sources(input, options.format)
+    format = options.format if overwrite else begun_format(input, out, options.format)
+    sources = find_sources(input, format)
     check_budgets(options, sorted({s.domain for s in sources if s.domain is not None}))
     with tempfile.TemporaryDirectory(prefix="apex-prep-") as folder:
         description = load_tokenizer(str(tokenizer), Path(folder))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from apex_composer.data_prep.choose.estimate import Estimate
-from apex_composer.data_prep.choose.proportions import share_out
+from apex_composer.data_prep.choose.proportions import share_out, some_of
 from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.options import Options
 
@@ -97,7 +97,7 @@ def check_budgets(options: Options, domains: list[str]) -> None:
     if empty:
         raise SettingsError(
             f"The budgets leave no sequence of {options.sequence_length} tokens for "
-            f"{', '.join(empty)}. Raise them (val_tokens={options.val_tokens}, train_tokens="
+            f"{some_of(empty)}. Raise them (val_tokens={options.val_tokens}, train_tokens="
             f"{options.train_tokens}, cpt_tokens={options.cpt_tokens}), take these domains out, "
             "give them larger proportions, or use --val-per-domain."
         )

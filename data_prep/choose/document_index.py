@@ -10,12 +10,13 @@ import numpy as np
 from apex_composer.data_prep.atomic_files import read_json
 from apex_composer.data_prep.choose.budgets import wanted_tokens
 from apex_composer.data_prep.choose.job_plan import Plan
+from apex_composer.data_prep.choose.proportions import some_of
 from apex_composer.data_prep.choose.splits import AT_ONCE, BEYOND, DUPLICATE, choose_splits
 from apex_composer.data_prep.errors import ShortfallError
 from apex_composer.data_prep.options import Options
 from apex_composer.data_prep.paths import DOCUMENTS, REPORT, piece_folder
 from apex_composer.data_prep.tokens.document_hash import HASH_WORDS
-from apex_composer.data_prep.tokens.piece import PieceReport, document_type
+from apex_composer.data_prep.tokens.piece import PieceReport, check_domains, document_type
 
 
 @dataclass
@@ -63,9 +64,13 @@ def read_corpus(out: Path, plan: Plan) -> Corpus:
 
     Args:
         plan: all of whose pieces exist.
+
+    Raises:
+        ValueError: a piece is damaged, or there are too many domains.
     """
     reports = [read_report(piece_folder(out, number)) for number in range(len(plan.pieces))]
     domains = sorted({domain for report in reports for domain in report.domain_names})
+    check_domains(len(domains), "The input")
     numbers = {domain: number for number, domain in enumerate(domains)}
     first = np.cumsum([0, *(report.tokenised for report in reports)])
     lengths, owners = np.empty(first[-1], np.uint32), np.empty(first[-1], np.uint16)
@@ -203,7 +208,7 @@ def check_streams(streams: list[Stream], options: Options) -> None:
     if not streams or empty:
         raise ValueError(
             f"Too little text for one sequence of {options.sequence_length} tokens in "
-            f"{', '.join(empty) or 'the whole input'}. Add documents to these domains or take "
+            f"{some_of(empty) or 'the whole input'}. Add documents to these domains or take "
             "them out, raise the split's budget, or lower sequence_length."
         )
 

@@ -1,16 +1,17 @@
 """Estimate from samples how much text and how many tokens every domain has."""
 
-import json
 import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apex_composer.data_prep.errors import SourceError
 from apex_composer.data_prep.read.arrow import count_rows
-from apex_composer.data_prep.read.documents import read_documents
+from apex_composer.data_prep.read.documents import Document, read_documents
 from apex_composer.data_prep.read.remote import is_remote
 from apex_composer.data_prep.read.sources import Source
 
@@ -23,8 +24,7 @@ TEXT_SAMPLED = 1 << 17
 DOMAIN_SAMPLED = 1 << 20
 # Decompressed bytes of an archive that show how far it was compressed.
 PROBE_BYTES = 8 << 20
-# What a record has beside its text: keys and a short `meta`.
-RECORD_BYTES = 150
+HASH_OR_NUMBER = re.compile(r"[0-9a-f]{8}[0-9a-f-]*|\d+", re.IGNORECASE)
 
 
 @dataclass
@@ -67,8 +67,9 @@ def take_samples(sources: Iterable[Source]) -> list[Sample]:
     """
     groups: dict[str, list[Source]] = defaultdict(list)
     for source in sources:
-        # Files of Dolma that are named alike (c4-0000, c4-0001) are of one source.
-        alike = re.sub(r"\d+", "", source.path) if source.format == "dolma" else ""
+        # Files of Dolma that are named alike (c4-0000, c4-0001) are of one source; names of hashes
+        # say nothing, and a sample of every file would not fit into memory.
+        alike = re.sub(HASH_OR_NUMBER, "", source.path) if source.format == "dolma" else ""
         groups[source.domain or alike].append(source)
     samples = []
     for group in groups.values():
@@ -88,35 +89,39 @@ def take_samples(sources: Iterable[Source]) -> list[Sample]:
 
 def _take_sample(source: Source, limit: int) -> Sample:
     texts: dict[str, list[str]] = defaultdict(list)
-    size = reached = 0
+    size, scale, last = 0, 1.0, Document(0, "", "")
     for document in read_documents(source, 0, None, lambda *reject: None):
         if size >= limit:
-            if source.splittable:
-                scale = source.bytes / reached
-            else:
-                scale = _scale_of_archive(source, texts, size)
+            scale = _scale(source, last)
             break
-        reached = document.stop
+        last = document
         texts[document.domain].append(document.text)
         size += len(document.text.encode("utf-8"))
-    else:  # it was read whole
-        scale = 1.0
     return Sample(dict(texts), max(1.0, scale))
 
 
-def _scale_of_archive(source: Source, texts: dict[str, list[str]], size: int) -> float:
-    """How many times the sample's text an archive has, from how far its beginning is compressed."""
+def _scale(source: Source, last: Document) -> float:
+    """How many times the sample's text a file has.
+
+    Args:
+        last: that of the sample; what was rejected before it counts as it does in the whole file.
+    """
     if is_remote(source.path):  # neither its size nor its content is at hand: no estimate
         return 1.0
-    if source.path.endswith(".parquet"):
-        from pyarrow import parquet
+    try:
+        if source.path.endswith(".parquet"):
+            from pyarrow import parquet
 
-        return parquet.read_metadata(source.path).num_rows / sum(map(len, texts.values()))
-    if source.path.endswith(".arrow"):
-        return count_rows(Path(source.path)) / sum(map(len, texts.values()))
-    listed = [text for domain in texts.values() for text in domain]
-    records = sum(len(json.dumps(text, ensure_ascii=False)) + RECORD_BYTES for text in listed)
-    return source.bytes * _decompression(source) / (records * size / sum(map(len, listed)))
+            return parquet.read_metadata(source.path).num_rows / last.line
+        if source.path.endswith(".arrow"):
+            return count_rows(Path(source.path)) / last.line
+        # An archive's size is told by how far its beginning is compressed.
+        return source.bytes * (1 if source.splittable else _decompression(source)) / last.stop
+    except (EOFError, OSError, ValueError) as error:
+        raise SourceError(
+            f"{source.path} cannot be read: {error}. The file is damaged or cut short: fetch or "
+            "compress it again."
+        ) from error
 
 
 def _decompression(source: Source) -> float:
@@ -127,8 +132,10 @@ def _decompression(source: Source) -> float:
         kind = "gzip" if source.path.endswith(".gz") else "zstd"
         stream = pyarrow.CompressedInputStream(raw, kind)
         size = 0
-        while size < PROBE_BYTES and (block := stream.read(1 << 18)):
-            size += len(block)
+        # Zeros behind an archive are no damage, and what is will be told when all is read.
+        with suppress(OSError):
+            while size < PROBE_BYTES and (block := stream.read(1 << 14)):
+                size += len(block)
         return size / max(1, raw.tell())
 
 

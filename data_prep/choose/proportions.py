@@ -91,15 +91,15 @@ def share_out(
     unknown = [domain for domain, name in found.items() if name is None]
     if unknown:
         raise SettingsError(
-            f"The proportions have no entry for {_some(unknown)}; they name {_some(proportions)}. "
-            "Add an entry, rename the domain's folder, or take it out."
+            f"The proportions have no entry for {some_of(unknown)}; they name "
+            f"{some_of(proportions)}. Add an entry, rename the domain's folder, or take it out."
         )
     total = sum(proportions[name] for name in found.values())
     absent = [name for name in proportions if name not in found.values()]
     return {domain: proportions[name] / total for domain, name in found.items()}, absent
 
 
-def _some(names: Iterable[str]) -> str:
+def some_of(names: Iterable[str]) -> str:
     """Names with a comma between them; of many the first (a source may be named by its page)."""
     names = list(names)
     rest = [f"{len(names) - SHOWN} more"] if len(names) > SHOWN else []

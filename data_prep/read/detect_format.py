@@ -1,6 +1,7 @@
 """Tell the format of an input by the names of its files, its first records and its columns."""
 
 import re
+from collections import defaultdict
 from contextlib import suppress
 from itertools import islice
 from typing import Any
@@ -23,7 +24,7 @@ from apex_composer.data_prep.read.formats import (
 )
 from apex_composer.data_prep.read.lines import open_lines, read_lines
 
-SNIFFED_LINES = 20
+SNIFFED_LINES, SNIFFED_FILES = 20, 20
 SNIFFED_BYTES = 10_000_000
 # What every record of Dolma has, and those of other formats do not have together.
 DOLMA_KEYS = {"id", "text", "source", "added"}
@@ -75,27 +76,29 @@ def _the_only(root: str, found: dict[str, str]) -> str:
     return next(iter(found))
 
 
-def _first_of_folders(names: list[str]) -> list[str]:
-    """The first file of every folder of the input, and of each of its two kinds of name."""
-    first: dict[tuple[str, bool], str] = {}
+def _first_of_folders(names: list[str]) -> list[list[str]]:
+    """The first files of every folder of the input, and of each of its two kinds of name."""
+    first: dict[tuple[str, bool], list[str]] = defaultdict(list)
     for name in names:
         folder = name.split("/")[0] if "/" in name else ""
-        first.setdefault((folder, name.endswith(JSON_ARCHIVE)), name)
-    return list(first.values())
+        first[folder, name.endswith(JSON_ARCHIVE)].append(name)
+    return [files[:SNIFFED_FILES] for files in first.values()]
 
 
 def _detect_by_records(root: str, names: list[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for name in _first_of_folders([name for name in names if not ATTRIBUTES.search(name)]):
-        found.setdefault(_format_of(root, name), []).append(name)
+    for files in _first_of_folders([name for name in names if not ATTRIBUTES.search(name)]):
+        found.setdefault(_format_of(root, files), []).append(files[0])
     other = found.pop("", [])
     known = all(normalise_domain(name.split("/")[0]) in LLAMA1 for name in other)
     return {**found, "redpajama-v1" if known else "jsonl": other}
 
 
-def _format_of(root: str, name: str) -> str:
-    """The format that the first good record of a file shows, "" for jsonl that shows none."""
-    record = _first_record(root, name)
+def _format_of(root: str, names: list[str]) -> str:
+    """The format that the first good record of some files shows, "" for jsonl that shows none."""
+    for name in names:  # the first of them may be empty
+        if record := _first_record(root, name):
+            break
     if DOLMA_KEYS <= record.keys() and isinstance(record["source"], str):
         return "dolma"
     if not name.endswith(JSON_ARCHIVE):
@@ -124,14 +127,15 @@ def _first_record(root: str, name: str) -> dict[str, Any]:
 
 def _detect_by_columns(root: str, names: list[str]) -> str:
     """Tell FineWeb's parquet from that of RedPajama's sample, or ask."""
+    from pyarrow import ArrowException
     from pyarrow.parquet import read_schema
 
     found: dict[str, str] = {}
-    for name in _first_of_folders(names):
+    for name, *_ in _first_of_folders(names):
         with remote.local_copy(f"{root}/{name}") as path:
             try:
                 columns = set(read_schema(path).names)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, ArrowException) as error:
                 raise SourceError(f"{root}/{name} cannot be read: {error}") from error
         is_fineweb, is_sample = columns >= FINEWEB_COLUMNS, bool(columns & SAMPLE_COLUMNS)
         if is_fineweb == is_sample:

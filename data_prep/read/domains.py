@@ -112,6 +112,6 @@ def parse_meta(meta: Any) -> Mapping[str, Any]:
             try:
                 meta = parse(meta)
                 break
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
+            except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
                 continue
     return meta if isinstance(meta, Mapping) else {}

@@ -62,13 +62,24 @@ def read_rows(path: Path, limit: int, format: str) -> Iterator[Row]:
 
     Raises:
         UnfitError: it has no such column, or one of other things than text; a ValueError.
-        ValueError: it is no parquet file, or is damaged.
+        ValueError: it is no parquet file, or is damaged; of pages without checksums not all shows.
         OSError: it cannot be read.
     """
+    from pyarrow import ArrowException
+
+    try:
+        yield from _read_rows(path, limit, format)
+    # Types that arrow does not know, columns of one name, times that Python does not know.
+    except (ArrowException, KeyError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _read_rows(path: Path, limit: int, format: str) -> Iterator[Row]:
     from pyarrow.parquet import ParquetFile
 
     # A buffer and no pre-buffering: only the pages in use are in memory, not a whole row group.
-    with ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+    options = {"buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True}
+    with ParquetFile(path, **options) as file:
         check_text(file.schema_arrow)
         wanted = (TEXT,) if format == "fineweb" else COLUMNS
         columns = [name for name in wanted if name in file.schema_arrow.names]
@@ -89,12 +100,22 @@ def _rows_at_once(group: Any, columns: list[str]) -> int:
     read = [leaf for leaf in stored if leaf.path_in_schema.split(".")[0] in columns]
     # Of a row, uncompressed, on average.
     size = sum(leaf.total_uncompressed_size for leaf in read) / max(1, group.num_rows)
-    if size * min(group.num_rows, PAGE_ROWS) > PAGE_LIMIT:
+    largest = max([size * min(group.num_rows, PAGE_ROWS), *map(_dictionary_bytes, read)])
+    if largest > PAGE_LIMIT:
         raise ValueError(
-            f"its rows have {size / 1e6:.0f} MB on average, and pages of them would not fit into "
-            "the memory of a worker (1 GB); write it with row groups of fewer rows"
+            f"its rows have {size / 1e6:.0f} MB on average, and pages of {largest / 1e6:.0f} MB "
+            "would not fit into the memory of a worker (1 GB); write it with row groups of fewer "
+            "rows"
         )
     return max(1, min(ROWS_AT_ONCE, int(TEXT_AT_ONCE / max(1.0, size))))
+
+
+def _dictionary_bytes(leaf: Any) -> float:
+    """Size of the page of a column's distinct texts, which some writers do not limit."""
+    if not leaf.has_dictionary_page or not leaf.total_compressed_size:
+        return 0.0
+    stored = leaf.data_page_offset - leaf.dictionary_page_offset
+    return stored * leaf.total_uncompressed_size / leaf.total_compressed_size
 
 
 def check_text(schema: Any) -> None:
@@ -104,12 +125,13 @@ def check_text(schema: Any) -> None:
         schema: pyarrow's.
 
     Raises:
-        UnfitError: there is no column `text`, or it holds something else.
+        UnfitError: there is no column `text`, or several, or it holds something else.
     """
     from pyarrow import types
 
-    if TEXT not in schema.names:
-        raise UnfitError(f"it has no column {TEXT!r}; its columns are {schema.names}")
+    if schema.names.count(TEXT) != 1:
+        many = "more than one" if TEXT in schema.names else "no"
+        raise UnfitError(f"it has {many} column {TEXT!r}; its columns are {schema.names}")
     kind = schema.field(TEXT).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     is_text = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)

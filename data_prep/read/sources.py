@@ -9,7 +9,7 @@ from apex_composer.data_prep.errors import InputNotFoundError, SettingsError, So
 from apex_composer.data_prep.read import remote
 from apex_composer.data_prep.read.detect_format import detect_format
 from apex_composer.data_prep.read.formats import FORMATS, JSON_ARCHIVE, JSONL, belongs, find_domain
-from apex_composer.data_prep.read.training_files import training_files
+from apex_composer.data_prep.read.training_files import training_files, warn_of_held_out
 
 # jsonl that no reader opens must not be left out in silence.
 UNREADABLE = re.compile(
@@ -20,6 +20,7 @@ UNFINISHED = re.compile(
     r"\.(parquet|arrow|jsonl?(\.\w+)?)\.(crdownload|part|partial|incomplete|download|aria2|tmp)$"
     r"|\.incomplete/.*\.(parquet|arrow)$"
 )
+HUB_DOWNLOAD = re.compile(r"(^|/)\.cache/huggingface/download/.*\.incomplete$")
 HUB_CACHE = re.compile(r"(.*/)?snapshots/[0-9a-f]{40}(?=/)")
 # What Git leaves in place of a large file.
 DATA = (*JSONL, JSON_ARCHIVE, ".parquet", ".arrow")
@@ -63,9 +64,9 @@ def find_sources(input: str | Path, format: str = "auto") -> list[Source]:
         root, names = str(input).rstrip("/"), remote.list_files(str(input))
     else:
         root, names = str(Path(input)), list_folder(Path(input))
-    names = [name for name in names if not name.startswith(".") and "/." not in name]
-    check_compression(root, names)
     _check_download(root, names)
+    names = [name for name in names if not _is_hidden(name)]
+    check_compression(root, names)
     if format == "auto":
         format = detect_format(root, names)
     chosen = [name for name in names if belongs(name, format)]
@@ -73,8 +74,12 @@ def find_sources(input: str | Path, format: str = "auto") -> list[Source]:
         raise InputNotFoundError(
             f"{root!r} holds no file of the format {format}, which is {FORMATS[format]}."
         )
+    if format == "fineweb":
+        _check_samples(root, chosen)
     if format in ("fineweb", "arrow"):
         chosen = training_files(root, names, format)
+    else:
+        warn_of_held_out(root, chosen)
     return [_make_source(root, name, format) for name in chosen]
 
 
@@ -83,6 +88,7 @@ def list_folder(folder: Path) -> list[str]:
 
     Raises:
         InputNotFoundError: there is no such folder.
+        SourceError: a link leads nowhere, and has no suffix, so that it may be that of a folder.
     """
     if not folder.is_dir():
         raise InputNotFoundError(
@@ -97,31 +103,58 @@ def list_folder(folder: Path) -> list[str]:
                 if path.resolve() not in seen:
                     seen.add(path.resolve())
                     waiting.append(path)
-            else:
-                names.append(path.relative_to(folder).as_posix())
+                continue
+            name = path.relative_to(folder).as_posix()
+            # A link to a folder, of a whole domain it may be.
+            if not path.suffix and not path.exists() and not _is_hidden(name):
+                raise SourceError(f"{path} is a link to nothing. Mount its disk, or remove it.")
+            names.append(name)
     return sorted(names)
 
 
+def _is_hidden(name: str) -> bool:
+    return "/." in f"/{name}"
+
+
 def check_compression(root: str, names: list[str]) -> None:
-    """Refuse jsonl that no reader opens.
+    """Refuse jsonl that no reader opens, and data whose suffix is written in capitals.
 
     Raises:
         ValueError: a file is named or compressed in such a way; the message names it.
     """
-    unreadable = [name for name in names if UNREADABLE.search(name)]
+    unreadable = [
+        name
+        for name in names
+        if UNREADABLE.search(name.lower())
+        or (name.lower().endswith(DATA) and not name.endswith(DATA))
+    ]
     if unreadable:
         raise ValueError(
             f"{root}/{unreadable[0]} is named or compressed in a way that is not read; .jsonl, "
-            ".jsonl.gz and .jsonl.zst are. Rename it or compress it again, or move it out of the "
-            "folder."
+            ".jsonl.gz and .jsonl.zst are, in small letters. Rename it or compress it again, or "
+            "move it out of the folder."
+        )
+
+
+def _check_samples(root: str, names: list[str]) -> None:
+    """Refuse FineWeb beside a sample of it, which has the same documents, and two such samples."""
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault("/".join(name.split("/")[:2]) if name.startswith("sample/") else "", name)
+    if len(first) > 1:
+        raise SettingsError(
+            f"{root!r} holds FineWeb and samples of it, or several: {', '.join(first.values())}. "
+            "Their documents are the same ones and would be read twice. Give the folder of one."
         )
 
 
 def _check_download(root: str, names: list[str]) -> None:
     for name in names:
+        if _is_hidden(name) and not HUB_DOWNLOAD.search(name):
+            continue
         if name.endswith(DATA) and not remote.is_remote(root) and _is_pointer(Path(root, name)):
             raise ValueError(f"{root}/{name} is Git's pointer to a file. Fetch it: git lfs pull.")
-        if UNFINISHED.search(name):
+        if UNFINISHED.search(name) or HUB_DOWNLOAD.search(name):
             raise ValueError(
                 f"{root}/{name} is the beginning of a file that was never finished. Fetch or make "
                 "it again, or move it out of the folder."

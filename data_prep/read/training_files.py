@@ -12,8 +12,10 @@ from apex_composer.data_prep.read import remote
 
 TRAIN = "train"
 HELD_OUT = r"(test|validation|valid|val|dev)"
-# A folder, or a file such as test-00000-of-00001.parquet.
-HELD_OUT_PATH = re.compile(rf"(^|/){HELD_OUT}(/|[-_.][^/]*$)")
+# A folder, or a file such as test-00000-of-00001.parquet or wikitext-test.arrow.
+HELD_OUT_PATH = re.compile(
+    rf"(^|/){HELD_OUT}(/|[-_.][^/]*$)|[-_]{HELD_OUT}(-\d+-of-\d+)?\.[^/]+$", re.IGNORECASE
+)
 SAVED = re.compile(r"(^|/)data-\d{5}-of-\d{5}\.arrow$")
 CACHED = re.compile(r"(^|/)\d+\.\d+\.\d+/[0-9a-f]{16,}$")
 DICTIONARY, STATE, INFO = "dataset_dict.json", "state.json", "dataset_info.json"
@@ -55,7 +57,8 @@ def training_files(root: str, names: list[str], format: str) -> list[str]:
     if not chosen.training:
         raise InputNotFoundError(
             f"{root!r} holds no split for training, only others such as {chosen.left_out[:1]}. "
-            "Give the folder of a split itself to read it."
+            "Give the folder of a split itself to read it; files that are named after their split "
+            "need another name then."
         )
     if chosen.left_out:
         warnings.warn(
@@ -64,6 +67,22 @@ def training_files(root: str, names: list[str], format: str) -> list[str]:
             stacklevel=3,
         )
     return sorted(chosen.training)
+
+
+def warn_of_held_out(root: str, names: list[str]) -> None:
+    """Say that files which look held out are read, of a format that has no splits.
+
+    Args:
+        root: the input.
+        names: paths of the files that are read.
+    """
+    held_out = [name for name in names if HELD_OUT_PATH.search(name)]
+    if held_out:
+        warnings.warn(
+            f"{root!r}: {len(held_out)} files look held out for tests, such as {held_out[0]}, and "
+            "are read as all others are. Move them out of the folder if you will evaluate on them.",
+            stacklevel=3,
+        )
 
 
 def _by_path(names: list[str]) -> Chosen:
@@ -114,7 +133,15 @@ def _of_saved(root: str, folder: str, present: set[str]) -> Chosen:
             f"{root}/{folder} is a selection of rows of other files, as old versions of datasets "
             "saved it. Load it and save it again with the present one."
         )
-    files = [_join(folder, str(entry.get("filename"))) for entry in state.get("_data_files", [])]
+    try:
+        files = [_join(folder, entry["filename"]) for entry in state["_data_files"]]
+    except (KeyError, TypeError):
+        files = []
+    if not files:
+        raise SourceError(
+            f"{root}/{_join(folder, STATE)} lists no files as save_to_disk does. Save the data set "
+            f"again, or move {STATE} away if it is of something else."
+        )
     missing = [name for name in files if name not in present]
     if missing:
         raise SourceError(f"{root}/{missing[0]} is listed in its {STATE} but is not there.")
@@ -128,7 +155,8 @@ def _of_saved(root: str, folder: str, present: set[str]) -> Chosen:
 
 def _of_cached(root: str, folder: str, files: list[str]) -> Chosen:
     """What `load_dataset` has made; the results of `map` beside it (cache-*.arrow) are not data."""
-    splits = list(_read_json(root, _join(folder, INFO)).get("splits") or {})
+    splits = _read_json(root, _join(folder, INFO)).get("splits")
+    splits = list(splits) if isinstance(splits, dict) else splits
     _check_splits(root, _join(folder, INFO), splits)
     data = [name for name in files if not PurePosixPath(name).name.startswith("cache-")]
     pattern = re.compile(rf".+-{TRAIN}(-(\d{{5}})-of-(\d{{5}}))?\.arrow")

@@ -11,6 +11,7 @@ from typing import IO, Any
 import numpy as np
 
 from apex_composer.data_prep.atomic_files import new_folder
+from apex_composer.data_prep.errors import UnfitError
 from apex_composer.data_prep.paths import (
     DOCUMENTS,
     DOWNLOADS,
@@ -29,6 +30,7 @@ from apex_composer.data_prep.tokens.word_encoder import read_encoder
 
 UNKNOWN = "unknown"  # domain of a record that shows none, such as broken JSON
 PROGRESS = ("documents", "tokens", "characters")
+MOST_DOMAINS = 1 << 16  # two bytes number them
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -37,6 +39,20 @@ def document_type(document_hash: str) -> np.dtype:
     """The row that a piece has of every document; `hash` begins with what orders the documents."""
     words = HASH_WORDS[document_hash]
     return np.dtype([("hash", "<u8", (words,)), ("length", "<u4"), ("domain", "<u2")])
+
+
+def check_domains(count: int, place: str) -> None:
+    """Refuse more domains than can be numbered.
+
+    Raises:
+        UnfitError: there are more than MOST_DOMAINS.
+    """
+    if count > MOST_DOMAINS:
+        raise UnfitError(
+            f"{place} has more than {MOST_DOMAINS:,} domains: its records name nearly every one "
+            "its own source. Give --format jsonl, of which a folder is a domain (rename .json.gz "
+            "to .jsonl.gz), or write fewer sources."
+        )
 
 
 @dataclass(frozen=True)
@@ -116,6 +132,7 @@ def tokenise_piece(task: PieceTask, report_progress: Progress) -> PieceReport:
 
     Raises:
         SourceError: the input cannot be read.
+        UnfitError: it has too many domains.
         DiskFullError: the disk is full.
     """
     with new_folder(piece_folder(task.out, task.number)) as partial, ExitStack() as stack:
@@ -186,6 +203,7 @@ class Piece:
         domains: dict[str, tuple[int, bytes, dict[str, int]]] = {}
         for _, domain, text, _ in documents:
             if domain not in domains:
+                check_domains(len(domains) + 1, task.source.path)
                 counts = report.domains[domain] = {"documents": 0, "documents_tokenised": 0}
                 domains[domain] = len(domains), hash_limit(task.kept, domain), counts
             number, limit, counts = domains[domain]

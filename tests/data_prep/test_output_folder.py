@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from corpus import write_corpus
+from corpus import sentences, write_corpus, write_jsonl
+from hub_folders import dolma_record, write_arrow
 from prepared import file_hashes, run, small_options, tokenizer_folder
 
 from apex_composer.data_prep import output_folder, prepare, read_manifest
@@ -129,3 +130,19 @@ def test_the_work_of_another_version_is_refused_and_may_be_replaced(
         prepare(folder / "corpus", out, **arguments)
     prepare(folder / "corpus", out, overwrite=True, **arguments)
     assert file_hashes(out) == file_hashes(folder / "out")
+
+
+def test_what_was_begun_goes_on_in_the_format_that_was_found_then(tmp_path, monkeypatch):
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    records = [dolma_record(sentences(seed)) for seed in range(80)]
+    write_jsonl(corpus / "book" / "x.jsonl", records)
+    with monkeypatch.context() as patch:  # a version that knows neither dolma nor arrow
+        patch.setattr(
+            "apex_composer.data_prep.read.sources.detect_format", lambda *found: "redpajama-v1"
+        )
+        run(corpus, out, shard=(1, 2), cpt_tokens=None)
+    write_arrow(corpus / "stray" / "x.arrow", {"text": ["a"]})
+    for _ in range(2):  # in the midst, and when it is finished
+        assert list(run(corpus, out, cpt_tokens=None)["domains"]) == ["book"]
+    with pytest.raises(SettingsError, match="several formats .*arrow.*--format"):
+        prepare(corpus, out, options=small_options(), tokenizer=tokenizer_folder(), overwrite=True)

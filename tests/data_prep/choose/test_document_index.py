@@ -6,6 +6,8 @@ from prepared import run
 from apex_composer.data_prep import merge
 from apex_composer.data_prep.choose import document_index
 from apex_composer.data_prep.choose.document_index import Corpus, make_streams
+from apex_composer.data_prep.errors import UnfitError
+from apex_composer.data_prep.tokens import piece
 
 
 def test_a_per_domain_validation_set_and_the_rest(prepared, tmp_path):
@@ -20,12 +22,19 @@ def test_a_per_domain_validation_set_and_the_rest(prepared, tmp_path):
 @pytest.mark.parametrize("change", [None, lambda rows: rows[:-1], lambda rows: rows + b"\0"])
 def test_a_damaged_piece_is_named(tmp_path, change):
     run(write_corpus(tmp_path / "corpus", documents=80), tmp_path / "out", shard=(1, 1))
-    piece = tmp_path / "out" / ".work" / "pieces" / "000001"
+    folder = tmp_path / "out" / ".work" / "pieces" / "000001"
     if change is None:
-        (piece / "report.json").unlink()
+        (folder / "report.json").unlink()
     else:
-        (piece / "documents.bin").write_bytes(change((piece / "documents.bin").read_bytes()))
-    with pytest.raises(ValueError, match=f"The piece {piece} is damaged"):
+        (folder / "documents.bin").write_bytes(change((folder / "documents.bin").read_bytes()))
+    with pytest.raises(ValueError, match=f"The piece {folder} is damaged"):
+        merge(tmp_path / "out", workers=1)
+
+
+def test_pieces_that_together_have_too_many_domains_are_an_error(tmp_path, monkeypatch):
+    run(write_corpus(tmp_path / "corpus", documents=80), tmp_path / "out", shard=(1, 1))
+    monkeypatch.setattr(piece, "MOST_DOMAINS", 1)
+    with pytest.raises(UnfitError, match="The input has more than 1 domains"):
         merge(tmp_path / "out", workers=1)
 
 

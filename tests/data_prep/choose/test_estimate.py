@@ -11,7 +11,9 @@ from apex_composer.data_prep.choose.estimate import (
     estimate_domains,
     take_samples,
 )
+from apex_composer.data_prep.errors import SourceError
 from apex_composer.data_prep.read.sources import find_sources
+from apex_composer.data_prep.tokens.document_hash import hash_text
 from apex_composer.data_prep.tokens.tokenizer import read_backend
 
 TOKENIZER = tokenizer_folder() / "tokenizer.json"
@@ -41,8 +43,8 @@ def test_what_is_read_whole_is_counted(tmp_path):
 def test_the_beginning_of_a_file_stands_for_all_of_it(tmp_path, monkeypatch, name):
     monkeypatch.setattr("apex_composer.data_prep.choose.estimate.DOMAIN_SAMPLED", TEXT_SAMPLED)
     texts = [sentences(seed) for seed in range(1000)]
-    # RedPajama's records say where a text is from.
-    meta = {"url": "https://example.org/" + 80 * "x", "timestamp": "2020-01-01"}
+    # What records say beside their text may be longer than it.
+    meta = {"url": "https://example.org/" + 80 * "x", "found": list(range(400))}
     records = [json.dumps({"text": text, "meta": meta}).encode() for text in texts]
     write_jsonl(tmp_path / "book" / name, records)
     found = estimate(tmp_path)["book"]
@@ -82,3 +84,35 @@ def test_a_small_source_of_dolma_is_found_among_many_files_of_others(tmp_path):
     found = estimate(tmp_path)
     assert found["c4"].documents == pytest.approx(3 * FILES_SAMPLED, rel=0.05)
     assert found["wiki"].documents == 1
+
+
+def test_files_that_are_named_by_hashes_are_no_sources_of_their_own(tmp_path):
+    for number in range(3 * FILES_SAMPLED):
+        name = f"part-{number:05}-{hash_text(str(number)):016x}-{'abcd' * (number % 2)}.json.gz"
+        write_dolma(tmp_path / name, [sentences(number)])
+    found = estimate(tmp_path)["wiki"]
+    assert found.sampled == FILES_SAMPLED  # not of every file: that would not fit into memory
+    assert found.documents == pytest.approx(3 * FILES_SAMPLED, rel=0.05)
+
+
+def test_rows_that_are_rejected_do_not_count(tmp_path, monkeypatch):
+    monkeypatch.setattr("apex_composer.data_prep.choose.estimate.DOMAIN_SAMPLED", TEXT_SAMPLED)
+    texts = [sentences(seed) if seed % 2 else None for seed in range(1000)]
+    write_fineweb(tmp_path / "wiki" / "0.parquet", texts)
+    assert estimate(tmp_path)["wiki"].documents == pytest.approx(500, rel=0.05)
+
+
+def test_zeros_behind_an_archive_do_not_count(tmp_path, monkeypatch):
+    monkeypatch.setattr("apex_composer.data_prep.choose.estimate.DOMAIN_SAMPLED", TEXT_SAMPLED)
+    path = write_jsonl(tmp_path / "wiki" / "x.jsonl.gz", [sentences(seed) for seed in range(1000)])
+    path.write_bytes(path.read_bytes() + bytes(512))
+    assert estimate(tmp_path)["wikipedia"].documents == pytest.approx(1000, rel=0.05)
+
+
+def test_an_arrow_file_that_is_cut_behind_the_sample_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("apex_composer.data_prep.choose.estimate.DOMAIN_SAMPLED", TEXT_SAMPLED)
+    texts = [sentences(seed) for seed in range(1000)]
+    [path] = save_dataset(tmp_path / "wiki", [texts]).glob("*.arrow")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(SourceError, match=f"{path} cannot be read.*damaged or cut short"):
+        estimate(tmp_path)

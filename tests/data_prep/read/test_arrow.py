@@ -103,6 +103,12 @@ def test_other_columns_and_other_files_are_errors_that_say_what_is_there(tmp_pat
     write_arrow(path, {"text": [["a"]]})
     with pytest.raises(SourceError, match=r"'text' holds list<.*>, not string\.$"):
         read(path, format="arrow")
+    column = pyarrow.array(["a"])
+    for format in ("stream", "file"):
+        twice = pyarrow.table([column, column], names=["text", "text"])
+        write_arrow(path, twice, format=format)
+        with pytest.raises(SourceError, match="more than one column 'text'"):
+            read(path, format="arrow")
     path.write_bytes(b'{"text": "a"}\n' * 10)
     with pytest.raises(SourceError, match="x.arrow cannot be read at its beginning"):
         read(path, format="arrow")

@@ -32,6 +32,14 @@ def test_other_jsonl_is_not_taken_for_dolma(tmp_path, record, format):
     assert detected(tmp_path) == format
 
 
+@pytest.mark.parametrize("suffix", ["json.gz", "jsonl.gz"])
+def test_a_first_file_without_a_good_record_does_not_decide(tmp_path, suffix):
+    write_jsonl(tmp_path / "train" / f"0.{suffix}", [])
+    write_jsonl(tmp_path / "train" / f"1.{suffix}", [b"bad"])
+    write_dolma(tmp_path / "train" / f"2.{suffix}", ["a"])
+    assert detected(tmp_path) == "dolma"
+
+
 def test_archives_that_show_no_format_are_asked_about(tmp_path):
     path = write_jsonl(tmp_path / "documents" / "x.json.gz", [b'{"raw_content": "a"}'])
     assert detected(tmp_path) == "redpajama-v2"

@@ -143,9 +143,9 @@ def test_a_file_of_several_domains_ends_as_their_folders_do(tmp_path, write):
 
 
 def own_fineweb(folder):
-    write_fineweb(folder / "sample" / "10BT" / "0.parquet", [*TEXTS[:20], None, TEXTS[20]])
+    write_fineweb(folder / "data" / "CC-MAIN-2013-20" / "0.parquet", [*TEXTS[:20], None, TEXTS[20]])
     write_fineweb(folder / "data" / "no" / "train" / "0.parquet", TEXTS[21:])
-    return {"fineweb": 21, "no": 39}, [("sample/10BT/0.parquet", 21, "no text", "fineweb")]
+    return {"fineweb": 21, "no": 39}, [("data/CC-MAIN-2013-20/0.parquet", 21, "no text", "fineweb")]
 
 
 def own_dolma(folder):

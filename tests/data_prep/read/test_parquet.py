@@ -1,13 +1,15 @@
 import json
 import random
+from contextlib import suppress
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 from reading import read
 
-from apex_composer.data_prep.errors import SourceError
+from apex_composer.data_prep.errors import SettingsError, SourceError
 from apex_composer.data_prep.read import parquet
+from apex_composer.data_prep.read.sources import find_sources
 
 
 def write_parquet(path, rows, **options):
@@ -53,6 +55,40 @@ def test_damaged_parquet_is_an_error_that_names_the_file(tmp_path):
         read(path, domain=None, format="redpajama-sample")
 
 
+def test_whatever_is_damaged_ends_in_text_or_in_an_error_that_names_the_file(tmp_path):
+    rows = {"text": ["one", "two"], "n": pyarrow.array([1, 2], pyarrow.int32())}
+    path = write_parquet(tmp_path / "x.parquet", rows)
+    whole, faults = path.read_bytes(), 0
+    for place in range(len(whole) - 240, len(whole)):  # of what describes the columns
+        path.write_bytes(whole[:place] + b"g" + whole[place + 1 :])
+        try:
+            with suppress(SettingsError):  # these columns show no format
+                find_sources(tmp_path)
+            assert len(read(path, format="fineweb")[0]) <= 2
+        except SourceError as error:
+            assert str(path) in str(error)
+            faults += 1
+    assert faults > 20
+
+
+def test_times_that_python_does_not_know_are_an_error_that_names_the_file(tmp_path):
+    rows = {"text": ["one"], "meta": pyarrow.array([2**62], pyarrow.timestamp("us"))}
+    path = write_parquet(tmp_path / "x.parquet", rows)
+    with pytest.raises(SourceError, match="x.parquet cannot be read.*date value out of range"):
+        read(path, format="redpajama-sample")
+    assert len(read(path, format="fineweb")[0]) == 1
+
+
+def test_checksums_of_pages_are_compared(tmp_path):
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    rows = {"text": ["plain text"] * 9}
+    path = write_parquet(tmp_path / "x.parquet", rows, write_page_checksum=True, **plain)
+    assert len(read(path, format="fineweb")[0]) == 9
+    path.write_bytes(path.read_bytes().replace(b"plain text", b"other text", 1))
+    with pytest.raises(SourceError, match="x.parquet cannot be read.*[Cc][Rr][Cc]"):
+        read(path, format="fineweb")
+
+
 def test_columns_that_hold_no_text_are_an_error_that_names_them(tmp_path):
     path = write_parquet(tmp_path / "x.parquet", {"txt": ["a"], "id": [1]})
     for format in ("redpajama-sample", "fineweb"):
@@ -61,6 +97,12 @@ def test_columns_that_hold_no_text_are_an_error_that_names_them(tmp_path):
     write_parquet(path, {"text": [b"a"]})
     with pytest.raises(SourceError, match=r"'text' holds binary, not string\.$"):
         read(path, format="fineweb")
+    for name, said in (("text", r"more than one column 'text'"), ("meta", "meta")):
+        columns = [pyarrow.array([text]) for text in "abc"]
+        twice = pyarrow.table(columns, names=["text", name, name])
+        pyarrow.parquet.write_table(twice, path)
+        with pytest.raises(SourceError, match=f"x.parquet cannot be read.*{said}"):
+            read(path, format="redpajama-sample")
 
 
 def test_of_fineweb_the_text_alone_is_read(tmp_path):
@@ -86,6 +128,13 @@ def test_pages_of_parquet_beyond_the_memory_of_a_worker_are_refused(tmp_path, mo
     assert len(read(path)[0]) == 8
     monkeypatch.setattr(parquet, "PAGE_LIMIT", 7_000_000)
     with pytest.raises(SourceError, match="rows have 1 MB on average.*row groups of fewer rows"):
+        read(path)
+    # Distinct texts of all rows stand in one page where the writer sets it no limit.
+    few = {"text": [str(n) * 1000 for n in range(10)] * 300}
+    assert len(read(write_parquet(path, few))[0]) == 3000
+    many = {"text": [f"{n:04}" * 1000 for n in range(2000)] * 2}
+    write_parquet(path, many, dictionary_pagesize_limit=1 << 30)
+    with pytest.raises(SourceError, match="0 MB on average, and pages of 8 MB would not fit"):
         read(path)
     # What is not read, such as pictures beside the text, takes no memory.
     rows = {"text": ["one", "two"], "image": [{"bytes": bytes(5_000_000)}] * 2}

@@ -5,7 +5,7 @@ import pytest
 from corpus import write_corpus, write_jsonl
 from hub_folders import save_dataset, write_dolma, write_fineweb, write_parquet
 
-from apex_composer.data_prep.errors import SourceError
+from apex_composer.data_prep.errors import SettingsError, SourceError
 from apex_composer.data_prep.read.sources import find_sources
 
 SLIM = json.dumps({"text": "a", "meta": {"redpajama_set_name": "RedPajamaBook"}}).encode()
@@ -130,9 +130,11 @@ def test_domain_names_must_be_usable_as_labels(tmp_path):
 
 def test_archives_that_no_reader_opens_are_not_left_out_in_silence(tmp_path):
     write_jsonl(tmp_path / "a" / "x.jsonl", ["text"])
-    touch(tmp_path, "a/y.jsonl.xz")
-    with pytest.raises(ValueError, match="y.jsonl.xz is named or compressed in a way"):
-        find_sources(tmp_path)
+    for name in ("y.jsonl.xz", "y.JSONL", "y.Parquet", "y.jsonl.GZ", "y.JSON.ZST"):
+        (tmp_path / "a" / name).write_bytes(b"")
+        with pytest.raises(ValueError, match=f"{name} is named or compressed in a way"):
+            find_sources(tmp_path)
+        (tmp_path / "a" / name).unlink()
 
 
 def test_an_unreadable_first_file_is_an_error_that_names_it(tmp_path):
@@ -150,13 +152,19 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "book").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / ".git").mkdir()
+    (tmp_path / "data" / ".git" / "link").symlink_to("nothing")
     assert list(summary(tmp_path / "data")) == ["book/x.jsonl"]
+    for target in ("unmounted", tmp_path / "data" / "arxiv"):  # the second leads to itself
+        (tmp_path / "data" / "arxiv").symlink_to(target)
+        with pytest.raises(SourceError, match="data/arxiv is a link to nothing"):
+            find_sources(tmp_path / "data")
+        (tmp_path / "data" / "arxiv").unlink()
 
 
 def test_fineweb_is_one_domain_and_others_by_language(tmp_path):
     places = {
         "data/CC-MAIN-2013-20/000_00000.parquet": "fineweb",
-        "sample/10BT/000_00000.parquet": "fineweb",
         "data/deu_Latn/train/000_00000.parquet": "deu_Latn",
         "data/train-00000-of-00001.parquet": "fineweb",
         "000_00000.parquet": "fineweb",
@@ -173,6 +181,21 @@ def test_fineweb_is_one_domain_and_others_by_language(tmp_path):
     write_fineweb(tmp_path / "20231101.en" / "x.parquet", ["a"])
     with pytest.raises(ValueError, match="'20231101.en' has an unusable name"):
         find_sources(tmp_path)
+
+
+def test_fineweb_and_its_samples_are_not_read_as_one(tmp_path):
+    small, large, whole = names = [
+        "sample/100BT/0.parquet", "sample/10BT/0.parquet", "data/CC-MAIN-2013-20/0.parquet"
+    ]  # fmt: skip
+    for name in names:
+        write_fineweb(tmp_path / name, ["a"])
+    with pytest.raises(SettingsError, match=f"{whole}, {small}, {large}. Their documents are the"):
+        find_sources(tmp_path)
+    (tmp_path / whole).unlink()
+    with pytest.raises(SettingsError, match=f"{small}, {large}"):
+        find_sources(tmp_path)
+    (tmp_path / large).unlink()
+    assert summary(tmp_path) == {small: "100BT"}
 
 
 def test_arrow_is_named_by_the_folder_of_the_data_set(tmp_path):
@@ -204,6 +227,12 @@ def test_what_was_never_finished_is_not_left_out_in_silence(tmp_path):
         with pytest.raises(ValueError, match=rf"a/{name} is the beginning of a file"):
             find_sources(tmp_path)
         (tmp_path / "a" / name).unlink()
+    hidden = tmp_path / ".cache" / "huggingface" / "download" / "f00d.0a1b.incomplete"
+    hidden.parent.mkdir(parents=True)
+    hidden.write_bytes(b"")
+    with pytest.raises(ValueError, match="f00d.0a1b.incomplete is the beginning of a file"):
+        find_sources(tmp_path)
+    hidden.unlink()
     save_dataset(tmp_path / "0a1b.incomplete", [["a"]])
     with pytest.raises(ValueError, match="0a1b.incomplete/data-.* never finished"):
         find_sources(tmp_path, "arrow")

@@ -3,7 +3,14 @@ import warnings
 
 import datasets
 import pytest
-from hub_folders import cache_dataset, save_dataset, save_splits, write_arrow, write_fineweb
+from hub_folders import (
+    cache_dataset,
+    save_dataset,
+    save_splits,
+    write_arrow,
+    write_dolma,
+    write_fineweb,
+)
 from reading import texts
 
 from apex_composer.data_prep.errors import InputNotFoundError, SettingsError, SourceError
@@ -36,6 +43,15 @@ def test_a_saved_data_set_is_what_its_state_lists(tmp_path):
         names(tmp_path)
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(SourceError, match="state.json cannot be read"):
+        names(tmp_path)
+
+
+@pytest.mark.parametrize("state", ["[]", "{}", *(f'{{"_data_files": {x}}}' for x in (3, [], [3]))])
+def test_a_state_that_lists_nothing_does_not_leave_its_folder_out_in_silence(tmp_path, state):
+    save_dataset(tmp_path / "poems", [["a"]])
+    save_dataset(tmp_path / "prose", [["b"]])
+    (tmp_path / "prose" / "state.json").write_text(state)
+    with pytest.raises(SourceError, match="prose/state.json lists no files as save_to_disk does"):
         names(tmp_path)
 
 
@@ -93,6 +109,9 @@ def test_of_a_cache_only_train_is_read_and_no_result_of_a_map(tmp_path):
     cache_dataset(folder, {"wikitext-test.arrow": ["c"]}, ["test"])
     with pytest.raises(SettingsError, match=r"the splits \['test'\]"):
         names(folder)
+    (folder / "dataset_info.json").write_text('{"splits": 3}')
+    with pytest.raises(SettingsError, match="dataset_info.json names the splits 3, none"):
+        names(folder)
 
 
 def test_two_versions_of_a_cached_data_set_are_not_read_as_one(tmp_path):
@@ -108,9 +127,19 @@ def test_two_versions_of_a_cached_data_set_are_not_read_as_one(tmp_path):
 
 
 def test_files_without_a_word_of_datasets_are_told_by_their_path(tmp_path):
-    for name in ("poems/x.arrow", "poems/test-00000-of-00001.arrow", "dev/x.arrow"):
+    kept = ["poems/latest-1.arrow", "poems/x-train.arrow"]
+    for name in (*kept, "poems/test-00000-of-00001.arrow", "dev/x.arrow", "Test/x.arrow",
+                 "poems/x-test.arrow", "poems/x-validation-00000-of-00002.arrow"):  # fmt: skip
         write_arrow(tmp_path / name, {"text": ["a"]})
-    assert warned(tmp_path) == ["poems/x.arrow"]
+    assert warned(tmp_path) == kept
+
+
+@pytest.mark.parametrize("name", ["test/chunk1/x.jsonl.gz", "train/validation.jsonl.gz"])
+def test_formats_without_splits_say_that_held_out_files_are_read(tmp_path, name):
+    for path in ("train/chunk1/x.jsonl.gz", name):
+        write_dolma(tmp_path / path, ["a"])
+    with pytest.warns(UserWarning, match=f"1 files look held out for tests, such as {name}"):
+        assert len(find_sources(tmp_path, "dolma")) == 2
 
 
 def test_fineweb_leaves_its_test_split_out(tmp_path):

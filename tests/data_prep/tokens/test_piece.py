@@ -5,8 +5,10 @@ import shutil
 import numpy as np
 import pytest
 from corpus import sentences, write_jsonl
+from hub_folders import dolma_record
 from prepared import tokenizer_folder
 
+from apex_composer.data_prep.errors import UnfitError
 from apex_composer.data_prep.paths import TOKENIZER_FOLDER, piece_folder
 from apex_composer.data_prep.read.sources import Source
 from apex_composer.data_prep.tokens import long_texts
@@ -24,11 +26,12 @@ TEXTS = [sentences(seed, words=10 + 7 * seed) for seed in range(40)]
 BOS, EOS = 0, 1
 
 
-def work_on(path, out, bos=BOS, kept=None, document_hash=NEWEST_HASH):
+def work_on(path, out, bos=BOS, kept=None, document_hash=NEWEST_HASH, format="jsonl"):
+    domain = None if format == "dolma" else "book"
     task = PieceTask(
         out=out,
         number=0,
-        source=Source(str(path), "book", "jsonl", bytes=0, splittable=False),
+        source=Source(str(path), domain, format, bytes=0, splittable=False),
         start=0,
         stop=None,
         kept=kept or {},
@@ -86,6 +89,19 @@ def test_only_documents_below_the_limit_are_tokenised(tmp_path, name):
     kept = [row for row in numbers(map(read_hash(name), TEXTS)) if row[0] < 0.4 * 2**64]
     assert documents["hash"].tolist() == kept and 5 < len(kept) < 30
     assert report.domains == {"book": {"documents": 40, "documents_tokenised": len(kept)}}
+
+
+def test_more_domains_than_can_be_numbered_are_an_error(tmp_path, monkeypatch):
+    # As many as two bytes tell apart, no fewer.
+    assert np.iinfo(document_type(NEWEST_HASH)["domain"]).max + 1 == tokenise.MOST_DOMAINS
+    monkeypatch.setattr(tokenise, "MOST_DOMAINS", 3)
+    records = [dolma_record(text, f"https://example.org/{n}") for n, text in enumerate(TEXTS)]
+    path = write_jsonl(tmp_path / "x.jsonl", records[:3])
+    _, documents, _ = work_on(path, tmp_path / "out", format="dolma")
+    assert documents["domain"].tolist() == [0, 1, 2]
+    write_jsonl(path, records)
+    with pytest.raises(UnfitError, match=r"x.jsonl has more than 3 domains.*--format jsonl"):
+        work_on(path, tmp_path / "more", format="dolma")
 
 
 def test_a_row_of_the_first_hash_is_as_it_was():
