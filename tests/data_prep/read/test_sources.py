@@ -195,7 +195,7 @@ def test_fineweb_and_its_samples_are_not_read_as_one(tmp_path):
     with pytest.raises(SettingsError, match=f"{small}, {large}"):
         find_sources(tmp_path)
     (tmp_path / large).unlink()
-    assert summary(tmp_path) == {small: "100BT"}
+    assert summary(tmp_path) == {small: "fineweb"}
 
 
 def test_arrow_is_named_by_the_folder_of_the_data_set(tmp_path):
