@@ -93,7 +93,9 @@ def _connect(address: str | None, workers: int | None) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         raise SettingsError(
             f"address={address!r}: no Ray cluster can be used there: {error} Start one (`ray start "
-            "--head`) and give its address, or no --address for a Ray of this machine."
+            "--head`) and give its address, or no --address for a Ray of this machine. A ray:// "
+            "address of a cluster whose `ray start` tells of token authentication needs "
+            "RAY_AUTH_MODE=token here too."
         ) from error
 
 

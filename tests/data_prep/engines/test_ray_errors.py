@@ -7,6 +7,7 @@ from prepared import small_options
 from ray_clusters import add_node, prepare_on_ray, wait_for
 
 from apex_composer.data_prep.engines import ray_cluster
+from apex_composer.data_prep.engines.engine import Engine
 from apex_composer.data_prep.errors import SettingsError, SourceError, WorkerDiedError
 
 pytestmark = pytest.mark.ray
@@ -84,6 +85,25 @@ def test_a_machine_without_room_is_an_error(cluster, monkeypatch):
         ray_cluster._count_slots(is_local=True)
 
 
+def test_a_client_without_a_token_is_told(tmp_path, monkeypatch):
+    import ray
+
+    def refuse(**settings):
+        raise ConnectionError("ray client connection timeout")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    told = (
+        r"address='ray://head:10001': no Ray .* connection timeout(.|\n)*RAY_AUTH_MODE=token here"
+    )
+    with (
+        pytest.raises(SettingsError, match=told),
+        Engine("ray", "ray://head:10001").opened(tmp_path),
+    ):
+        pass
+
+
 def test_an_address_of_another_cluster_than_the_connected_one_is_refused(job, cluster, tmp_path):
     told = "address='auto': this process is connected to a Ray cluster already"
     with pytest.raises(SettingsError, match=told):
@@ -123,6 +143,8 @@ def test_a_node_that_does_not_see_a_folder_is_named(job, cluster, tmp_path):
     hidden = tmp_path / "hidden"
     (tmp_path / "sitecustomize.py").write_text(BLIND.format(hidden=str(hidden)))
     corpus = write_corpus(hidden / "corpus")
+    for node in list(cluster.worker_nodes):  # another one could do all tasks before this one starts
+        cluster.remove_node(node)
     blind = add_node(cluster, path=tmp_path)
     with pytest.raises(SettingsError, match=r"The Ray node .* does not see the output folder"):
         prepare_on_ray(job, hidden / "out")
@@ -130,6 +152,8 @@ def test_a_node_that_does_not_see_a_folder_is_named(job, cluster, tmp_path):
     with pytest.raises(SettingsError, match=told):
         prepare_on_ray((corpus, None), tmp_path / "out")
     cluster.remove_node(blind, allow_graceful=False)
+    for _ in range(2):
+        add_node(cluster)
 
 
 def test_a_node_with_other_versions_is_refused(job, cluster, tmp_path, monkeypatch):
