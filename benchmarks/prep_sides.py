@@ -25,14 +25,32 @@ def run_pipeline(
         return spent | measure_shards(Path(folder), arguments.sequence)
 
 
-def convert_ours(arguments: argparse.Namespace, texts: Path, out: Path) -> None:
+def convert_ours(
+    arguments: argparse.Namespace, texts: Path, out: Path, engine: str = "local"
+) -> None:
     """Our pipeline."""
     from apex_composer.data_prep import Options, prepare
 
     # Pieces small enough that both cores have work to the end, as they do in a large job.
     options = Options(sequence_length=arguments.sequence, val_tokens=None, piece_bytes=1 << 20)
     given = {"tokenizer": arguments.tokenizer, "options": options, "workers": arguments.cores}
-    prepare(texts, out, **given)
+    prepare(texts, out, engine=engine, **given)
+
+
+def run_on_ray(arguments: argparse.Namespace, work: Path, kind: str) -> dict[str, float]:
+    """Our pipeline on a Ray of this machine, which the first run starts.
+
+    Its processes are none that this one has ended, so nothing is known of their computing.
+    """
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
+    import ray
+
+    if not ray.is_initialized():
+        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+        ray.init("local", num_cpus=arguments.cores, object_store_memory=1 << 28, **quiet)
+    spent = run_pipeline(arguments, work, kind, partial(convert_ours, engine="ray"))
+    del spent["core_seconds"]
+    return spent
 
 
 def convert_with_llmfoundry(arguments: argparse.Namespace, texts: Path, out: Path) -> None:
@@ -110,6 +128,7 @@ def timed(call: Callable[[], Any]) -> tuple[dict[str, float], Any]:
 
 SIDES = {
     "ours": partial(run_pipeline, convert=convert_ours),
+    "ray": run_on_ray,
     "llm-foundry": partial(run_pipeline, convert=convert_with_llmfoundry),
     "encode_batch_fast": run_encode_batch_fast,
     "word-encoder": run_word_encoder,

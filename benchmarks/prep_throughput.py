@@ -1,10 +1,11 @@
 """Tokens per second of `apex-composer prep`, of llm-foundry's converter, and of tokenising alone.
 
 They take turns on the same texts, tokenizer and cores, for each family of tokenizers that LLMs
-use: our pipeline with as many workers as cores; `convert_dataset_json` of llm-foundry 0.22 as it is
-(one process); the tokenizer's `encode_batch_fast` with as many threads as cores, which reads and
-writes nothing; and our word encoder in its place, on one core. Start-up is not counted on any side:
-each is run on a few documents per domain too, and their time and tokens are subtracted.
+use: our pipeline with as many workers as cores; the same on a Ray of this machine;
+`convert_dataset_json` of llm-foundry 0.22 as it is (one process); the tokenizer's
+`encode_batch_fast` with as many threads as cores, which reads and writes nothing; and our word
+encoder in its place, on one core. Start-up is not counted on any side: each is run on a few
+documents per domain too, and their time and tokens are subtracted.
 
     python benchmarks/prep_throughput.py --repeats 3
     python benchmarks/prep_throughput.py --cores 1 --sides word-encoder encode_batch_fast
@@ -51,6 +52,7 @@ def parse_arguments() -> argparse.Namespace:
 
 # Ratio of two sides: its name, what is compared, the better one and the other.
 RATIOS = {
+    "cost of Ray": ("rate", "ours", "ray"),
     "speedup over llm-foundry": ("rate", "ours", "llm-foundry"),
     "overhead over encode_batch_fast": ("rate", "encode_batch_fast", "ours"),
     "gain of the word encoder": ("core_rate", "word-encoder", "encode_batch_fast"),
@@ -85,7 +87,8 @@ def measure_here(arguments: argparse.Namespace) -> dict[str, float]:
     tokens = result["tokens"] - small["tokens"]
     result["startup"] = small["seconds"]
     result["rate"] = tokens / (result["seconds"] - small["seconds"])
-    result["core_rate"] = tokens / (result["core_seconds"] - small["core_seconds"])
+    if "core_seconds" in result:
+        result["core_rate"] = tokens / (result["core_seconds"] - small["core_seconds"])
     return result
 
 
@@ -95,8 +98,9 @@ def report(measured: Measured) -> dict[str, dict[str, float]]:
     for side, results in measured.items():
         rates = [result["rate"] for result in results]
         found[side] = {"tokens_per_second": statistics.median(rates), **spread(rates)}
-        cores = [result["core_rate"] for result in results]
-        found[side]["tokens_per_core_second"] = statistics.median(cores)
+        if "core_rate" in results[0]:
+            cores = [result["core_rate"] for result in results]
+            found[side]["tokens_per_core_second"] = statistics.median(cores)
         if "bytes" in results[0]:
             found[side]["bytes_per_token"] = results[0]["bytes"] / results[0]["tokens"]
     for name, (quantity, side, other) in RATIOS.items():
@@ -119,9 +123,9 @@ def show(found: dict[str, dict[str, float]]) -> None:
             print(f"{name:32} {row['ratio']:10.2f}  ({row['least']:.2f} to {row['most']:.2f})")
             continue
         disk = f"  {row['bytes_per_token']:.3f} bytes/token" if "bytes_per_token" in row else ""
-        names = ("tokens_per_second", "least", "most", "tokens_per_core_second")
-        rate, least, most, core = (row[key] / 1e6 for key in names)
-        spent = f"{core:.3f} per core-second"
+        rate, least, most = (row[key] / 1e6 for key in ("tokens_per_second", "least", "most"))
+        core = row.get("tokens_per_core_second")
+        spent = "" if core is None else f"{core / 1e6:.3f} per core-second"
         print(f"{name:32} {rate:10.3f}  ({least:.3f} to {most:.3f}) M tok/s  {spent}{disk}")
 
 

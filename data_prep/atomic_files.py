@@ -5,8 +5,10 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +19,26 @@ EXISTS = (errno.ENOTEMPTY, errno.EEXIST)
 # Between the name that a file or folder will have, and a number that no other process takes, also
 # none of another machine: a dying process of a killed run cannot write into this run's files.
 PARTIAL = ".partial-"
+# Where what is half-written stands; None: beside what it becomes.
+_FENCE: ContextVar[Path | None] = ContextVar("fence", default=None)
+REMOVAL_SECONDS = 10.0
+
+
+@contextmanager
+def fenced(folder: Path) -> Iterator[None]:
+    """Write in a folder all that is half-written: once that is gone, nothing gets its name.
+
+    However late a process is, and whatever it has checked, it cannot write into what another one
+    has begun: its rename fails with FileNotFoundError.
+
+    Args:
+        folder: on the file system of what is written; it is not made.
+    """
+    before = _FENCE.set(folder)
+    try:
+        yield
+    finally:
+        _FENCE.reset(before)
 
 
 @contextmanager
@@ -65,13 +87,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """A name for the time being; what has it is removed unless the block ends well."""
-    partial = path.with_name(f"{path.name}{PARTIAL}{secrets.token_hex(6)}")
+    fence = _FENCE.get()
+    partial = (fence or path.parent) / f"{path.name}{PARTIAL}{secrets.token_hex(6)}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if fence is None or fence.is_dir():  # else what is gone would be begun again
+            path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         _sync(path.parent)
     except BaseException as error:
-        _remove(partial)
+        remove(partial)
         if isinstance(error, OSError) and error.errno in FULL:
             raise DiskFullError(
                 error.errno,
@@ -91,11 +115,20 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+def remove(path: Path) -> None:
+    """Remove a file or a folder that others may be writing to, which they notice; or nothing."""
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    moved = path.with_name(f"gone{PARTIAL}{secrets.token_hex(6)}")
+    with suppress(FileNotFoundError):  # another process removes it
+        os.replace(path, moved)  # at once: nothing comes into it under its name
+    # Another machine may know a moved folder still, but not one that is no more.
+    end = time.monotonic() + REMOVAL_SECONDS
+    shutil.rmtree(moved, ignore_errors=True)
+    while moved.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+        shutil.rmtree(moved, ignore_errors=True)
 
 
 def remove_partial(folder: Path) -> None:
@@ -108,7 +141,7 @@ def remove_partial(folder: Path) -> None:
     for root, folders, files in os.walk(folder):  # bears what goes while it looks
         for name in (*folders, *files):
             if PARTIAL in name:
-                _remove(Path(root, name))
+                remove(Path(root, name))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -107,6 +107,7 @@ def clear(out: Path) -> None:
     """Remove a preparation, locked; a kill in the midst leaves what a next call removes."""
     for path in (out / MANIFEST, out / PLAN):  # first: the rest must not look whole
         path.unlink(missing_ok=True)
+    remove_partial(out)  # next: who is late must not write into what follows
     kept = {out / WORK, *out.glob(f"{LOCK}*")}
     for path in [*out.iterdir(), *(out / WORK).iterdir()]:
         if path not in kept:

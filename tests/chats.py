@@ -78,6 +78,7 @@ def instruct(input: Path, out: Path, *, kind: str = "byte level", **changes: Any
     """Prepare instruction data in this process, with many pieces."""
     template = changes.pop("template", None)
     run = {"workers": changes.pop("workers", 1), "overwrite": changes.pop("overwrite", False)}
+    run["engine"] = changes.pop("engine", "local")
     given = {"sequence_length": LENGTH, "validation_share": 0.2, "piece_bytes": 2000} | changes
     tokenizer = tokenizer_folder(kind, template)
     return prepare_instruct(

@@ -1,13 +1,19 @@
 """Tasks for the tests of engines: workers import them by name."""
 
 import os
+import random
 import signal
+import threading
 import time
+import zlib
 from pathlib import Path
 
 from apex_composer.data_prep import errors
+from apex_composer.data_prep.engines.ray_node import run_attempt
 from apex_composer.data_prep.pieces import write_missing
 from apex_composer.data_prep.tokens.piece import tokenise_piece
+
+DEATHS = 20
 
 
 def double(task, report):
@@ -26,15 +32,35 @@ def die(task, report):
 
 
 def die_at_first(task, report):
-    """Be killed at the first attempt, long after the reports."""
+    """Be killed at the first attempt, after the reports."""
     marker = Path(task["marker"])
     result = double(task, report)
     if not marker.exists():
         marker.touch()
-        report({"documents": 0, "source": task["name"]})
-        time.sleep(2.5)  # the driver hears of the first attempt's documents
         die(task, report)
     return result
+
+
+def run_and_die(work, task, driver):
+    """Run a task; be killed at a random moment of the first attempt at some tasks."""
+    name = "/".join(Path(task["name"]).parts[-3:])  # the same wherever the corpus is
+    number, deaths = zlib.crc32(name.encode()), driver.fence.parents[2] / "deaths"
+    is_chosen = number % 3 == 0 and len(list(deaths.iterdir())) < DEATHS
+    if is_chosen and not (deaths / str(number)).exists():
+        (deaths / str(number)).touch()
+        delay = random.Random(number).uniform(0, 0.03)
+        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        run_attempt(work, task, driver)
+        time.sleep(10)  # killed before the answer, at the latest
+    return run_attempt(work, task, driver)
+
+
+def go_on(task, report):
+    """Work for long, with reports."""
+    Path(task["marker"]).touch()
+    for _ in range(2000):
+        time.sleep(0.1)
+        report({"documents": 0, "source": task["name"]})
 
 
 def die_when_done(task, report, done):

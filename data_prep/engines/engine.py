@@ -58,7 +58,8 @@ class Engine:
 
         Args:
             out: output folder, which all machines must see.
-            known_file: file in it by which they know it. Default: None, one that is written.
+            known_file: file by which they know one that is only read. Default: None, a folder in
+                it, which is made.
 
         Raises:
             SettingsError: no Ray cluster answers at the address.

@@ -4,8 +4,6 @@ A task is a function of files that all nodes see, and writes whole files and fol
 its own first: it may be done twice, also at once, also by a node that is taken for dead.
 """
 
-import hashlib
-import math
 import os
 import secrets
 import time
@@ -13,27 +11,13 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apex_composer.data_prep.atomic_files import PARTIAL
-from apex_composer.data_prep.engines.local import (
-    Report,
-    Task,
-    Work,
-    check_workers,
-    one_thread,
-)
-from apex_composer.data_prep.engines.ray_node import (
-    REPORT_SECONDS,
-    Driver,
-    Reports,
-    add,
-    own_versions,
-    run_attempt,
-)
+from apex_composer.data_prep.atomic_files import PARTIAL, remove
+from apex_composer.data_prep.engines.local import Report, Task, Work, check_workers, one_thread
+from apex_composer.data_prep.engines.ray_node import Driver, own_versions, run_attempt
 from apex_composer.data_prep.errors import SettingsError, WorkerDiedError
 from apex_composer.data_prep.paths import DRIVER
 
@@ -45,35 +29,12 @@ TASK_MEMORY = 1 << 30
 # Tasks that wait for a core: one that is free finds the next at hand, and what adds nodes to a
 # cluster by what waits adds them.
 WAITING = 2
+# Between two counts of the nodes, which come and go.
+COUNT_SECONDS = 1.0
 # Bytes of a local Ray's store: what goes through it is small, the data is in files.
 STORE_BYTES = 1 << 28
 # For a local Ray, which sends nothing to anyone.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
-
-
-@dataclass
-class Attempt:
-    """A task that is with the cluster, or will be again.
-
-    Args:
-        task: what is to be done.
-        key: of its reports, a new one each time.
-        deaths: how many workers have died over it.
-        told: the sum of its reports that the progress bar has.
-    """
-
-    task: Task
-    key: int
-    deaths: int = 0
-    told: Any = None
-
-    def tell(self, total: Any, on_progress: Report) -> None:
-        """Bring the progress bar to this sum of reports, None for none of them."""
-        if self.told is not None and total is None:
-            on_progress(add(None, self.told, -1))
-        elif total != self.told:
-            on_progress(total if self.told is None else add(total, self.told, -1))
-        self.told = total
 
 
 @contextmanager
@@ -98,22 +59,23 @@ def connected(
         os.environ.setdefault(name, value)
     import ray
 
-    path = out.absolute() / (known_file or f"{DRIVER}{PARTIAL}{secrets.token_hex(6)}")
-    content = path.read_bytes() if known_file else path.name.encode()
-    digest = hashlib.sha256(content).hexdigest()
-    driver = Driver(address, os.getcwd(), path, digest, own_versions())
     is_ours = not ray.is_initialized()
+    if address is not None and not is_ours:
+        raise SettingsError(
+            f"address={address!r}: this process is connected to a Ray cluster already, which is "
+            "used without an address. Leave it out, or call ray.shutdown() before."
+        )
+    fence = out.absolute() / (known_file or f"{DRIVER}{PARTIAL}{secrets.token_hex(6)}")
+    driver = Driver(address, os.getcwd(), fence, own_versions())
     with one_thread():  # a local Ray's processes have this environment
         try:
             if is_ours:
                 _connect(address, workers)
-            # On any node, and again on another when that dies: it needs next to nothing.
-            reports = ray.remote(Reports).options(num_cpus=0, max_restarts=-1).remote()
-            yield Cluster(driver, reports, workers, is_ours and address is None).map_tasks
+            yield partial(_map_tasks, driver, workers, is_ours and address is None)
         finally:
             # What is still at work ends by that; ray.cancel(force=True) of Ray 2.60 may abort us.
             if known_file is None:
-                path.unlink(missing_ok=True)
+                remove(fence)
             if is_ours:
                 ray.shutdown()
 
@@ -131,90 +93,76 @@ def _connect(address: str | None, workers: int | None) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         raise SettingsError(
             f"address={address!r}: no Ray cluster can be used there: {error} Start one (`ray start "
-            "--head`) and give its address, or no --address for a Ray of this machine."
+            "--head`) and give its address, or no --address for a Ray of this machine. A ray:// "
+            "address of a cluster whose `ray start` tells of token authentication needs "
+            "RAY_AUTH_MODE=token here too."
         ) from error
 
 
-@dataclass
-class Cluster:
-    """A cluster that this process is connected to.
+def _map_tasks(
+    driver: Driver,
+    workers: int | None,
+    is_local: bool,
+    work: Work,
+    tasks: Iterable[Task],
+    on_progress: Report,
+    at_most: int,
+) -> Iterator[tuple[Task, Any]]:
+    """Run tasks, see `MapTasks`; what a dead worker or node had is done again.
 
     Args:
         driver: this machine.
-        reports: the actor that takes the workers' reports.
         workers: tasks at the same time, None for all cores.
         is_local: whether it is a Ray of this machine, which does not grow.
+
+    Raises:
+        WorkerDiedError: too many workers died over a task.
+        SettingsError: a node does not fit.
     """
+    import ray
 
-    driver: Driver
-    reports: Any
-    workers: int | None
-    is_local: bool
-    slots: int = 0
-    counted_at: float = -math.inf
-    keys: Iterator[int] = field(default_factory=count)
+    if not driver.fence.exists():
+        driver.fence.mkdir()
+    # Without Ray's own retries: a task that kills its workers is named.
+    needs = {"num_cpus": 1, "memory": TASK_MEMORY, "max_retries": 0}
+    attempt = ray.remote(run_attempt).options(**needs)
+    tasks, again = iter(tasks), deque[tuple[Task, int]]()
+    running: dict[Any, tuple[Task, int]] = {}  # tasks, and how many workers have died over each
+    limit, counted_at = 0, None
+    while True:
+        if counted_at is None or time.monotonic() - counted_at > COUNT_SECONDS:
+            limit, counted_at = min(at_most, workers or _count_slots(is_local)), time.monotonic()
+        while len(running) < limit and (task := _next(again, tasks)):
+            running[attempt.remote(work, task[0], driver)] = task
+        if not running:
+            return
+        for ref in ray.wait(list(running), timeout=COUNT_SECONDS)[0]:
+            task, deaths = running.pop(ref)
+            answer = _receive(ref, task, deaths + 1)
+            if answer is None:
+                again.append((task, deaths + 1))
+                continue
+            for news in answer[1]:
+                on_progress(news)
+            yield task, answer[0]
 
-    def map_tasks(
-        self, work: Work, tasks: Iterable[Task], on_progress: Report, at_most: int
-    ) -> Iterator[tuple[Task, Any]]:
-        """Run tasks, see `MapTasks`; what a dead worker or node had is done again.
 
-        Raises:
-            WorkerDiedError: too many workers died over a task.
-            SettingsError: a node does not fit.
-        """
+def _next(again: deque[tuple[Task, int]], tasks: Iterator[Task]) -> tuple[Task, int] | None:
+    if again:
+        return again.popleft()
+    return next(((task, 0) for task in tasks), None)
 
-        if not self.driver.known_file.exists():
-            self.driver.known_file.write_text(self.driver.known_file.name)
-        tasks, again = iter(tasks), deque[Attempt]()
-        running: dict[Any, Attempt] = {}
-        news, asked_at = None, -math.inf
-        while True:
-            while len(running) < self._limit(at_most):
-                attempt = again.popleft() if again else self._next(tasks)
-                if attempt is None:
-                    break
-                running[self._start(work, attempt)] = attempt
-            if not running:
-                return
-            if news is None and time.monotonic() - asked_at > REPORT_SECONDS:
-                news, asked_at = self.reports.take.remote(), time.monotonic()
-            for ref in _finished([*running, *([] if news is None else [news])]):
-                if ref == news:
-                    _pass_on(news, running.values(), on_progress)
-                    news = None
-                    continue
-                attempt = running.pop(ref)
-                answer = _receive(ref, attempt, on_progress)
-                if answer is None:
-                    again.append(Attempt(attempt.task, next(self.keys), attempt.deaths + 1))
-                else:
-                    yield attempt.task, answer[0]
 
-    def _next(self, tasks: Iterator[Task]) -> Attempt | None:
-        task = next(tasks, None)
-        return None if task is None else Attempt(task, next(self.keys))
+def _count_slots(is_local: bool) -> int:
+    """Tasks that the nodes of now have room for, and those that wait."""
+    import ray
 
-    def _start(self, work: Work, attempt: Attempt) -> Any:
-        import ray
-
-        # Without Ray's own retries, whose reports could not be told from those before.
-        needs = {"num_cpus": 1, "memory": TASK_MEMORY, "max_retries": 0}
-        remote = ray.remote(run_attempt).options(**needs)
-        return remote.remote(work, attempt.task, attempt.key, self.reports, self.driver)
-
-    def _limit(self, at_most: int) -> int:
-        """Tasks that the cluster may have; nodes are counted now and then, they come and go."""
-        import ray
-
-        if time.monotonic() - self.counted_at > REPORT_SECONDS:
-            self.counted_at = time.monotonic()
-            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            sizes = [(node.get("CPU", 0), node.get("memory", 0) / TASK_MEMORY) for node in alive]
-            self.slots = sum(int(min(size)) for size in sizes)
-            if not self.slots:
-                _tell_of_no_room(self.is_local)
-        return min(at_most, self.workers or self.slots + WAITING)
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    sizes = [(node.get("CPU", 0), node.get("memory", 0) / TASK_MEMORY) for node in alive]
+    slots = sum(int(min(size)) for size in sizes)
+    if not slots:
+        _tell_of_no_room(is_local)
+    return slots + WAITING
 
 
 def _tell_of_no_room(is_local: bool) -> None:
@@ -228,35 +176,16 @@ def _tell_of_no_room(is_local: bool) -> None:
     warnings.warn(f"No node of the Ray cluster has {needed}: waiting for one", stacklevel=2)
 
 
-def _finished(refs: list[Any]) -> list[Any]:
-    """Those that have ended, after a while at most."""
-    import ray
+def _receive(ref: Any, task: Task, deaths: int) -> tuple[Any, list[Any]] | None:
+    """Result and reports of an attempt that has ended, or None when its worker died.
 
-    if not ray.wait(refs, timeout=REPORT_SECONDS)[0]:
-        return []
-    return ray.wait(refs, num_returns=len(refs), timeout=0)[0]
-
-
-def _pass_on(news: Any, running: Iterable[Attempt], on_progress: Report) -> None:
-    """Tell the progress bar what the workers have reported."""
+    Args:
+        deaths: how many of the task's workers have died when this one has.
+    """
     import ray
 
     try:
-        totals = ray.get(news)
-    except ray.exceptions.RayError:  # its node died; what counts comes with the results too
-        return
-    for attempt in running:
-        if attempt.key in totals:
-            attempt.tell(totals[attempt.key], on_progress)
-
-
-def _receive(ref: Any, attempt: Attempt, on_progress: Report) -> tuple[Any] | None:
-    """The result of an attempt that has ended, or None when its worker died."""
-    import ray
-
-    name = attempt.task["name"]
-    try:
-        kind, content, total = ray.get(ref)
+        kind, content, reports = ray.get(ref)
     except ray.exceptions.RayTaskError as error:  # what a task raises comes as a result
         lines = str(error).strip().splitlines()
         raise SettingsError(
@@ -264,19 +193,17 @@ def _receive(ref: Any, attempt: Attempt, on_progress: Report) -> tuple[Any] | No
             "same apex-composer on all nodes, in the Python of their `ray start`."
         ) from error
     except ray.exceptions.RayError as error:
-        attempt.tell(None, on_progress)  # it will all be reported again
-        if attempt.deaths + 1 == ATTEMPTS:
+        if deaths == ATTEMPTS:
             raise WorkerDiedError(
-                f"{ATTEMPTS} workers of the Ray cluster died at {name}, the last one so: "
+                f"{ATTEMPTS} workers of the Ray cluster died at {task['name']}, the last one so: "
                 f"{str(error).strip().splitlines()[0]} Mostly memory has run out: give nodes fewer "
                 "CPUs (`ray start --num-cpus`), or look at this file. Give the same command "
                 "again: finished pieces and shards are kept."
             ) from error
         return None
-    attempt.tell(total, on_progress)
     if kind == "result":
-        return (content,)
-    path = attempt.task.get("input")
+        return content, reports
+    path = task.get("input")
     if kind != "error" and os.path.exists(path):
         raise SettingsError(
             f"{kind} does not see {path} of the input, which this machine sees. Give an input on a "

@@ -11,11 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from apex_composer.data_prep.atomic_files import fenced
 from apex_composer.data_prep.engines.local import Task, Work, one_thread, portable
 from apex_composer.data_prep.errors import SettingsError
 
-# Between two reports of a worker, and of all of them to the driver.
-REPORT_SECONDS = 1.0
+# Between two looks of a worker at whether anyone waits for it.
+CHECK_SECONDS = 1.0
 # With others of these the same input may end as other bytes: tokens, parsed text, parquet and
 # compressed shards, chats.
 DECIDE_BYTES = ("tokenizers", "orjson", "pyarrow", "transformers", "jinja2")
@@ -28,77 +29,41 @@ class Driver:
     Args:
         address: of the cluster, for messages.
         folder: in which relative paths stand.
-        known_file: file in the output folder, by which a node shows that it sees the same one.
-        content: sha256 of that file.
+        fence: folder of its own in the output, in which workers write what is half-written, see
+            `fenced`; or a file of an output that is only read. It shows that a node sees the same.
         versions: of apex_composer and of the packages that decide bytes.
     """
 
     address: str | None
     folder: str
-    known_file: Path
-    content: str
+    fence: Path
     versions: tuple[tuple[str, str], ...]
 
 
-class Reports:
-    """An actor that keeps the last report of every attempt until the driver has taken it."""
-
-    def __init__(self) -> None:
-        self.news: dict[int, Any] = {}
-
-    def tell(self, key: int, total: Any) -> None:
-        """Take the sum of an attempt's reports."""
-        self.news[key] = total
-
-    def take(self) -> dict[int, Any]:
-        """Give away all reports."""
-        news, self.news = self.news, {}
-        return news
-
-
-def run_attempt(
-    work: Work, task: Task, key: int, reports: Any, driver: Driver
-) -> tuple[str, Any, Any]:
+def run_attempt(work: Work, task: Task, driver: Driver) -> tuple[str, Any, list[Any]]:
     """Do a task.
-
-    Args:
-        key: of the attempt's reports.
-        reports: the actor that takes them.
 
     Returns:
         "result" and what the task returned, or "error" and what it raised, or the name of a node
-        that does not see its input and what it raised; and the sum of the reports.
+        that does not see its input and what it raised; and all that it reported.
     """
-    total, told_at = None, time.monotonic()
+    reports, checked_at = [], time.monotonic()
 
     def report(news: Any) -> None:
-        nonlocal total, told_at
-        total = add(total, news)
-        if time.monotonic() - told_at > REPORT_SECONDS:  # a worker may have many in a second
-            told_at = time.monotonic()
-            reports.tell.remote(key, total)
+        nonlocal checked_at
+        reports.append(news)
+        if time.monotonic() - checked_at > CHECK_SECONDS:
+            checked_at = time.monotonic()
             check_node(driver)
 
     try:
         check_node(driver)
-        with one_thread():
-            return "result", work(task, report), total
+        with one_thread(), fenced(driver.fence):
+            return "result", work(task, report), reports
     except Exception as error:
         path = task.get("input")
         is_unseen = isinstance(error, OSError) and path and not os.path.exists(path)
-        return node_name() if is_unseen else "error", portable(error), total
-
-
-def add(first: Any, second: Any, sign: int = 1) -> Any:
-    """The sum of two reports: numbers, or dictionaries of them, whose texts are the second's.
-
-    Args:
-        first: None for nothing.
-        sign: -1 for the difference.
-    """
-    if isinstance(second, dict):
-        return {name: add((first or {}).get(name), value, sign) for name, value in second.items()}
-    return second if isinstance(second, str) else (first or 0) + sign * second
+        return node_name() if is_unseen else "error", portable(error), reports
 
 
 def check_node(driver: Driver) -> None:
@@ -108,19 +73,20 @@ def check_node(driver: Driver) -> None:
         SettingsError: it does not see the output folder, or has other versions.
     """
     _check_process(driver)
-    # Again and again: the driver removes the file at its end, or the next one does where it was
+    # Again and again: the driver removes the fence at its end, or the next one does where it was
     # killed, and so ends workers that nobody waits for, also of a node that is taken for dead.
-    _check_folder(driver, driver.known_file.exists())
+    if not driver.fence.exists():
+        raise SettingsError(
+            f"{node_name()} does not see the output folder: {driver.fence} of the machine that "
+            "gives the tasks is not there. Give an --out on a file system that all nodes of "
+            f"address={driver.address!r} mount at the same path."
+        )
 
 
 @cache
 def _check_process(driver: Driver) -> None:
     with suppress(OSError):  # then there must be no relative paths, or else they are not found
         os.chdir(driver.folder)
-    content = None
-    with suppress(OSError):
-        content = hashlib.sha256(driver.known_file.read_bytes()).hexdigest()
-    _check_folder(driver, content == driver.content)
     own = dict(own_versions())
     for name, wanted in driver.versions:
         if own[name] != wanted:
@@ -129,15 +95,6 @@ def _check_process(driver: Driver) -> None:
                 f"{wanted}: bytes could differ. Install the same on all nodes of "
                 f"address={driver.address!r}, in the Python of their `ray start`."
             )
-
-
-def _check_folder(driver: Driver, is_seen: bool) -> None:
-    if not is_seen:
-        raise SettingsError(
-            f"{node_name()} does not see the output folder: {driver.known_file} is not there as "
-            f"the machine that gives the tasks has it. Give an --out on a file system that all "
-            f"nodes of address={driver.address!r} mount at the same path."
-        )
 
 
 def node_name() -> str:

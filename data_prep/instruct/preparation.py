@@ -97,16 +97,16 @@ def prepare_instruct(
     settings = make_settings(options, sources, saved)
     check_target(out, settings, overwrite)  # before the lock writes anything
     with locked(out, None):
-        if overwrite:
-            clear(out)
         # Again: another process may have ended its work meanwhile.
         manifest = check_target(out, settings, overwrite)
         if manifest is None:
-            for name, content in saved.items():
-                write_bytes(out / name, content)
-            write_json(out / PLAN, {"format": FORMAT, "settings": settings})
             plan = InstructPlan(options, sources, make_pieces(sources, options.piece_bytes))
-            with chosen.opened(out) as map_tasks:
+            with chosen.opened(out) as map_tasks:  # before anything is removed: it may fail
+                if overwrite:
+                    clear(out)
+                for name, content in saved.items():
+                    write_bytes(out / name, content)
+                write_json(out / PLAN, {"format": FORMAT, "settings": settings})
                 tokenise_pieces(out, plan, map_tasks, None, _make_task, write_piece, ExamplesReport)
             if find_jsonl(Path(input)) != sources:
                 raise ValueError(

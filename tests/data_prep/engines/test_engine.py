@@ -6,7 +6,6 @@ import pytest
 from apex_composer import extras
 from apex_composer.data_prep import errors
 from apex_composer.data_prep.engines.engine import Engine
-from apex_composer.data_prep.engines.ray_node import add
 from apex_composer.data_prep.errors import SettingsError
 from apex_composer.extras import MissingExtraError
 
@@ -38,13 +37,6 @@ def test_results_come_with_their_tasks_and_reports(tmp_path, workers):
         found = {t["name"]: r for t, r in map_tasks(cluster_tasks.double, tasks, news.append, 6)}
     assert found == {str(number): 2 * number for number in range(6)}
     assert sum(one["documents"] for one in news) == sum(found.values())
-
-
-def test_reports_are_added_and_taken_back():
-    first, second = {"documents": 3, "source": "a"}, {"documents": 5, "source": "a"}
-    assert add(None, first) == first and add(first, second)["documents"] == 8
-    assert add(second, first, -1)["documents"] == 2 and add(None, first, -1)["documents"] == -3
-    assert add(add(None, 2), 3) == 5
 
 
 def test_errors_come_through_pickle_with_what_they_hold():

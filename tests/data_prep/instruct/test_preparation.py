@@ -283,3 +283,15 @@ def test_input_that_changes_meanwhile_is_refused(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "tokenise_pieces", append)
     with pytest.raises(ValueError, match="changed while it was read"):
         instruct(corpus, tmp_path / "out")
+
+
+def test_an_engine_that_fails_leaves_what_should_be_overwritten(corpus, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise SettingsError("no Ray cluster")
+
+    instruct(corpus, tmp_path / "out")
+    before = file_hashes(tmp_path / "out")
+    monkeypatch.setattr(preparation.Engine, "opened", fail)
+    with pytest.raises(SettingsError, match="no Ray cluster"):
+        instruct(corpus, tmp_path / "out", overwrite=True)
+    assert file_hashes(tmp_path / "out") == before
