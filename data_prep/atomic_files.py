@@ -115,11 +115,15 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove(path: Path) -> None:
-    """Remove a file or a folder that others may be writing to, which they notice; or nothing."""
+def remove(path: Path) -> bool:
+    """Remove a file or a folder that others may be writing to, which they notice; or nothing.
+
+    Returns:
+        False for a folder to which somebody goes on writing.
+    """
     if not path.is_dir():
         path.unlink(missing_ok=True)
-        return
+        return True
     moved = path.with_name(f"gone{PARTIAL}{secrets.token_hex(6)}")
     with suppress(FileNotFoundError):  # another process removes it
         os.replace(path, moved)  # at once: nothing comes into it under its name
@@ -129,6 +133,7 @@ def remove(path: Path) -> None:
     while moved.exists() and time.monotonic() < end:
         time.sleep(0.01)
         shutil.rmtree(moved, ignore_errors=True)
+    return not moved.exists()
 
 
 def remove_partial(folder: Path) -> None:
@@ -137,11 +142,17 @@ def remove_partial(folder: Path) -> None:
     Args:
         folder: nobody else may be writing to it, but workers of a killed run that are yet to end:
             they fail, and may remove theirs meanwhile.
+
+    Raises:
+        OSError: a worker goes on writing: its pieces could get into those of this run.
     """
     for root, folders, files in os.walk(folder):  # bears what goes while it looks
         for name in (*folders, *files):
-            if PARTIAL in name:
-                remove(Path(root, name))
+            if PARTIAL in name and not remove(Path(root, name)):
+                raise OSError(
+                    f"{Path(root, name)} of an earlier run cannot be removed: one of its processes "
+                    "goes on writing there. End it, or wait, and give the same command again."
+                )
 
 
 def write_bytes(path: Path, content: bytes) -> None:

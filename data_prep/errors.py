@@ -5,7 +5,6 @@ are of the data, the disk or a worker (exit status 1).
 """
 
 
-
 class SettingsError(ValueError):
     """What was asked for cannot be: the command line is at fault, not the data."""
 

@@ -11,13 +11,15 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from apex_composer.data_prep.atomic_files import PARTIAL, remove
 from apex_composer.data_prep.engines.local import Report, Task, Work, check_workers, one_thread
-from apex_composer.data_prep.engines.ray_node import Driver, own_versions, run_attempt
+from apex_composer.data_prep.engines.ray_node import Driver, Reports, own_versions, run_attempt
 from apex_composer.data_prep.errors import SettingsError, WorkerDiedError
 from apex_composer.data_prep.paths import DRIVER
 
@@ -29,12 +31,44 @@ TASK_MEMORY = 1 << 30
 # Tasks that wait for a core: one that is free finds the next at hand, and what adds nodes to a
 # cluster by what waits adds them.
 WAITING = 2
-# Between two counts of the nodes, which come and go.
+# Between two counts of the nodes, which come and go, and two looks for reports.
 COUNT_SECONDS = 1.0
 # Bytes of a local Ray's store: what goes through it is small, the data is in files.
 STORE_BYTES = 1 << 28
 # For a local Ray, which sends nothing to anyone.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
+
+
+@dataclass
+class Attempt:
+    """A task that a worker of the cluster has, or will have again.
+
+    Args:
+        task: what is to be done.
+        deaths: how many workers have died over it.
+        key: of its reports.
+        told: those that the progress bar has.
+    """
+
+    task: Task
+    deaths: int
+    key: int
+    told: list[Any] = field(default_factory=list)
+
+    def tell(self, first: int, news: list[Any], on_progress: Report) -> None:
+        """Pass reports on, of which `first` is the number; where some were lost, wait for all."""
+        if first == len(self.told):
+            for one in news:
+                on_progress(one)
+            self.told += news
+
+    def take_back(self, on_progress: Report) -> None:
+        """Its worker has died: all will be reported again."""
+        for one in self.told:
+            counts = one.items() if isinstance(one, dict) else None
+            on_progress(
+                -one if counts is None else {k: v if isinstance(v, str) else -v for k, v in counts}
+            )
 
 
 @contextmanager
@@ -125,32 +159,50 @@ def _map_tasks(
         driver.fence.mkdir()
     # Without Ray's own retries: a task that kills its workers is named.
     needs = {"num_cpus": 1, "memory": TASK_MEMORY, "max_retries": 0}
-    attempt = ray.remote(run_attempt).options(**needs)
-    tasks, again = iter(tasks), deque[tuple[Task, int]]()
-    running: dict[Any, tuple[Task, int]] = {}  # tasks, and how many workers have died over each
-    limit, counted_at = 0, None
+    remote = ray.remote(run_attempt).options(**needs)
+    # On any node, and again on another when that dies: it needs next to nothing.
+    reports = ray.remote(Reports).options(num_cpus=0, max_restarts=-1).remote()
+    tasks, again, keys = iter(tasks), deque[Attempt](), count()
+    running: dict[Any, Attempt] = {}
+    limit, news, asked_at = 0, None, None
     while True:
-        if counted_at is None or time.monotonic() - counted_at > COUNT_SECONDS:
-            limit, counted_at = min(at_most, workers or _count_slots(is_local)), time.monotonic()
-        while len(running) < limit and (task := _next(again, tasks)):
-            running[attempt.remote(work, task[0], driver)] = task
+        if asked_at is None or time.monotonic() - asked_at > COUNT_SECONDS:
+            limit, asked_at = min(at_most, workers or _count_slots(is_local)), time.monotonic()
+            news = reports.take.remote() if news is None else news
+        while len(running) < limit and (attempt := _next(again, tasks, keys)):
+            running[remote.remote(work, attempt.task, driver, attempt.key, reports)] = attempt
         if not running:
             return
-        for ref in ray.wait(list(running), timeout=COUNT_SECONDS)[0]:
-            task, deaths = running.pop(ref)
-            answer = _receive(ref, task, deaths + 1)
-            if answer is None:
-                again.append((task, deaths + 1))
+        for ref in ray.wait([*running, *([news] if news else [])], timeout=COUNT_SECONDS)[0]:
+            if ref == news:
+                _pass_on(news, running.values(), on_progress)
+                news = None
                 continue
-            for news in answer[1]:
-                on_progress(news)
-            yield task, answer[0]
+            attempt = running.pop(ref)
+            answer = _receive(ref, attempt, on_progress)
+            if answer is None:
+                again.append(Attempt(attempt.task, attempt.deaths + 1, next(keys)))
+            else:
+                yield attempt.task, answer[0]
 
 
-def _next(again: deque[tuple[Task, int]], tasks: Iterator[Task]) -> tuple[Task, int] | None:
+def _next(again: deque[Attempt], tasks: Iterator[Task], keys: Iterator[int]) -> Attempt | None:
     if again:
         return again.popleft()
-    return next(((task, 0) for task in tasks), None)
+    return next((Attempt(task, 0, next(keys)) for task in tasks), None)
+
+
+def _pass_on(news: Any, running: Iterable[Attempt], on_progress: Report) -> None:
+    """Tell the progress bar what workers have reported meanwhile."""
+    import ray
+
+    try:
+        found = ray.get(news)
+    except ray.exceptions.RayError:  # its node died; a result brings all reports along
+        return
+    for attempt in running:
+        for first, own in found.get(attempt.key, []):
+            attempt.tell(first, own, on_progress)
 
 
 def _count_slots(is_local: bool) -> int:
@@ -176,14 +228,11 @@ def _tell_of_no_room(is_local: bool) -> None:
     warnings.warn(f"No node of the Ray cluster has {needed}: waiting for one", stacklevel=2)
 
 
-def _receive(ref: Any, task: Task, deaths: int) -> tuple[Any, list[Any]] | None:
-    """Result and reports of an attempt that has ended, or None when its worker died.
-
-    Args:
-        deaths: how many of the task's workers have died when this one has.
-    """
+def _receive(ref: Any, attempt: Attempt, on_progress: Report) -> tuple[Any] | None:
+    """The result of an attempt that has ended, or None when its worker died."""
     import ray
 
+    task, deaths = attempt.task, attempt.deaths + 1
     try:
         kind, content, reports = ray.get(ref)
     except ray.exceptions.RayTaskError as error:  # what a task raises comes as a result
@@ -193,6 +242,7 @@ def _receive(ref: Any, task: Task, deaths: int) -> tuple[Any, list[Any]] | None:
             "same apex-composer on all nodes, in the Python of their `ray start`."
         ) from error
     except ray.exceptions.RayError as error:
+        attempt.take_back(on_progress)
         if deaths == ATTEMPTS:
             raise WorkerDiedError(
                 f"{ATTEMPTS} workers of the Ray cluster died at {task['name']}, the last one so: "
@@ -201,8 +251,9 @@ def _receive(ref: Any, task: Task, deaths: int) -> tuple[Any, list[Any]] | None:
                 "again: finished pieces and shards are kept."
             ) from error
         return None
+    attempt.tell(len(attempt.told), reports[len(attempt.told) :], on_progress)
     if kind == "result":
-        return content, reports
+        return (content,)
     path = task.get("input")
     if kind != "error" and os.path.exists(path):
         raise SettingsError(

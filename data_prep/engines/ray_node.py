@@ -4,6 +4,7 @@ import hashlib
 import os
 import socket
 import time
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +16,7 @@ from apex_composer.data_prep.atomic_files import fenced
 from apex_composer.data_prep.engines.local import Task, Work, one_thread, portable
 from apex_composer.data_prep.errors import SettingsError
 
-# Between two looks of a worker at whether anyone waits for it.
+# Between two looks of a worker at whether anyone waits for it, and two messages with its reports.
 CHECK_SECONDS = 1.0
 # With others of these the same input may end as other bytes: tokens, parsed text, parquet and
 # compressed shards, chats.
@@ -40,20 +41,43 @@ class Driver:
     versions: tuple[tuple[str, str], ...]
 
 
-def run_attempt(work: Work, task: Task, driver: Driver) -> tuple[str, Any, list[Any]]:
+class Reports:
+    """An actor that keeps what workers report until the driver takes it."""
+
+    def __init__(self) -> None:
+        self.news: dict[int, list[tuple[int, list[Any]]]] = defaultdict(list)
+
+    def tell(self, key: int, first: int, news: list[Any]) -> None:
+        """Take the next reports of an attempt; `first` is the number of those before."""
+        self.news[key].append((first, news))
+
+    def take(self) -> dict[int, list[tuple[int, list[Any]]]]:
+        """Give away all that is new, by attempt."""
+        news, self.news = dict(self.news), defaultdict(list)
+        return news
+
+
+def run_attempt(
+    work: Work, task: Task, driver: Driver, key: int, reports_to: Any
+) -> tuple[str, Any, list[Any]]:
     """Do a task.
+
+    Args:
+        key: of the attempt's reports.
+        reports_to: the actor that takes them meanwhile.
 
     Returns:
         "result" and what the task returned, or "error" and what it raised, or the name of a node
         that does not see its input and what it raised; and all that it reported.
     """
-    reports, checked_at = [], time.monotonic()
+    reports, told, checked_at = [], 0, time.monotonic()
 
     def report(news: Any) -> None:
-        nonlocal checked_at
+        nonlocal told, checked_at
         reports.append(news)
         if time.monotonic() - checked_at > CHECK_SECONDS:
-            checked_at = time.monotonic()
+            reports_to.tell.remote(key, told, reports[told:])
+            told, checked_at = len(reports), time.monotonic()
             check_node(driver)
 
     try:

@@ -168,3 +168,4 @@ def test_reports_of_an_attempt_that_died_are_not_counted(on_ray, tmp_path):
     task = {"name": "a", "number": 3, "marker": str(tmp_path / "marker")}
     results, documents = on_ray(cluster_tasks.die_at_first, [task])
     assert results == {"a": 6} and sum(documents) == 6
+    assert documents[:2] == [1, -1]  # told while it was at work, and taken back
