@@ -23,7 +23,7 @@ FEW_CHARACTERS = 100_000  # some sequences for every domain, and a hundredth of 
 SAMPLE_BYTES = 30_000_000
 
 
-def write_texts(data: Path | None, megabytes: float, work: Path) -> list[str]:
+def write_texts(data: Path | None, megabytes: float, work: Path, copies: int = 1) -> list[str]:
     """Write the texts as plain jsonl without `meta`, all that llm-foundry's converter can read.
 
     `<work>/all` has them all and `<work>/few` the first of every domain, each in one file in the
@@ -33,9 +33,11 @@ def write_texts(data: Path | None, megabytes: float, work: Path) -> list[str]:
         data: RedPajama folder, or None for the embedded corpus.
         megabytes: text to take, shared equally among the domains (see `take_documents`).
         work: folder to write.
+        copies: how often each text is in `all`, with a number before it but for the first time.
+            Default: 1.
 
     Returns:
-        The texts.
+        The texts, each once.
     """
     data = data or write_embedded_corpus(work / "embedded", domain_limit=EMBEDDED_BYTES)
     texts = take_documents(find_sources(data), int(megabytes * 1e6))
@@ -46,9 +48,10 @@ def write_texts(data: Path | None, megabytes: float, work: Path) -> list[str]:
         if before < FEW_CHARACTERS
     ]
     whole = list(chain.from_iterable(texts.values()))
-    for kind, chosen in {"all": whole, "few": few}.items():
+    for kind, chosen, times in (("all", whole, copies), ("few", few, 1)):
         (work / kind / "text").mkdir(parents=True)
-        lines = (json.dumps({"text": text}) + "\n" for text in chosen)
+        numbered = (f"{n} {text}" if n else text for n in range(times) for text in chosen)
+        lines = (json.dumps({"text": text}) + "\n" for text in numbered)
         (work / kind / "text" / "text.jsonl").write_text("".join(lines))
     sizes = {domain: sum(len(text.encode()) for text in own) for domain, own in texts.items()}
     print(f"{sum(sizes.values()) / 1e6:.0f} MB of text: {sizes}")

@@ -8,6 +8,7 @@ encoder in its place, on one core. Start-up is not counted on any side: each is 
 documents per domain too, and their time and tokens are subtracted.
 
     python benchmarks/prep_throughput.py --repeats 3
+    python benchmarks/prep_throughput.py --sides ours ray --families byte-level --copies 8
     python benchmarks/prep_throughput.py --cores 1 --sides word-encoder encode_batch_fast
     python benchmarks/prep_throughput.py --data FOLDER --tokenizer FOLDER --json result.json
 """
@@ -42,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sequence", type=int, default=4096, help="tokens in a sequence")
     parser.add_argument("--cores", type=int, default=2, help="cores, workers and threads")
     parser.add_argument("--megabytes", type=float, default=200.0, help="text to take")
+    parser.add_argument("--copies", type=int, default=1, help="of each text, for a longer job")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each side")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     # How the benchmark starts itself for one measurement, so that no side warms another.
@@ -147,7 +149,7 @@ def main() -> None:
         return
     results = {}
     with tempfile.TemporaryDirectory(prefix="prep-throughput-") as folder:
-        texts = write_texts(arguments.data, arguments.megabytes, Path(folder))
+        texts = write_texts(arguments.data, arguments.megabytes, Path(folder), arguments.copies)
         for family in [arguments.tokenizer] if arguments.tokenizer else arguments.families:
             tokenizer = Path(folder) / "tokenizers" / Path(family).name
             if arguments.tokenizer:
