@@ -27,7 +27,7 @@ YAMLS = ROOT / "yamls"
 DOMAINS = ("cc", "c4", "github", "book", "wikipedia", "arxiv", "stackexchange")
 NAMES = ("tinyllama_apex", "tinyllama_vanilla", "tinyllama_vanilla_constant")
 # Options in which the documented commands may differ: where things are, and which machine works.
-PLACES = {"--out", "--tokenizer", "--workers", "--shard"}
+PLACES = {"--out", "--tokenizer", "--workers", "--shard", "--engine", "--address"}
 # What budgets are divided by for a test: sequences have 16 tokens in place of 4096.
 IN_SMALL = {"--val-tokens": 1000, "--train-tokens": 10**6, "--cpt-tokens": 10**6}
 
