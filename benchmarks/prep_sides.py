@@ -31,9 +31,9 @@ def convert_ours(
     """Our pipeline."""
     from apex_composer.data_prep import Options, prepare
 
-    # Pieces small enough that both cores have work to the end, as they do in a large job; and of
-    # few documents too, or else the start of all workers but one would count as work.
-    piece_bytes = min(1 << 20, (texts / "text" / "text.jsonl").stat().st_size // 16)
+    # So many pieces that both cores have work to the end, as they do in a large job; and of few
+    # documents too, or else the start of all workers but one would count as work.
+    piece_bytes = (texts / "text" / "text.jsonl").stat().st_size // 64
     options = Options(sequence_length=arguments.sequence, val_tokens=None, piece_bytes=piece_bytes)
     given = {"tokenizer": arguments.tokenizer, "options": options, "workers": arguments.cores}
     prepare(texts, out, engine=engine, **given)
