@@ -23,8 +23,9 @@ from apex_composer.data_prep.read.sources import find_sources
 from apex_composer.data_prep.tokens.tokenizer import load_tokenizer, token_type
 from apex_composer.extras import require
 
-# Reading and parsing a file whose documents are mostly left out: bytes of text per second and core.
-READING_RATE = 100e6
+# Reading and hashing documents, most of which are left out: bytes of text per second and core; of
+# gzip, the slowest (benchmarks/prep_reading.py).
+READING_RATE = 290e6
 # Record of one document in phase 1, and of one shard.
 DOCUMENT_BYTES = 30
 # What zstd leaves of tokens of natural text.
