@@ -270,9 +270,9 @@ def _arms_with_seeds(runs: Sequence[tuple[str, int]]) -> str:
 
 
 def runs_of(study: str, scale: str) -> list[tuple[str, int]]:
-    """Arm and seed of every run of a question; none where the scale has too few stages for it."""
+    """Arm and seed of every run of a question; none of several stages where the scale has one."""
     arms, size = arms_of(study), SIZES[scale]
-    if any((arm.stages or 1) > len(size.rates) for arm in arms):
+    if len(size.rates) == 1 and any((arm.stages or 1) > 1 for arm in arms):
         return []
     return [(arm.name, seed) for arm in arms for seed in arm.seeds(size)]
 

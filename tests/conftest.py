@@ -1,6 +1,7 @@
 """What every test runs under: one thread, no network, a fixed seed, and triton's interpreter."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -15,6 +16,9 @@ os.environ.update(
     OMP_NUM_THREADS="1",  # as torch.set_num_threads below, for child processes
     MPLBACKEND="agg",
 )
+# A shell's background job ignores Ctrl-C, and so would the processes that tests start to interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
 COMPILED = os.environ.get("TRITON_INTERPRET", "0") != "1"

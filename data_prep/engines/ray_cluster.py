@@ -65,10 +65,13 @@ class Attempt:
     def take_back(self, on_progress: Report) -> None:
         """Its worker has died: all will be reported again."""
         for one in self.told:
-            counts = one.items() if isinstance(one, dict) else None
-            on_progress(
-                -one if counts is None else {k: v if isinstance(v, str) else -v for k, v in counts}
-            )
+            on_progress(_negative(one))
+
+
+def _negative(report: Any) -> Any:
+    if isinstance(report, dict):
+        return {name: _negative(value) for name, value in report.items()}
+    return report if isinstance(report, str) else -report
 
 
 @contextmanager
@@ -148,10 +151,6 @@ def _map_tasks(
         driver: this machine.
         workers: tasks at the same time, None for all cores.
         is_local: whether it is a Ray of this machine, which does not grow.
-
-    Raises:
-        WorkerDiedError: too many workers died over a task.
-        SettingsError: a node does not fit.
     """
     import ray
 

@@ -28,7 +28,8 @@ from apex_composer.data_prep.paths import (
     piece_folder,
 )
 from apex_composer.data_prep.pieces import tokenise_pieces
-from apex_composer.data_prep.read.sources import JSONL, Source, check_compression, list_folder
+from apex_composer.data_prep.read.formats import JSONL
+from apex_composer.data_prep.read.sources import Source, check_compression, list_folder
 from apex_composer.data_prep.write.finish import check_rejects, describe_file
 from apex_composer.extras import require
 

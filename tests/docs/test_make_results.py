@@ -139,6 +139,7 @@ def test_what_is_missing_of_a_campaign_that_has_begun_is_pending(tmp_path):
     assert "`vanilla_stagewise` (" not in told and "`scratch`, " in told
     assert 'CAMPAIGN="--study main"' in told
     assert "`stage_count`" not in told  # of several stages, which this scale has not
+    assert make_results.runs_of("stage_count", "cpu")  # of four too, one more than that scale has
     whole = [
         make_record(arm, seed, [2, 1], ends=[100], study=study)
         for study in make_results.studies()
