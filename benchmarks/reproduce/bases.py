@@ -5,21 +5,24 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from machine import progress_bar
+from reproduce.idle_units import SIZE, make_idle
 from reproduce.model import BatchOrder, build_model, make_optimizer, train
 from reproduce.scales import Scale
 from reproduce.texts import Texts, windows
-from torch import Tensor
+from torch import Tensor, nn
 
 # Batches between two looks at a base's training, and seconds between two saves of it, from which a
 # killed one goes on.
 _STRETCH = 500
 _SECONDS = 60.0
+# Batches whose norms say which units become idle.
+_ASSESSED = 16
 SEED = 17
 
 
@@ -32,12 +35,16 @@ class Kind:
         continued: those that its arms read; default all.
         length: factor of the scale's window; batches keep their number of tokens.
         batches: factor of the scale's.
+        idle: share of every layer's units that do next to nothing, see `idle_units.py`: `mixture`
+            is trained on for `batches`, at the rate at which it ended, while they are held.
     """
 
     domains: tuple[str, ...] | None = None
     continued: tuple[str, ...] | None = None
     length: float = 1.0
     batches: float = 1.0
+    # Not in the names of the other kinds' files, in which it changes nothing.
+    idle: float = field(default=0.0, repr=False)
 
 
 KINDS = {
@@ -46,6 +53,8 @@ KINDS = {
     # A change of text at the start, and one of context, as from 2,048 to 4,096 in the paper.
     "shift": Kind(domains=("github",), continued=("documentation", "packages")),
     "context": Kind(length=0.5),
+    # As many units that masking does not miss as the paper's threshold selects.
+    "superfluous": Kind(batches=0.125, idle=0.125),
 }
 
 
@@ -97,10 +106,13 @@ def get_base(name: str, scale: Scale, texts: Texts, folder: Path, device: torch.
         folder: of bases; a file's name has the settings' hash, so that no other's is taken.
         device: where it is trained.
     """
-    identity = _digest(repr((name, KINDS[name], SEED, texts.hash, _trained_by(scale))).encode())
-    path = folder / f"{name}-{identity[:12]}.pt"
+    kind = KINDS[name]
+    identity = name, kind, SEED, texts.hash, _trained_by(scale)
+    identity += (kind.idle, SIZE, _ASSESSED) if kind.idle else ()
+    path = folder / f"{name}-{_digest(repr(identity).encode())[:12]}.pt"
     if not path.exists():
-        _train_base(KINDS[name], scale, texts, path, device, name)
+        origin = get_base("mixture", scale, texts, folder, device) if kind.idle else None
+        _train_base(kind, scale, texts, path, device, name, origin)
     saved = torch.load(path, map_location="cpu", weights_only=True)
     return Base(name, state_hash(saved), saved["model"], saved["optimizer"], saved["batches"])
 
@@ -111,37 +123,48 @@ def _trained_by(scale: Scale) -> dict[str, Any]:
 
 
 def base_rate(scale: Scale, batches: int, place: int) -> float:
-    """Learning rate of batch `place`: a linear warmup, then a cosine to `base_end`."""
+    """Learning rate of batch `place`: a linear warmup, a cosine to `base_end`, which then stays."""
     if place < scale.warmup:
         return scale.base_rate * (place + 1) / scale.warmup
-    part = (place - scale.warmup) / max(1, batches - scale.warmup)
+    part = min(1.0, (place - scale.warmup) / max(1, batches - scale.warmup))
     cosine = 0.5 * (1 + math.cos(math.pi * part))
     return scale.base_rate * (scale.base_end + (1 - scale.base_end) * cosine)
 
 
 def _train_base(
-    kind: Kind, scale: Scale, texts: Texts, path: Path, device: torch.device, name: str
+    kind: Kind,
+    scale: Scale,
+    texts: Texts,
+    path: Path,
+    device: torch.device,
+    name: str,
+    origin: Base | None,
 ) -> None:
     model = build_model(scale.sizes, texts.vocabulary, device, SEED)
     optimizer, done = make_optimizer(model), 0
-    batches = round(kind.batches * scale.base_batches)
+    if origin is not None:
+        done = _load(model, optimizer, origin._asdict())
+    first, batches = done, done + round(kind.batches * scale.base_batches)
     if not batches:
         _save(path, model, None, 0)
         return
+    length = round(kind.length * scale.sizes.length)
+    own = windows(chosen(texts, kind.domains), "base", length)
+    order = BatchOrder(own, round(scale.batch / kind.length), SEED, device)
+    if kind.idle:
+        hold = make_idle(model, [order.batch(place) for place in range(_ASSESSED)], kind.idle)
+        optimizer.register_step_post_hook(lambda *_: hold())
     partial = path.with_suffix(".partial")
     if partial.exists():
         # On the CPU, where AdamW counts its steps: on a GPU each would be waited for.
         saved = torch.load(partial, map_location="cpu", weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        done = saved["batches"]
-    length = round(kind.length * scale.sizes.length)
-    own = windows(chosen(texts, kind.domains), "base", length)
-    order = BatchOrder(own, round(scale.batch / kind.length), SEED, device)
+        done = _load(model, optimizer, saved)
+    rate = lambda place: base_rate(scale, first or batches, place)  # noqa: E731
     saved_at = time.monotonic()
-    with progress_bar(None, total=batches, initial=done, desc=f"base {name}", unit="batch") as bar:
+    with progress_bar(
+        None, total=batches - first, initial=done - first, desc=f"base {name}", unit="batch"
+    ) as bar:
         for places in _stretches(done, batches):
-            rate = lambda place: base_rate(scale, batches, place)  # noqa: E731
             losses = train(model, optimizer, order, places, rate)
             bar.set_postfix_str(f"loss {float(losses.mean()):.4f}", refresh=False)
             bar.update(len(places))
@@ -149,6 +172,13 @@ def _train_base(
                 _save(partial, model, optimizer, places.stop)
                 saved_at = time.monotonic()
     os.replace(partial, path)
+
+
+def _load(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> int:
+    """Put a state in place, whose tensors the optimizer takes as they are; its batches."""
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return saved["batches"]
 
 
 def _stretches(done: int, batches: int) -> Iterator[range]:

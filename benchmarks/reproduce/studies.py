@@ -171,6 +171,7 @@ _STUDIES: dict[str, Callable[[], list[Arm]]] = {
     "scratch": lambda: [arm for arm in main_arms() if arm.study == "scratch"],
     "shift": lambda: other_base("shift"),
     "context": lambda: other_base("context"),
+    "superfluous": lambda: other_base("superfluous"),
     "splitting": splitting,
     "operator_rate": operator_rate,
     "gradient_selection": gradient_selection,

@@ -38,7 +38,7 @@ def test_variations_are_known_and_one_thing_at_a_time(arm):
     plain = Arm("plain")
     schedule = {arm.stages, arm.stage_batches} != {plain.stages, plain.stage_batches}
     varied = [schedule, arm.base != plain.base, bool(arm.apex or arm.variation)]
-    if arm.study in ("shift", "context", "stage_length", "stage_count"):
+    if arm.study in ("shift", "context", "superfluous", "stage_length", "stage_count"):
         assert not arm.variation
     else:
         assert varied == [False, False, True]
