@@ -11,7 +11,7 @@ from reproduce.summary import Study
 from reproduce.tables import show
 
 from apex_composer.report.crossings import find_crossing
-from apex_composer.report.estimates import Estimate, estimate
+from apex_composer.report.estimates import Estimate, estimate, t_quantile
 from apex_composer.report.run import Curve
 
 # Perplexities after each stage, at a constant rate and with APEX (paper, table 2).
@@ -112,6 +112,33 @@ def chance_in_words(baseline: Runs, pairs: Noise) -> Iterator[str]:
             f"Pairs of runs differ by {pairs.paired:.5f} ({_freedom(pairs.paired_freedom)}): if "
             f"that is their scatter, {pairs.seeds} pairs show {DELTA} nats (95 %, power 80 %)."
         )
+
+
+def lone_pairs_in_words(studies: Sequence[Study], main: Study | None) -> Iterator[str]:
+    """From where on a single pair, which has no interval, shows more than chance.
+
+    Args:
+        studies: of one base.
+        main: the paper's comparison on it, whose pairs of APEX by rank say how far pairs scatter;
+            default those of the studies themselves.
+    """
+    arms = [pair for study in studies for pair in study.arms]
+    if all(base is None or len(runs.by_seed) > 1 for runs, base in arms):
+        return
+    if main is not None:
+        arms = [(runs, base) for runs, base in main.arms if runs.arm == "apex_rank"]
+    found = noise(arms)
+    text = "An arm with one seed has no interval"
+    if found.paired is None:
+        yield f"{text}, and how far pairs scatter from this base is not known yet.\n"
+        return
+    reach = t_quantile(found.paired_freedom) * found.paired
+    whose = "those of `apex_rank`" if main else "the others"
+    yield (
+        f"{text}: if its pair scatters at the end as {whose} do ({found.paired:.5f}, "
+        f"{_freedom(found.paired_freedom)}), differences above {reach:.5f} nats are more than "
+        "chance (95 %).\n"
+    )
 
 
 def _freedom(count: int) -> str:

@@ -12,6 +12,7 @@ from campaign_words import (  # noqa: E402
     PAPER,
     decay_in_words,
     in_words,
+    lone_pairs_in_words,
     masked_in_words,
     signed,
     start_in_words,
@@ -117,7 +118,10 @@ def make_page(folder: Path = RESULTS) -> str:
             *map(main_section, main),
             *([READ] if main or others else []),
             *([OTHERS] if others else []),
-            *(base_section(own) for own in _by_origin(others)),
+            *(
+                base_section(own, next((m for m in main if m.origin == own[0].origin), None))
+                for own in _by_origin(others)
+            ),
             *gpu,
             f"{RUN}{', '.join(f'`{name}`' for name in studies())}.\n",
             "## Pending\n",
@@ -194,21 +198,31 @@ def _by_origin(studies: Sequence[Study]) -> list[list[Study]]:
     return [[study for study in studies if study.origin == origin] for origin in origins]
 
 
-def base_section(studies: Sequence[Study]) -> str:
-    """All other questions that one base answers, in one table; each baseline stands there once."""
-    rows: dict[tuple[str, ...], None] = {}
+def base_section(studies: Sequence[Study], main: Study | None = None) -> str:
+    """All other questions that one base answers, in one table; each baseline stands there once.
+
+    Args:
+        studies: of one base.
+        main: the paper's comparison on it, which has said what the base is.
+    """
+    rows: list[list[str]] = []
     for study in studies:
         table = with_facts(study)
         for (_, baseline), row in zip(study.arms, table.rows, strict=True):
             question = NOTHING if baseline is None else study.name.replace("_", " ")
-            rows[(question, *row)] = None
+            rows.append([question, *row])
     longest = max(map(len, rows))
-    whole = [[*row[:4], *row[4:-4], *[NOTHING] * (longest - len(row)), *row[-4:]] for row in rows]
+    filled = [[*row[:-4], *[NOTHING] * (longest - len(row)), *row[-4:]] for row in rows]
+    whole = list(map(list, dict.fromkeys(map(tuple, filled))))
     stages = [f"stage {number + 1}" for number in range(longest - 8)]
     table = Table("", ["question", *table.head[:3], *stages, *table.head[-4:]], whole)
     title = f"### {base_title(studies[0])}\n"
     records = [record for study in studies for record in study.records]
-    return "\n".join([title, *masked_in_words(records), _with_origin(table, studies)])
+    start = [] if main else start_in_words(studies[0])
+    alone = lone_pairs_in_words(studies, main)
+    return "\n".join(
+        [title, *start, *masked_in_words(records), *alone, _with_origin(table, studies)]
+    )
 
 
 def with_facts(study: Study) -> Table:

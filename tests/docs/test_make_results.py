@@ -101,6 +101,35 @@ def test_a_campaign_stands_beside_the_paper(tmp_path):
     assert "`cpu`, question `main`**: 10 of" in told and "Campaign `gpu`** (" in told
 
 
+def test_arms_with_one_seed_are_told_from_chance_by_the_pairs_of_main(tmp_path):
+    """t with 2 degrees of freedom, 4.303, times the 0.001 by which three pairs differ."""
+    vary = APEX | {"variation": {"x": 1}}
+    given = {"study": "operator_rate", "settings": vary}
+    records = [*small_campaign(), make_record("vary", 1, [3.5, 3.2, 3.1], **given)]
+    write_records(tmp_path / "reproduce-cpu.jsonl", records)
+    page = make_results.make_page(tmp_path)
+    told = "as those of `apex_rank` do (0.00100, 2 degrees of freedom), differences above 0.00430"
+    assert page.count("An arm with one seed has no interval") == 1
+    assert told in page.partition("## One thing at a time")[2]
+    vary = [make_record("vary", seed, [3.5, 3.2, 3.1], **given) for seed in (1, 2, 3)]
+    write_records(tmp_path / "reproduce-cpu.jsonl", [*small_campaign(), *vary])
+    assert "no interval" not in make_results.make_page(tmp_path)
+
+
+def test_another_base_says_what_it_is_and_a_baseline_stands_there_once(tmp_path):
+    given = {"study": "count", "base": "c" * 64}
+    arms = {"a": APEX, "b": APEX | {"variation": {"x": 1}}, "vanilla_stagewise": {}}
+    records = [make_record(arm, 1, [3.5, 3.2, 3.1], settings=own, **given)
+               for arm, own in arms.items()]  # fmt: skip
+    four = {"settings": APEX | {"stages": 4}, "ends": [50, 100, 150, 200]}
+    longer = make_record("four", 1, [3.5, 3.4, 3.2, 3.1, 3.1], **{**given, **four, "study": "long"})
+    write_records(tmp_path / "reproduce-cpu.jsonl", [*records, longer])
+    told = make_results.make_page(tmp_path).partition("## One thing at a time")[2]
+    assert "its loss is 3.5000 nats" in told and "is not known yet" in told
+    assert told.count("| – | vanilla_stagewise | – | 1 | 3.2000 | – | – | 3.1000 |") == 1
+    assert "| long | four | vanilla_stagewise | 1 | – | – | – | 0 |" in told
+
+
 def test_pairs_across_machines_are_told_on_the_page(tmp_path):
     records = small_campaign()
     records[1]["machine"] = records[1]["machine"] | {"device": "NVIDIA H200"}
