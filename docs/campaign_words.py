@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from reproduce.comparisons import Record, Runs, difference, loss
+from reproduce.comparisons import Record, Runs, difference, is_conventional, loss
 from reproduce.noise import DELTA, Noise, noise
 from reproduce.summary import Study
 from reproduce.tables import show
@@ -114,8 +114,27 @@ def chance_in_words(baseline: Runs, pairs: Noise) -> Iterator[str]:
         )
 
 
+def lowest_in_words(study: Study, stagewise: Runs) -> Iterator[str]:
+    """Which arm ends lowest, and which of those that select units: what a preset had to beat."""
+    found = [(runs, difference(runs, stagewise, runs.ends[-1])) for runs, _ in study.arms]
+    known = [(runs, own) for runs, own in found if own is not None and math.isfinite(own.mean)]
+    selecting = [pair for pair in known if pair[0].settings["apex"] is not None]
+    if not selecting or len(known) == len(selecting) + 1:
+        return
+    (best, lowest), (other, second) = (
+        min(pairs, key=lambda pair: pair[1].mean) for pairs in (known, selecting)
+    )
+    text = f"Lowest at the end is `{best.arm}`"
+    if best.arm != stagewise.arm:
+        text += f", {show(lowest)} against `{stagewise.arm}`"
+    if other is not best:
+        text += f"; of the arms that select units `{other.arm}`, {show(second)}"
+    yield f"{text}.\n"
+
+
 def lone_pairs_in_words(studies: Sequence[Study], main: Study | None) -> Iterator[str]:
-    """From where on a single pair, which has no interval, shows more than chance.
+    """What single pairs, which have no interval, say: which arms with APEX differ by more than
+    chance from plain training.
 
     Args:
         studies: of one base.
@@ -125,9 +144,10 @@ def lone_pairs_in_words(studies: Sequence[Study], main: Study | None) -> Iterato
     arms = [pair for study in studies for pair in study.arms]
     if all(base is None or len(runs.by_seed) > 1 for runs, base in arms):
         return
+    known = arms
     if main is not None:
-        arms = [(runs, base) for runs, base in main.arms if runs.arm == "apex_rank"]
-    found = noise(arms)
+        known = [(runs, base) for runs, base in main.arms if runs.arm == "apex_rank"]
+    found = noise(known)
     text = "An arm with one seed has no interval"
     if found.paired is None:
         yield f"{text}, and how far pairs scatter from this base is not known yet.\n"
@@ -137,8 +157,27 @@ def lone_pairs_in_words(studies: Sequence[Study], main: Study | None) -> Iterato
     yield (
         f"{text}: if its pair scatters at the end as {whose} do ({found.paired:.5f}, "
         f"{_freedom(found.paired_freedom)}), differences above {reach:.5f} nats are more than "
-        "chance (95 %).\n"
+        f"chance (95 %). {_beyond(arms, reach)}\n"
     )
+
+
+def _beyond(arms: Sequence[tuple[Runs, Runs | None]], reach: float) -> str:
+    """Which arms with APEX end lower and higher than their baselines by more than chance."""
+    lower, higher, count = [], [], 0
+    for runs, base in arms:
+        if base is None or runs.settings["apex"] is None or is_conventional(runs):
+            continue
+        own = difference(runs, base, runs.ends[-1])
+        count += 1
+        width = reach if own.high is None else own.high - own.mean
+        if abs(own.mean) > width:
+            (lower if own.mean < 0 else higher).append(f"`{runs.arm}`")
+    parts = [
+        f"{len(names)} end {word} than plain training by more{': ' if names else ''}"
+        f"{', '.join(names)}"
+        for word, names in (("lower", lower), ("higher", higher))
+    ]
+    return f"Of {count} arms with APEX {'; '.join(parts)}."
 
 
 def _freedom(count: int) -> str:

@@ -13,6 +13,7 @@ from campaign_words import (  # noqa: E402
     decay_in_words,
     in_words,
     lone_pairs_in_words,
+    lowest_in_words,
     masked_in_words,
     signed,
     start_in_words,
@@ -161,6 +162,8 @@ def main_section(study: Study) -> str:
     if {CONSTANT, STAGEWISE, APEX} <= set(arms):
         trio = arms[CONSTANT], arms[STAGEWISE], arms[APEX]
         parts += [decay_in_words(*trio), markdown(stage_table(*trio)) + "\n"]
+    if STAGEWISE in arms:
+        parts += lowest_in_words(study, arms[STAGEWISE])
     parts += masked_in_words(study.records)
     parts += [_with_origin(with_facts(study), [study]), BY_DOMAIN]
     return "\n".join([*parts, markdown(domains_table(study)) + "\n"])

@@ -9,9 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from campaign_records import APEX, CONSTANT, SCALE, make_record, small_campaign, write_records
-
-from apex_composer.report.estimates import Estimate
+from campaign_records import APEX, make_record, small_campaign, write_records
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs" / "make_results.py")
@@ -101,21 +99,6 @@ def test_a_campaign_stands_beside_the_paper(tmp_path):
     assert "`cpu`, question `main`**: 10 of" in told and "Campaign `gpu`** (" in told
 
 
-def test_arms_with_one_seed_are_told_from_chance_by_the_pairs_of_main(tmp_path):
-    """t with 2 degrees of freedom, 4.303, times the 0.001 by which three pairs differ."""
-    vary = APEX | {"variation": {"x": 1}}
-    given = {"study": "operator_rate", "settings": vary}
-    records = [*small_campaign(), make_record("vary", 1, [3.5, 3.2, 3.1], **given)]
-    write_records(tmp_path / "reproduce-cpu.jsonl", records)
-    page = make_results.make_page(tmp_path)
-    told = "as those of `apex_rank` do (0.00100, 2 degrees of freedom), differences above 0.00430"
-    assert page.count("An arm with one seed has no interval") == 1
-    assert told in page.partition("## One thing at a time")[2]
-    vary = [make_record("vary", seed, [3.5, 3.2, 3.1], **given) for seed in (1, 2, 3)]
-    write_records(tmp_path / "reproduce-cpu.jsonl", [*small_campaign(), *vary])
-    assert "no interval" not in make_results.make_page(tmp_path)
-
-
 def test_another_base_says_what_it_is_and_a_baseline_stands_there_once(tmp_path):
     given = {"study": "count", "base": "c" * 64}
     arms = {"a": APEX, "b": APEX | {"variation": {"x": 1}}, "vanilla_stagewise": {}}
@@ -200,75 +183,6 @@ def test_the_page_says_how_to_run_a_campaign_with_every_option(capsys):
     assert all(f"`{study}`" in section for study in make_results.studies())
 
 
-def gpu_like(constant=False) -> list[dict]:
-    """One stage, two pairs, a base that ended at a lower rate and a lower loss."""
-    rates = {"base_rate": 1e-3, "base_end": 0.4, "rate": 1e-3, "rates": [1.0]}
-    own = {"scale": SCALE | rates, "ends": [100]}
-    plain = {"vanilla_stagewise": (3.0, 3.2, 3.1), "apex_rank": (3.1, 3.1)}
-    plain |= {"vanilla_constant": (3.1, 3.1)} if constant else {}
-    settings = {"apex_rank": APEX, "vanilla_constant": CONSTANT}
-    return [
-        make_record(arm, seed, [2.5, end], settings=settings.get(arm), **own)
-        for arm, losses in plain.items()
-        for seed, end in enumerate(losses, 1)
-    ]
-
-
-def test_a_base_that_is_warmed_up_again_is_told(tmp_path):
-    write_records(tmp_path / "reproduce-gpu.jsonl", gpu_like())
-    page = " ".join(make_results.make_page(tmp_path).split())
-    assert "had read 0.5 M tokens; its loss is 2.5000 nats." in page
-    assert "had ended at 0.0004; the arms go on at 0.001, which warms it up again." in page
-    assert "The loss of 2 of 2 arms ends above the base's: none is better than what it" in page
-    assert (
-        "is +0.00000 ± 1.27062 nats after its only stage (the interval includes 0 and inc" in page
-    )
-    assert "with 1 degree of freedom, a difference below 1.27062 nats cannot be told" in page
-    better = [one | {"losses": [{"book": 4.0}, one["losses"][1]]} for one in gpu_like()]
-    write_records(tmp_path / "reproduce-gpu.jsonl", better)
-    assert "The loss of 0 of 2 arms ends above the base's.\n" in make_results.make_page(tmp_path)
-
-
-def test_a_goal_that_the_base_had_reached_already_takes_no_batches(tmp_path):
-    write_records(tmp_path / "reproduce-gpu.jsonl", gpu_like(constant=True))
-    page = " ".join(make_results.make_page(tmp_path).split())
-    assert "The constant rate ends no better than the base: when others reach its last" in page
-    assert "(paper: 33 %)" not in page and "none of" not in page
-    low, higher = ({"book": value, "code": value} for value in (2.0, 2.2))
-    lost = [
-        one | {"losses": [one["losses"][0], higher if one["arm"] == "apex_rank" else low]}
-        for one in gpu_like(constant=True)
-    ]
-    write_records(tmp_path / "reproduce-gpu.jsonl", lost)
-    page = " ".join(make_results.make_page(tmp_path).split())
-    assert "after 100 % of the batches, by APEX never in 2 of 2 seeds (paper: 33 %)" in page
-
-
-def test_a_diverged_run_has_no_difference(tmp_path):
-    records = gpu_like()
-    records[-1]["losses"][1] = {"book": math.nan, "code": 3.0}
-    page = make_results.make_page(write_records(tmp_path / "reproduce-gpu.jsonl", records).parent)
-    assert (
-        "has diverged: no difference." in page
-        and "| apex_rank | vanilla_stagewise | 2 | div" in page
-    )
-    assert "nan" not in page
-
-
-@pytest.mark.parametrize(("low", "high", "told"), [(-0.3, -0.1, "excludes 0"), (-1, 1, "includes")])
-def test_intervals_in_words(low, high, told):
-    estimate = Estimate((low + high) / 2, low, high, (low, high))
-    assert told in campaign_words.judge(estimate)
-    assert "includes the paper's −0.200" in campaign_words.judge(estimate, -0.2)
-
-
-def test_goals_that_a_step_misses_are_said_to_be_missed():
-    page = " ".join(make_results.PAGE.read_text().split())
-    assert "Missed: `apex_kernels / vanilla` +1.40 % (goal <= +0.3 %), `apex_kernels_fused" in page
-    part = {"lines": [{"what": "a / b", "found": "-2 %", "target": "<= -1 %", "met": True}]}
-    assert gpu_results.missed(part) == "All are met."
-
-
 def test_of_several_gpu_files_the_newest_with_a_part_counts(tmp_path):
     (path,) = (ROOT / "benchmarks" / "results").glob("2026-11-26-nvidia-h100-80gb-hbm3.json")
     shutil.copy(path, tmp_path / "2026-11-26-one.json")
@@ -296,3 +210,10 @@ def test_parts_of_an_older_commit_are_named(tmp_path):
     found = "\n".join(gpu_results.gpu_sections(tmp_path))
     assert "**Of an older commit than the rest: training step and correctness.**" in found
     assert f"commit {old['machine']['commit'][:7]}" in found and "commit bbbbbbb" in found
+
+
+def test_goals_that_a_step_misses_are_said_to_be_missed():
+    page = " ".join(make_results.PAGE.read_text().split())
+    assert "Missed: `apex_kernels / vanilla` +1.40 % (goal <= +0.3 %), `apex_kernels_fused" in page
+    part = {"lines": [{"what": "a / b", "found": "-2 %", "target": "<= -1 %", "met": True}]}
+    assert gpu_results.missed(part) == "All are met."

@@ -1,0 +1,116 @@
+"""What the sentences on a campaign say is what its numbers say."""
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from campaign_records import APEX, CONSTANT, SCALE, make_record, small_campaign, write_records
+
+from apex_composer.report.estimates import Estimate
+
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs" / "make_results.py")
+make_results = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(make_results)
+campaign_words = sys.modules["campaign_words"]
+
+
+def gpu_like(constant=False) -> list[dict]:
+    """One stage, two pairs, a base that ended at a lower rate and a lower loss."""
+    rates = {"base_rate": 1e-3, "base_end": 0.4, "rate": 1e-3, "rates": [1.0]}
+    own = {"scale": SCALE | rates, "ends": [100]}
+    plain = {"vanilla_stagewise": (3.0, 3.2, 3.1), "apex_rank": (3.1, 3.1)}
+    plain |= {"vanilla_constant": (3.1, 3.1)} if constant else {}
+    settings = {"apex_rank": APEX, "vanilla_constant": CONSTANT}
+    return [
+        make_record(arm, seed, [2.5, end], settings=settings.get(arm), **own)
+        for arm, losses in plain.items()
+        for seed, end in enumerate(losses, 1)
+    ]
+
+
+def test_a_base_that_is_warmed_up_again_is_told(tmp_path):
+    write_records(tmp_path / "reproduce-gpu.jsonl", gpu_like())
+    page = " ".join(make_results.make_page(tmp_path).split())
+    assert "had read 0.5 M tokens; its loss is 2.5000 nats." in page
+    assert "had ended at 0.0004; the arms go on at 0.001, which warms it up again." in page
+    assert "The loss of 2 of 2 arms ends above the base's: none is better than what it" in page
+    assert (
+        "is +0.00000 ± 1.27062 nats after its only stage (the interval includes 0 and inc" in page
+    )
+    assert "with 1 degree of freedom, a difference below 1.27062 nats cannot be told" in page
+    better = [one | {"losses": [{"book": 4.0}, one["losses"][1]]} for one in gpu_like()]
+    write_records(tmp_path / "reproduce-gpu.jsonl", better)
+    assert "The loss of 0 of 2 arms ends above the base's.\n" in make_results.make_page(tmp_path)
+
+
+def test_a_goal_that_the_base_had_reached_already_takes_no_batches(tmp_path):
+    write_records(tmp_path / "reproduce-gpu.jsonl", gpu_like(constant=True))
+    page = " ".join(make_results.make_page(tmp_path).split())
+    assert "The constant rate ends no better than the base: when others reach its last" in page
+    assert "(paper: 33 %)" not in page and "none of" not in page
+    low, higher = ({"book": value, "code": value} for value in (2.0, 2.2))
+    lost = [
+        one | {"losses": [one["losses"][0], higher if one["arm"] == "apex_rank" else low]}
+        for one in gpu_like(constant=True)
+    ]
+    write_records(tmp_path / "reproduce-gpu.jsonl", lost)
+    page = " ".join(make_results.make_page(tmp_path).split())
+    assert "after 100 % of the batches, by APEX never in 2 of 2 seeds (paper: 33 %)" in page
+
+
+def test_a_diverged_run_has_no_difference(tmp_path):
+    records = gpu_like()
+    records[-1]["losses"][1] = {"book": math.nan, "code": 3.0}
+    page = make_results.make_page(write_records(tmp_path / "reproduce-gpu.jsonl", records).parent)
+    assert (
+        "has diverged: no difference." in page
+        and "| apex_rank | vanilla_stagewise | 2 | div" in page
+    )
+    assert "nan" not in page
+
+
+@pytest.mark.parametrize(("low", "high", "told"), [(-0.3, -0.1, "excludes 0"), (-1, 1, "includes")])
+def test_intervals_in_words(low, high, told):
+    estimate = Estimate((low + high) / 2, low, high, (low, high))
+    assert told in campaign_words.judge(estimate)
+    assert "includes the paper's −0.200" in campaign_words.judge(estimate, -0.2)
+
+
+def test_arms_with_one_seed_are_told_from_chance_by_the_pairs_of_main(tmp_path):
+    """t with 2 degrees of freedom, 4.303, times the 0.001 by which three pairs differ."""
+    vary = APEX | {"variation": {"x": 1}}
+    given = {"study": "operator_rate", "settings": vary}
+    records = [*small_campaign(), make_record("vary", 1, [3.5, 3.2, 3.1], **given)]
+    write_records(tmp_path / "reproduce-cpu.jsonl", records)
+    page = make_results.make_page(tmp_path)
+    told = "as those of `apex_rank` do (0.00100, 2 degrees of freedom), differences above 0.00430"
+    assert page.count("An arm with one seed has no interval") == 1
+    assert told in page.partition("## One thing at a time")[2]
+    assert "Of 1 arms with APEX 0 end lower than plain training by more; 1 end higher" in page
+    vary = [make_record("vary", seed, [3.5, 3.2, 3.1], **given) for seed in (1, 2, 3)]
+    write_records(tmp_path / "reproduce-cpu.jsonl", [*small_campaign(), *vary])
+    assert "no interval" not in make_results.make_page(tmp_path)
+
+
+def test_the_lowest_arm_is_named_and_the_lowest_that_selects_units(tmp_path):
+    arms = {
+        "vanilla_stagewise": ([3.5, 3.0], {}), "vanilla_rate_0.1": ([3.5, 2.9], {"rate": 0.1}),
+        "apex_rank": ([3.5, 3.01], APEX), "weak": ([3.5, 3.005], {"apex": {"trainable": "w"}}),
+    }  # fmt: skip
+    made = {
+        arm: make_record(arm, 1, losses, ends=[100], settings=own)
+        for arm, (losses, own) in arms.items()
+    }
+    path = write_records(tmp_path / "reproduce-cpu.jsonl", list(made.values()))
+    told = "Lowest at the end is `vanilla_rate_0.1`, −0.10000 against `vanilla_stagewise`; of the "
+    assert f"{told}arms that select units `weak`, +0.00500.\n" in make_results.make_page(
+        path.parent
+    )
+    del made["vanilla_rate_0.1"]
+    write_records(path, [*made.values(), make_record("vanilla_wsd", 1, [3.5, 3.2], ends=[100],
+                                                     settings={"schedule": "wsd"})])  # fmt: skip
+    told = "Lowest at the end is `vanilla_stagewise`; of the arms that select units `weak`, +0.005"
+    assert told in make_results.make_page(path.parent)
