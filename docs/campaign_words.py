@@ -243,3 +243,19 @@ def masked_in_words(records: Sequence[Record]) -> list[str]:
         f"{cost['lowest']} nats higher, without a random tenth {cost['random']}, without the top "
         f"one {cost['top']} (paper, table 4, exact matches: 12.0 becomes 12.0, 11.5 and 0.0).\n"
     ]
+
+
+def split_in_words(records: Sequence[Record]) -> Iterator[str]:
+    """What dropping the weak units costs, and whether copies of the strong ones part from them."""
+    arms: dict[str, list[Record]] = {}
+    for record in records:
+        if "split_losses" in record["stages"][0]:
+            arms.setdefault(record["arm"], []).append(record)
+    for arm, own in arms.items():
+        losses = [record["stages"][0]["split_losses"] for record in own]
+        cost = fmean(one["after"] - one["before"] for one in losses)
+        alike = fmean(record["stages"][-1]["split_similarity"] for record in own)
+        yield (
+            f"`{arm}`: as weak units become copies of strong ones the loss rises by {cost:.4f}; at "
+            f"the end the cosine between the rows of both is {alike:.5f} (1: copies still).\n"
+        )

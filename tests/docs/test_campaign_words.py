@@ -114,3 +114,17 @@ def test_the_lowest_arm_is_named_and_the_lowest_that_selects_units(tmp_path):
                                                      settings={"schedule": "wsd"})])  # fmt: skip
     told = "Lowest at the end is `vanilla_stagewise`; of the arms that select units `weak`, +0.005"
     assert told in make_results.make_page(path.parent)
+
+
+def test_what_splitting_costs_and_whether_copies_part_is_told(tmp_path):
+    settings = APEX | {"variation": {"split": True}}
+    for seed, after, cosine in ((1, 3.7, 0.9), (2, 3.9, 0.8)):
+        facts = [{"split_losses": {"before": 3.5, "after": after}, "split_similarity": 0.95},
+                 {"split_similarity": cosine}]  # fmt: skip
+        given = {"study": "splitting", "settings": settings, "stages": facts}
+        write_records(tmp_path / f"{seed}.jsonl", [make_record("split", seed, [3, 3, 3], **given)])
+    lines = "".join((tmp_path / f"{seed}.jsonl").read_text() for seed in (1, 2))
+    (tmp_path / "reproduce-cpu.jsonl").write_text(lines)
+    told = "`split`: as weak units become copies of strong ones the loss rises by 0.3000; at the "
+    page = make_results.make_page(tmp_path)
+    assert f"{told}end the cosine between the rows of both is 0.85000" in page
