@@ -57,6 +57,17 @@ def test_the_readme_says_what_was_measured():
     )
     assert (told[2], told[3]) == row.groups()
     assert ("tell it from none" in readme) is ("the interval includes 0" in section)
+    others = page.partition("## One thing at a time")[2].partition("\n## ")[0]
+    lost = re.search(r"learn 100 times faster lose ([\d.]+)\.", readme)
+    row = re.search(r"\| apex_operator_rate_100 \| (?:[^|]*\| )*?\+([\d.]+) \| [^|]* % ", others)
+    assert round(float(row[1]), 3) == float(lost[1])
+    # What is said of the other bases and of the authors' operator.
+    kinds = ("shift", "context", "superfluous")
+    arms = "|".join(["apex_authors", *(f"{base}_apex_rank" for base in kinds)])
+    rows = re.findall(rf"\| (?:{arms}) \| (?:[^|]*\| )*?([^|]*?) \| [^|]* % ", others)
+    ends = [row.replace("−", "-").split(" ± ") for row in rows]
+    assert len(ends) == 4
+    assert all(float(own[0]) > -float(own[1] if own[1:] else 0.0003) for own in ends)
     assert "GPU numbers are pending" not in readme
 
 
