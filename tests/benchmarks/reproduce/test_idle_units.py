@@ -8,8 +8,10 @@ import torch
 from reproduce import bases, idle_units
 from reproduce.model import BatchOrder, build_model, make_optimizer, train
 from reproduce.scales import SCALES
-from reproduce.stage_facts import masked_losses
 from reproduce.texts import load, prepare_small
+
+from apex_composer import find_sites
+from apex_composer.observe.masking import masked
 
 SCALE = replace(SCALES["smoke"], base_batches=96)
 CPU = torch.device("cpu")
@@ -30,19 +32,6 @@ def pair(folder):
     return [bases.get_base(name, SCALE, texts, folder, CPU) for name in ("mixture", "superfluous")]
 
 
-def model_of(base):
-    vocabulary = len(base.model["lm_head.weight"])
-    model = build_model(SCALE.sizes, vocabulary, CPU, 0)
-    model.load_state_dict(base.model)
-    return model
-
-
-def order_of(folder):
-    texts = load(folder / "texts")
-    own = bases.windows(texts, "base", SCALE.sizes.length)
-    return BatchOrder(own, SCALE.batch, 1, CPU)
-
-
 def small():
     """A model, its optimizer and batches of random tokens."""
     model = build_model(SCALE.sizes, VOCABULARY, CPU, 0)
@@ -51,14 +40,21 @@ def small():
     return model, make_optimizer(model), BatchOrder(windows, SCALE.batch, 1, CPU)
 
 
-def test_the_weakest_tenth_of_it_is_not_missed_where_mixture_misses_its_own(folder, pair):
-    batches = [order_of(folder).batch(place) for place in range(8)]
-    costs = []
-    for base in pair:
-        found = masked_losses(model_of(base), batches, seed=1)
-        costs.append(found["lowest"] - found["whole"])
-    assert costs[0] > 1e-4
-    assert abs(costs[1]) < costs[0] / 20
+@torch.no_grad()
+def test_masking_idle_units_changes_a_twentieth_of_what_it_did():
+    model, _, order = small()
+    sites, batches = find_sites(model), [order.batch(0)]
+    hidden = idle_units._weakest(model, sites, batches, 0.125)
+    groups = {site.group.name: site.group for site in sites if site.group.name in hidden}.values()
+
+    def change() -> float:
+        whole = model(input_ids=batches[0]).logits
+        with masked(list(groups), hidden):
+            return float((model(input_ids=batches[0]).logits - whole).norm())
+
+    before = change()
+    idle_units.make_idle(model, batches, 0.125)
+    assert 0 < change() < before / 20
 
 
 def test_it_goes_on_from_mixture_with_its_moments(pair):
