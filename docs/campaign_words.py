@@ -19,6 +19,16 @@ PAPER = ((5.87, 5.75), (5.85, 5.55), (5.83, 5.44))
 PAPER_SHARE = 33  # % of the tokens after which APEX is as good as the constant rate
 
 
+# What the bases are beside `mixture`, which was trained on all of the text that arms go on with.
+BASES = {
+    "scratch": "random weights, on which APEX's first stage is conventional (paper C.3)",
+    "shift": "trained on code (github), and continued on documentation and packages",
+    "context": "trained with windows of half the length",
+    "superfluous": "`mixture`, trained on while an eighth of its units, those of lowest norm, are "
+    "held at a hundredth of what they handed on: units that masking does not miss",
+}
+
+
 def signed(nats: float) -> str:
     """A published difference; nothing is a plain 0."""
     return f"{nats:+.3f}".replace("-", "−") if nats else "0"
@@ -27,6 +37,8 @@ def signed(nats: float) -> str:
 def start_in_words(study: Study) -> Iterator[str]:
     """What the base had come to, whether its learning rate rises again, and who ends below it."""
     one = study.records[0]
+    if kind := BASES.get(one["settings"]["base"]):
+        yield f"This base: {kind}."
     scale = one["scale"]
     start, batch = loss(one, 0), scale["batch"] * scale["sizes"]["length"]
     read = one["base_batches"] * batch / 1e6
@@ -168,6 +180,8 @@ def _beyond(arms: Sequence[tuple[Runs, Runs | None]], reach: float) -> str:
         if base is None or runs.settings["apex"] is None or is_conventional(runs):
             continue
         own = difference(runs, base, runs.ends[-1])
+        if not math.isfinite(own.mean):
+            continue
         count += 1
         width = reach if own.high is None else own.high - own.mean
         if abs(own.mean) > width:

@@ -223,10 +223,11 @@ def base_section(studies: Sequence[Study], main: Study | None = None) -> str:
     table = Table("", ["question", *table.head[:3], *stages, *table.head[-4:]], whole)
     title = f"### {base_title(studies[0])}\n"
     records = [record for study in studies for record in study.records]
-    start = [] if main else start_in_words(studies[0])
-    alone = lone_pairs_in_words(studies, main)
-    facts = [*masked_in_words(records), *split_in_words(records)]
-    return "\n".join([title, *start, *facts, *alone, _with_origin(table, studies)])
+    parts = [title, *([] if main else start_in_words(studies[0]))]
+    if main is None or not masked_in_words(main.records):
+        parts += masked_in_words(records)
+    parts += [*split_in_words(records), *lone_pairs_in_words(studies, main)]
+    return "\n".join([*parts, _with_origin(table, studies)])
 
 
 def with_facts(study: Study) -> Table:

@@ -12,12 +12,10 @@ moments are those of the whole model.
 from collections.abc import Callable, Sequence
 
 import torch
-from reproduce.model import token_losses
+from reproduce.stage_facts import assess_units
 from torch import Tensor, nn
 
 from apex_composer import find_sites
-from apex_composer.assessment.collector import Assessment
-from apex_composer.model.sites import Group, Site
 from apex_composer.observe.masking import choose_all_masked
 
 SIZE = 0.01
@@ -40,10 +38,10 @@ def make_idle(model: nn.Module, batches: Sequence[Tensor], share: float) -> Call
     Raises:
         ValueError: where several heads share a KV head, which cannot be held for one of them.
     """
-    sites = find_sites(model)
-    hidden = _weakest(model, sites, batches, share)
+    assessed_groups, totals, _ = assess_units(model, batches)
+    hidden = choose_all_masked(assessed_groups, totals, "lowest", share)
     held = []
-    for site in sites:
+    for site in find_sites(model):
         assessed = site.group.assessed_by or site.group
         if assessed.units != site.group.units:
             raise ValueError(
@@ -64,19 +62,3 @@ def make_idle(model: nn.Module, batches: Sequence[Tensor], share: float) -> Call
 
     hold()
     return hold
-
-
-def _weakest(
-    model: nn.Module, sites: Sequence[Site], batches: Sequence[Tensor], share: float
-) -> dict[str, Tensor]:
-    groups: dict[str, Group] = {site.group.name: site.group for site in sites}
-    assessed = [group for group in groups.values() if group.assessed_by is None]
-    assessment = Assessment([(group, 1) for group in assessed])
-    try:
-        with assessment.assessing():
-            for batch in batches:
-                token_losses(model, batch)
-        totals = assessment.totals()
-    finally:
-        assessment.remove()
-    return choose_all_masked(assessed, totals, "lowest", share)

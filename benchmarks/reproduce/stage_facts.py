@@ -12,6 +12,7 @@ from apex_composer import Expander, find_sites
 from apex_composer.assessment.collector import Assessment
 from apex_composer.assessment.scores import GroupTotals
 from apex_composer.assessment.selection import Selection
+from apex_composer.model.sites import Group
 from apex_composer.observe.masking import WHICH, choose_all_masked, count_masked, masked
 from apex_composer.observe.ranks import entropy_rank
 from apex_composer.ops.monarch import to_dense
@@ -23,6 +24,26 @@ MASKED_SHARE = 0.1  # paper, table 4
 def mean_loss(model: nn.Module, batches: Iterable[Tensor]) -> float:
     """Of equal batches, in nats."""
     return _mean([float(token_losses(model, batch).double().mean()) for batch in batches])
+
+
+def assess_units(
+    model: nn.Module, batches: Sequence[Tensor]
+) -> tuple[list[Group], dict[str, GroupTotals], float]:
+    """The heads and channels of a model, what their norms are on some batches, and its loss there.
+
+    Args:
+        model: any that `find_sites` knows.
+        batches: [windows, length + 1] each.
+    """
+    groups = {site.group.name: site.group for site in find_sites(model)}
+    assessed = [group for group in groups.values() if group.assessed_by is None]
+    assessment = Assessment([(group, 1) for group in assessed])
+    try:
+        with assessment.assessing():
+            whole = mean_loss(model, batches)
+        return assessed, assessment.totals(), whole
+    finally:
+        assessment.remove()
 
 
 def masked_losses(model: nn.Module, batches: Sequence[Tensor], seed: int) -> dict[str, float]:
@@ -37,15 +58,8 @@ def masked_losses(model: nn.Module, batches: Sequence[Tensor], seed: int) -> dic
         `whole`, `lowest`, `top`, `random`: losses in nats; `heads`, `channels`: how many are
         masked in the whole model.
     """
-    groups = {site.group.name: site.group for site in find_sites(model)}
-    assessed = [group for group in groups.values() if group.assessed_by is None]
-    assessment = Assessment([(group, 1) for group in assessed])
-    try:
-        with assessment.assessing():
-            found = {"whole": mean_loss(model, batches)}
-        totals = assessment.totals()
-    finally:
-        assessment.remove()
+    assessed, totals, whole = assess_units(model, batches)
+    found = {"whole": whole}
     for which in WHICH:
         hidden = choose_all_masked(assessed, totals, which, MASKED_SHARE, seed=seed)
         with masked(assessed, hidden):

@@ -8,10 +8,10 @@ import torch
 from reproduce import bases, idle_units
 from reproduce.model import BatchOrder, build_model, make_optimizer, train
 from reproduce.scales import SCALES
+from reproduce.stage_facts import assess_units
 from reproduce.texts import load, prepare_small
 
-from apex_composer import find_sites
-from apex_composer.observe.masking import masked
+from apex_composer.observe.masking import choose_all_masked, masked
 
 SCALE = replace(SCALES["smoke"], base_batches=96)
 CPU = torch.device("cpu")
@@ -43,13 +43,13 @@ def small():
 @torch.no_grad()
 def test_masking_idle_units_changes_a_twentieth_of_what_it_did():
     model, _, order = small()
-    sites, batches = find_sites(model), [order.batch(0)]
-    hidden = idle_units._weakest(model, sites, batches, 0.125)
-    groups = {site.group.name: site.group for site in sites if site.group.name in hidden}.values()
+    batches = [order.batch(0)]
+    groups, totals, _ = assess_units(model, batches)
+    hidden = choose_all_masked(groups, totals, "lowest", 0.125)
 
     def change() -> float:
         whole = model(input_ids=batches[0]).logits
-        with masked(list(groups), hidden):
+        with masked(groups, hidden):
             return float((model(input_ids=batches[0]).logits - whole).norm())
 
     before = change()
