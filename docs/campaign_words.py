@@ -144,28 +144,26 @@ def lowest_in_words(study: Study, stagewise: Runs) -> Iterator[str]:
     yield f"{text}.\n"
 
 
-def lone_pairs_in_words(studies: Sequence[Study], main: Study | None) -> Iterator[str]:
+def lone_pairs_in_words(studies: Sequence[Study], mains: Sequence[Study]) -> Iterator[str]:
     """What single pairs, which have no interval, say: which arms with APEX differ by more than
     chance from plain training.
 
     Args:
         studies: of one base.
-        main: the paper's comparison on it, whose pairs of APEX by rank say how far pairs scatter;
-            default those of the studies themselves.
+        mains: the paper's comparison on bases of its kind, whose pairs of APEX by rank say how far
+            pairs scatter; where there is none those of the studies themselves do.
     """
     arms = [pair for study in studies for pair in study.arms]
     if all(base is None or len(runs.by_seed) > 1 for runs, base in arms):
         return
-    known = arms
-    if main is not None:
-        known = [(runs, base) for runs, base in main.arms if runs.arm == "apex_rank"]
-    found = noise(known)
+    ranked = [pair for main in mains for pair in main.arms if pair[0].arm == "apex_rank"]
+    found = noise(ranked or arms)
     text = "An arm with one seed has no interval"
     if found.paired is None:
         yield f"{text}, and how far pairs scatter from this base is not known yet.\n"
         return
     reach = t_quantile(found.paired_freedom) * found.paired
-    whose = "those of `apex_rank`" if main else "the others"
+    whose = "those of `apex_rank`" if ranked else "the others"
     yield (
         f"{text}: if its pair scatters at the end as {whose} do ({found.paired:.5f}, "
         f"{_freedom(found.paired_freedom)}), differences above {reach:.5f} nats are more than "

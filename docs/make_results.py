@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -20,10 +20,10 @@ from campaign_words import (  # noqa: E402
     start_in_words,
 )
 from gpu_results import gpu_sections  # noqa: E402
+from pending_runs import pending  # noqa: E402
 from reproduce.comparisons import Runs, difference  # noqa: E402
-from reproduce.records import Record, read  # noqa: E402
-from reproduce.scales import SCALES as SIZES  # noqa: E402
-from reproduce.studies import arms_of, studies  # noqa: E402
+from reproduce.records import read  # noqa: E402
+from reproduce.studies import studies  # noqa: E402
 from reproduce.summary import (  # noqa: E402
     Study,
     across_machines,
@@ -102,7 +102,6 @@ CLUSTER = """- **The paper's own run**, TinyLLaMA-1.1B on 10 B tokens of RedPaja
   takes a GPU cluster (`apex-composer plan yamls/tinyllama_apex.yaml` says how long). Without it,
   nothing here says what expansion does at a billion parameters after trillions of tokens.
 """
-WHY = {"cpu": "about 4 hours on 2 cores", "gpu": "when a GPU is lent, 25 minutes each time"}
 
 
 def make_page(folder: Path = RESULTS) -> str:
@@ -122,7 +121,7 @@ def make_page(folder: Path = RESULTS) -> str:
             *([READ] if main or others else []),
             *([OTHERS] if others else []),
             *(
-                base_section(own, next((m for m in main if m.origin == own[0].origin), None))
+                base_section(own, [study for study in main if _of_one_kind(study, own[0])])
                 for own in _by_origin(others)
             ),
             *gpu,
@@ -203,13 +202,19 @@ def _by_origin(studies: Sequence[Study]) -> list[list[Study]]:
     return [[study for study in studies if study.origin == origin] for origin in origins]
 
 
-def base_section(studies: Sequence[Study], main: Study | None = None) -> str:
+def _of_one_kind(first: Study, second: Study) -> bool:
+    """Whether two bases of one scale differ at most by their text."""
+    return first.origin._replace(texts="", base="") == second.origin._replace(texts="", base="")
+
+
+def base_section(studies: Sequence[Study], mains: Sequence[Study] = ()) -> str:
     """All other questions that one base answers, in one table; each baseline stands there once.
 
     Args:
         studies: of one base.
-        main: the paper's comparison on it, which has said what the base is.
+        mains: the paper's comparison on bases of its kind; the one on it has said what it is.
     """
+    main = next((study for study in mains if study.origin == studies[0].origin), None)
     rows: list[list[str]] = []
     for study in studies:
         table = with_facts(study)
@@ -226,7 +231,7 @@ def base_section(studies: Sequence[Study], main: Study | None = None) -> str:
     parts = [title, *([] if main else start_in_words(studies[0]))]
     if main is None or not masked_in_words(main.records):
         parts += masked_in_words(records)
-    parts += [*split_in_words(records), *lone_pairs_in_words(studies, main)]
+    parts += [*split_in_words(records), *lone_pairs_in_words(studies, mains)]
     return "\n".join([*parts, _with_origin(table, studies)])
 
 
@@ -245,55 +250,6 @@ def _with_origin(table: Table, studies: Sequence[Study]) -> str:
     records = [record for study in studies for record in study.records]
     mixed = dict.fromkeys(filter(None, map(across_machines, studies)))
     return "\n\n".join([markdown(table), *mixed, f"{provenance(records)}.\n"])
-
-
-def pending(scale: str, records: Sequence[Record], lost: Sequence[Record]) -> Iterator[str]:
-    """What of a campaign has not been run, and what runs it; what has diverged is no more to come.
-
-    Args:
-        scale: its name.
-        records: its results.
-        lost: of runs that have diverged.
-    """
-    make = f"make reproduce SCALE={scale}"
-    if not records:
-        yield f"- **Campaign `{scale}`** (`{make}`, {WHY[scale]}): no results yet."
-        return
-    known, diverged = set(map(_run, records)), set(map(_run, lost))
-    unasked = []
-    for study in studies():
-        wanted = runs_of(study, scale)
-        gone = [run for run in wanted if (study, *run) in diverged - known]
-        missing = [run for run in wanted if (study, *run) not in known | diverged]
-        if missing and len(missing) == len(wanted):
-            unasked.append(f"`{study}`")
-        elif missing or gone:
-            yield (
-                f"- **Campaign `{scale}`, question `{study}`**: "
-                f"{len(wanted) - len(missing) - len(gone)} of {len(wanted)} runs are in."
-                + (f" Diverged, so without a result: {_arms_with_seeds(gone)}." if gone else "")
-                + (f" Missing (seeds): {_arms_with_seeds(missing)}.\n" if missing else "")
-                + (f'  `{make} CAMPAIGN="--study {study}"` goes on.' if missing else "")
-            )
-    if unasked:
-        yield f"- **Campaign `{scale}`**, questions not begun: {', '.join(unasked)}."
-
-
-def _run(record: Record) -> tuple[str, str, int]:
-    return record["study"], record["arm"], record["seed"]
-
-
-def _arms_with_seeds(runs: Sequence[tuple[str, int]]) -> str:
-    seeds = {arm: [str(seed) for own, seed in runs if own == arm] for arm, _ in runs}
-    return ", ".join(f"`{arm}` ({', '.join(own)})" for arm, own in seeds.items())
-
-
-def runs_of(study: str, scale: str) -> list[tuple[str, int]]:
-    """Arm and seed of every run of a question; none of several stages where the scale has one."""
-    arms, size = arms_of(study), SIZES[scale]
-    if len(size.rates) == 1 and any((arm.stages or 1) > 1 for arm in arms):
-        return []
-    return [(arm.name, seed) for arm in arms for seed in arm.seeds(size)]
 
 
 if __name__ == "__main__":

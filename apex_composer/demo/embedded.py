@@ -28,6 +28,8 @@ SOURCES_SKIPPED = {
 LICENCE_NAME = re.compile(r"licen[cs]e|copying|notice", re.IGNORECASE)
 SMALLEST_DOCUMENT = 500
 LARGEST_DOCUMENT = 200_000
+# Not text of the corpus, which would be another one after every change of this project.
+OWN = "apex_composer"
 # A module's docstrings are a document when they are prose, not one-line remarks.
 SMALLEST_DOCSTRING = 200
 
@@ -39,7 +41,7 @@ def write_embedded_corpus(out: Path | str, *, domain_limit: int = 8_000_000) -> 
 
     `github`: standard-library sources; `documentation`: the language reference that pydoc carries
     and the docstrings of installed packages; `packages`: their long descriptions and licence
-    texts. The same installation gives the same corpus.
+    texts. The same packages beside this one give the same corpus.
 
     Args:
         out: folder to create.
@@ -158,10 +160,10 @@ def package_texts() -> Iterator[Document]:
 
 
 def _distributions() -> list[metadata.Distribution]:
-    """List installed packages by name, each once, with broken installations left out."""
+    """List other installed packages by name, each once, with broken installations left out."""
     named = [(d.metadata.get("Name"), d) for d in metadata.distributions()]
     found = {name.lower(): distribution for name, distribution in named if name}
-    return [found[name] for name in sorted(found)]
+    return [found[name] for name in sorted(found) if name.replace("-", "_") != OWN]
 
 
 def _python_files(root: Path) -> list[Path]:
@@ -173,6 +175,7 @@ def _python_files(root: Path) -> list[Path]:
         path
         for path in root.rglob("*.py")
         if not SOURCES_SKIPPED & set(path.relative_to(root).parts[:-1])
+        and OWN not in path.relative_to(root).parts[0]  # nor what an editable installation makes
         and path.is_file()
         and SMALLEST_DOCUMENT <= path.stat().st_size <= 4 * LARGEST_DOCUMENT
     ]

@@ -38,8 +38,8 @@ class Arm:
         stage_batches: factor of the scale's batches per stage, and so of the whole run's.
         stages: number of stages that the whole run's batches are divided into, with the first of
             the scale's rates, and the paper's after them; default as many as the scale has.
-        share: of the seeds' number: `seeds`, `other_seeds`, `study_seeds` or `confirm_seeds` of
-            the scale.
+        share: of the seeds' number: `seeds`, `other_seeds`, `study_seeds`, `followed_seeds` or
+            `confirm_seeds` of the scale.
         first_seed: the first of its seeds.
     """
 
@@ -103,6 +103,7 @@ class Arm:
 
 def main_arms() -> list[Arm]:
     """The comparison of the paper, with the baselines that it lacks."""
+    scratch = {"base": "scratch", "study": "scratch", "share": "study_seeds"}
     return [
         Arm("vanilla_constant", "constant", averaged=True, share="seeds"),
         Arm("vanilla_stagewise", share="seeds"),
@@ -116,11 +117,9 @@ def main_arms() -> list[Arm]:
         *(Arm(f"vanilla_rate_{rate:g}", "constant", rate=rate) for rate in (0.4, 0.2, 0.1)),
         Arm("vanilla_stagewise_fresh", keep_optimizer=False),
         Arm("apex_rank_fresh", apex={}, keep_optimizer=False),
-        Arm("scratch_vanilla", base="scratch", study="scratch"),
+        Arm("scratch_vanilla", **scratch),
         # Conventional first (paper C.3).
-        Arm(
-            "scratch_apex", base="scratch", study="scratch", apex={}, variation={"plain_stages": 1}
-        ),
+        Arm("scratch_apex", apex={}, variation={"plain_stages": 1}, **scratch),
     ]
 
 

@@ -20,8 +20,10 @@ def as_json(value: Any) -> Any:
 
 def protocol(scale: Scale) -> dict[str, Any]:
     """Of a scale what changes a result; numbers of seeds and of workers do not."""
-    without = ("seeds", "other_seeds", "study_seeds", "confirm_seeds", "workers", "duration")
-    return as_json({k: v for k, v in scale.facts().items() if k not in without})
+    return as_json(
+        {k: v for k, v in scale.facts().items()
+         if k not in ("workers", "duration") and not k.endswith("seeds")}
+    )  # fmt: skip
 
 
 def diverged_file(out: Path) -> Path:

@@ -220,7 +220,7 @@ def provenance(records: Sequence[Record]) -> str:
     days = sorted({record["date"][:10] for record in records})
     seeds = sorted({record["seed"] for record in records})
     parts = [
-        " and ".join(f"`{text}`" for text in _each(records, lambda r: r["command"])),
+        " and ".join(f"`{text}`" for text in _each(records, lambda r: command(r, records))),
         " and ".join(_each(records, machine)),
         " to ".join(dict.fromkeys([days[0], days[-1]])),
         f"commit {', '.join(_each(records, lambda r: show_commit(r['machine']['commit'])))}",
@@ -228,6 +228,18 @@ def provenance(records: Sequence[Record]) -> str:
         f"seeds {', '.join(map(str, seeds))}",
     ]
     return "; ".join(parts)
+
+
+def command(record: Record, records: Sequence[Record]) -> str:
+    """What made a result, without the questions and arms of its sitting that are none of these."""
+    wanted = {"--study": {own["study"] for own in records}}
+    wanted["--arms"] = {own["arm"] for own in records}
+    kept, option = [], ""
+    for word in record["command"].split():
+        option = word if word.startswith("--") else option
+        if word == option or word in wanted.get(option, {word}):
+            kept.append(word)
+    return " ".join(kept)
 
 
 def _each(values: Sequence[Record], name: Callable[[Record], str]) -> list[str]:

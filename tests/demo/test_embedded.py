@@ -53,6 +53,17 @@ def test_licences_that_differ_in_their_owner_count_once():
     assert choose_documents(licences, 10_000) == licences[:1]
 
 
+def test_the_corpus_is_without_this_project_whose_pages_change_with_every_commit(tmp_path):
+    names = [name.partition("/")[2].partition("/")[0] for name, _ in embedded.package_texts()]
+    assert "numpy" in names and not [name for name in names if "apex" in name]
+    for name in ("apex_composer/a.py", "__editable___apex_composer_0_1_0_finder.py", "other/a.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x = 1\n" * embedded.SMALLEST_DOCUMENT)
+    found = [path.relative_to(tmp_path).as_posix() for path in embedded._python_files(tmp_path)]
+    assert found == ["other/a.py"]
+
+
 def test_tiny_and_huge_documents_are_left_out():
     good = "x" * embedded.SMALLEST_DOCUMENT
     given = [("tiny", "y"), ("huge", "z" * (embedded.LARGEST_DOCUMENT + 1)), ("good", good)]

@@ -90,6 +90,13 @@ def test_arms_with_one_seed_are_told_from_chance_by_the_pairs_of_main(tmp_path):
     assert page.count("An arm with one seed has no interval") == 1
     assert told in page.partition("## One thing at a time")[2]
     assert "Of 1 arms with APEX 0 end lower than plain training by more; 1 end higher" in page
+    # Of another text there is another base, and no scatter of its own: that of one kind counts.
+    other = {"base": "c" * 64, "texts": "u" * 64}
+    plain = make_record("vanilla_stagewise", 1, [3.5, 3.2, 3.0], **other)
+    vary = make_record("vary", 1, [3.5, 3.2, 2.9], **other, **given)
+    write_records(tmp_path / "reproduce-cpu.jsonl", [*small_campaign(), plain, vary])
+    page = make_results.make_page(tmp_path).partition("base mixture cccccccc\n")[2]
+    assert told in page and "1 end lower than plain training by more: `vary`" in page
     vary = [make_record("vary", seed, [3.5, 3.2, 3.1], **given) for seed in (1, 2, 3)]
     write_records(tmp_path / "reproduce-cpu.jsonl", [*small_campaign(), *vary])
     assert "no interval" not in make_results.make_page(tmp_path)

@@ -16,9 +16,11 @@ spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs" / "m
 make_results = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make_results)
 import reproduce.campaign  # noqa: E402
+import reproduce.studies  # noqa: E402
 from reproduce.scales import SCALES as SIZES  # noqa: E402
 
 gpu_results = sys.modules["gpu_results"]
+pending_runs = sys.modules["pending_runs"]
 campaign_words = sys.modules["campaign_words"]
 
 
@@ -70,6 +72,14 @@ def test_the_readme_says_what_was_measured():
     alone = re.search(r"differences above ([\d.]+) nats", others)[1]
     assert all(float(own[0]) > -float(own[1] if own[1:] else alone) for own in ends)
     assert "GPU numbers are pending" not in readme
+
+
+def test_what_ended_lower_than_plain_training_is_run_with_more_seeds():
+    told = re.findall(r"end lower than plain training by more: ([^;]*);", make_results.make_page())
+    assert {name.strip("`") for names in told for name in names.split(", ")} <= {
+        *reproduce.studies.FOLLOWED,
+        *reproduce.studies.CONFIRMED,
+    }
 
 
 def test_what_has_no_results_is_pending(tmp_path):
@@ -164,11 +174,11 @@ def test_what_is_missing_of_a_campaign_that_has_begun_is_pending(tmp_path):
     assert "`vanilla_stagewise` (" not in told and "`scratch`, " in told
     assert 'CAMPAIGN="--study main"' in told
     assert "`stage_count`" not in told  # of several stages, which this scale has not
-    assert make_results.runs_of("stage_count", "cpu")  # of four too, one more than that scale has
+    assert pending_runs.runs_of("stage_count", "cpu")  # of four too, one more than that scale has
     whole = [
         make_record(arm, seed, [2, 1], ends=[100], study=study)
         for study in make_results.studies()
-        for arm, seed in make_results.runs_of(study, "gpu")
+        for arm, seed in pending_runs.runs_of(study, "gpu")
     ]
     write_records(tmp_path / "reproduce-gpu.jsonl", whole)
     assert "`gpu`" not in make_results.make_page(tmp_path).partition("## Pending")[2]

@@ -56,6 +56,16 @@ def test_stages_are_longer_at_the_same_rate_and_at_the_same_product():
     assert long.learning_rate(SCALE, 0) == 2 * product.learning_rate(SCALE, 0) == SCALE.rate
 
 
+def test_what_looked_better_has_more_seeds_and_so_has_its_baseline(monkeypatch):
+    monkeypatch.setattr(module, "FOLLOWED", ("apex_two_stages", "context_apex_rank"))
+    seeds = {arm.name: len(arm.seeds(SCALE)) for study in studies() for arm in arms_of(study)}
+    more = {"apex_two_stages", "vanilla_two_stages", "context_apex_rank"}
+    more |= {"context_vanilla_stagewise"}
+    assert {seeds[name] for name in more} == {SCALE.followed_seeds} == {3}
+    others = [arm.name for arm in ALL if arm.study not in ("main", "confirm")]
+    assert {seeds[name] for name in others if name not in more} == {SCALE.study_seeds} == {1}
+
+
 def test_what_is_confirmed_has_fresh_seeds_and_its_baseline(monkeypatch):
     monkeypatch.setattr(module, "CONFIRMED", ("apex_operator_rate_10", "vanilla_rate_0.2"))
     found = {arm.name: arm for arm in arms_of("confirm")}

@@ -141,6 +141,15 @@ def test_a_cpu_that_is_not_named_is_said_to_be_none():
     assert "; Some CPU (2 cores, threads of a run: 1), torch 2.7.0;" in told
 
 
+def test_a_table_s_command_is_without_what_its_sitting_made_of_other_tables():
+    sitting = "python campaign.py cpu --study main rates --arms a b c --seeds 1 --data pile"
+    own = {"command": sitting, "study": "rates"}
+    records = [make_record(arm, 1, [3, 2, 1], **own) for arm in ("a", "c")]
+    assert provenance(records).startswith(
+        "`python campaign.py cpu --study rates --arms a c --seeds 1 --data pile`; "
+    )
+
+
 def test_the_command_prints_every_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     path = write_records(tmp_path / "results.jsonl", small_campaign())
