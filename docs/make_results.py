@@ -2,8 +2,9 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "docs")]
@@ -42,8 +43,10 @@ SCALES = ("cpu", "gpu")
 # What the paper's decay is worth without APEX, nats after each stage: the multi-power law with the
 # coefficients that arXiv 2503.12811 fits to 400M parameters, at 1e-4, 4e-5, 1e-5.
 LAW = (0.0, 0.031, 0.046)
-# Of operators, in the last stage: the name of the fact, and of its column.
-OPERATOR_FACTS = {"relative_norm": "operators' share of their rows", "effective_rank": "rank of T"}
+# Of operators, in the stage in which they became largest: the name of the fact, and of its column.
+OPERATOR_FACTS = {
+    "relative_norm": "operators' largest share of their rows", "effective_rank": "rank of T"
+}  # fmt: skip
 CONSTANT, STAGEWISE, APEX = "vanilla_constant", "vanilla_stagewise", "apex_rank"
 HEAD = """# Results
 
@@ -236,14 +239,18 @@ def base_section(studies: Sequence[Study], mains: Sequence[Study] = ()) -> str:
 
 
 def with_facts(study: Study) -> Table:
-    """The differences, and beside them what operators were in the last stage."""
+    """The differences, and beside them what operators were where they were largest."""
     table = differences_table(study)
-    rows = [
-        [*row, *(mean_of([record["stages"][-1].get(name) for record in runs.records])
-                 for name in OPERATOR_FACTS)]
-        for (runs, _), row in zip(study.arms, table.rows, strict=True)
-    ]  # fmt: skip
+    rows = []
+    for (runs, _), row in zip(study.arms, table.rows, strict=True):
+        largest = [max(record["stages"], key=_operator_share) for record in runs.records]
+        facts = [mean_of([stage.get(name) for stage in largest]) for name in OPERATOR_FACTS]
+        rows.append([*row, *facts])
     return Table("", [*table.head, *OPERATOR_FACTS.values()], rows)
+
+
+def _operator_share(stage: Mapping[str, Any]) -> float:
+    return stage.get("relative_norm") or 0.0
 
 
 def _with_origin(table: Table, studies: Sequence[Study]) -> str:

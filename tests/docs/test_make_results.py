@@ -93,7 +93,9 @@ def test_what_has_no_results_is_pending(tmp_path):
 def test_a_campaign_stands_beside_the_paper(tmp_path):
     settings = APEX | {"variation": {"x": 1}}
     masked = {"whole": 3.0, "lowest": 3.01, "random": 3.2, "top": 5.0}
-    facts = [{"masked": masked}, {"relative_norm": 0.05, "effective_rank": 7.5}]
+    # Of operators the page has what they were in the stage in which they became largest.
+    facts = [{"masked": masked, "relative_norm": 0.05, "effective_rank": 7.5},
+             {"relative_norm": 0.01, "effective_rank": 9.5}]  # fmt: skip
     given = {"study": "operator_rate", "settings": settings, "stages": facts}
     vary = make_record("vary", 1, [3.5, 3.2, 3.1], **given)
     one = make_record("one_stage", 1, [3.5, 3.1], ends=[200], study="count", settings=settings)
