@@ -1,12 +1,13 @@
 """The sentences of docs/results.md on a campaign: they say what its numbers say, and no more."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from reproduce.comparisons import Record, Runs, difference, is_conventional, loss
-from reproduce.noise import DELTA, Noise, noise
+from base_words import times_read
+from reproduce.comparisons import Runs, difference, is_conventional, loss, training_difference
+from reproduce.noise import DELTA, Noise, noise, training_scatter
 from reproduce.summary import Study
 from reproduce.tables import show
 
@@ -19,40 +20,9 @@ PAPER = ((5.87, 5.75), (5.85, 5.55), (5.83, 5.44))
 PAPER_SHARE = 33  # % of the tokens after which APEX is as good as the constant rate
 
 
-# What the bases are beside `mixture`, which was trained on all of the text that arms go on with.
-BASES = {
-    "scratch": "random weights, on which APEX's first stage is conventional (paper C.3)",
-    "shift": "trained on code (github), and continued on documentation and packages",
-    "context": "trained with windows of half the length",
-    "superfluous": "`mixture`, trained on while an eighth of its units, those of lowest norm, are "
-    "held at a hundredth of what they handed on: units that masking does not miss",
-}
-
-
 def signed(nats: float) -> str:
     """A published difference; nothing is a plain 0."""
     return f"{nats:+.3f}".replace("-", "−") if nats else "0"
-
-
-def start_in_words(study: Study) -> Iterator[str]:
-    """What the base had come to, whether its learning rate rises again, and who ends below it."""
-    one = study.records[0]
-    if kind := BASES.get(one["settings"]["base"]):
-        yield f"This base: {kind}."
-    scale = one["scale"]
-    start, batch = loss(one, 0), scale["batch"] * scale["sizes"]["length"]
-    read = one["base_batches"] * batch / 1e6
-    yield f"The base had read {read:,.1f} M tokens; its loss is {start:.4f} nats."
-    if one["base_batches"] and "base_end" in scale:
-        ended, goes_on = scale["base_rate"] * scale["base_end"], scale["rate"] * scale["rates"][0]
-        rises = ", which warms it up again" if goes_on > ended else ""
-        yield f"Its learning rate had ended at {ended:g}; the arms go on at {goes_on:g}{rises}."
-    ends = [fmean(loss(record, -1) for record in runs.records) for runs, _ in study.arms]
-    above = sum(not end <= start for end in ends)
-    text = f"The loss of {above} of {len(ends)} arms ends above the base's"
-    if above == len(ends) > 1:
-        text += ": none is better than what it went on from"
-    yield f"{text}.\n"
 
 
 def in_words(stagewise: Runs, apex: Runs) -> str:
@@ -71,6 +41,7 @@ def in_words(stagewise: Runs, apex: Runs) -> str:
         text += f" and {show(last)} at the end ({judge(last)})"
     count = len(last.values)
     lines = [f"{text}; {count} pair{'s' * (count > 1)} of seeds.", *reach_in_words(last)]
+    lines += training_in_words(stagewise, apex)
     lines += domains_in_words(stagewise, apex)
     lines += chance_in_words(stagewise, noise([(apex, stagewise)]))
     return "\n".join([*lines, ""])
@@ -100,11 +71,25 @@ def reach_in_words(found: Estimate) -> Iterator[str]:
         )
 
 
+def training_in_words(stagewise: Runs, apex: Runs) -> Iterator[str]:
+    """What the batches say that both were trained on, each before its step."""
+    found = [training_difference(apex, stagewise, stage) for stage in range(len(apex.ends) - 1)]
+    if None in found:
+        return
+    each = ", ".join(map(show, found))
+    yield (
+        f"On the text that they are trained on{times_read(apex.records[0], 'continued')}, every "
+        f"batch before its step, APEX minus plain training is {each} in "
+        f"{'its stages' if len(found) > 1 else 'its only stage'} ({judge(found[-1])}). These are "
+        "other windows of the documents that are trained on; the mean is over tokens."
+    )
+
+
 def domains_in_words(stagewise: Runs, apex: Runs) -> Iterator[str]:
     """In how many pairs APEX is behind, domain by domain."""
     parts = []
     for domain in apex.records[0]["losses"][0]:
-        found = difference(apex, stagewise, apex.ends[-1], domain)
+        found = difference(apex, stagewise, apex.ends[-1], [domain])
         behind = sum(value > 0 for value in found.values)
         each = ", ".join(show(estimate([value])) for value in found.values)
         parts.append(f"{behind} of {len(found.values)} on {domain} ({each})")
@@ -128,68 +113,94 @@ def chance_in_words(baseline: Runs, pairs: Noise) -> Iterator[str]:
 
 def lowest_in_words(study: Study, stagewise: Runs) -> Iterator[str]:
     """Which arm ends lowest, and which of those that select units: what a preset had to beat."""
-    found = [(runs, difference(runs, stagewise, runs.ends[-1])) for runs, _ in study.arms]
-    known = [(runs, own) for runs, own in found if own is not None and math.isfinite(own.mean)]
-    selecting = [pair for pair in known if pair[0].settings["apex"] is not None]
+    found = [
+        (runs, base or stagewise, difference(runs, base or stagewise, runs.ends[-1]))
+        for runs, base in study.arms
+    ]
+    known = [own for own in found if own[2] is not None and math.isfinite(own[2].mean)]
+    selecting = [own for own in known if own[0].settings["apex"] is not None]
     if not selecting or len(known) == len(selecting) + 1:
         return
-    (best, lowest), (other, second) = (
-        min(pairs, key=lambda pair: pair[1].mean) for pairs in (known, selecting)
-    )
-    text = f"Lowest at the end is `{best.arm}`"
-    if best.arm != stagewise.arm:
-        text += f", {show(lowest)} against `{stagewise.arm}`"
+    best, other = (min(own, key=lambda one: one[2].mean) for own in (known, selecting))
+    text = f"Lowest at the end is `{best[0].arm}`"
+    if best[0].arm != stagewise.arm:
+        text += f", {show(best[2])} against `{best[1].arm}`"
     if other is not best:
-        text += f"; of the arms that select units `{other.arm}`, {show(second)}"
+        text += f"; of the arms that select units `{other[0].arm}`, {show(other[2])}"
+        text += f" against `{other[1].arm}`"
     yield f"{text}.\n"
 
 
 def lone_pairs_in_words(studies: Sequence[Study], mains: Sequence[Study]) -> Iterator[str]:
-    """What single pairs, which have no interval, say: which arms with APEX differ by more than
-    chance from plain training.
+    """What single pairs, which have no interval, say: which arms that select units differ by more
+    than chance from plain training.
 
     Args:
         studies: of one base.
-        mains: the paper's comparison on bases of its kind, whose pairs of APEX by rank say how far
-            pairs scatter; where there is none those of the studies themselves do.
+        mains: the paper's comparison on bases of its kind, whose pairs of APEX say how far pairs
+            scatter; where there is none those of the studies themselves do.
     """
     arms = [pair for study in studies for pair in study.arms]
-    if all(base is None or len(runs.by_seed) > 1 for runs, base in arms):
+    if all(base is None or len(_seeds(runs, base)) > 1 for runs, base in arms):
         return
-    ranked = [pair for main in mains for pair in main.arms if pair[0].arm == "apex_rank"]
-    found = noise(ranked or arms)
+    known = [pair for main in mains for pair in main.arms if _expands(pair[0])] or arms
+    held_out, training = noise(known), training_scatter(known)
     text = "An arm with one seed has no interval"
-    if found.paired is None:
+    if held_out.paired is None:
         yield f"{text}, and how far pairs scatter from this base is not known yet.\n"
         return
-    reach = t_quantile(found.paired_freedom) * found.paired
-    whose = "those of `apex_rank`" if ranked else "the others"
-    yield (
-        f"{text}: if its pair scatters at the end as {whose} do ({found.paired:.5f}, "
-        f"{_freedom(found.paired_freedom)}), differences above {reach:.5f} nats are more than "
-        f"chance (95 %). {_beyond(arms, reach)}\n"
-    )
+    reach = t_quantile(held_out.paired_freedom) * held_out.paired
+    whose = "APEX in the paper's comparison" if mains else "the others"
+    lines = [
+        f"{text}: if its pair scatters at the end as those of {whose} do ({held_out.paired:.5f}, "
+        f"{_freedom(held_out.paired_freedom)}), differences above {reach:.5f} nats are more than "
+        f"chance (95 %, one comparison; all are against one run). "
+        f"{_beyond('end', arms, reach, lambda *pair: difference(*pair, pair[0].ends[-1]))}"
+    ]
+    if training[0] is not None:
+        reach = t_quantile(training[1]) * training[0]
+        lines.append(
+            f"On the training text of the last stage those above {reach:.5f} are "
+            f"({training[0]:.6f}, {_freedom(training[1])}). "
+            f"{_beyond('are', arms, reach, training_difference)}"
+        )
+    yield "\n".join([*lines, ""])
 
 
-def _beyond(arms: Sequence[tuple[Runs, Runs | None]], reach: float) -> str:
-    """Which arms with APEX end lower and higher than their baselines by more than chance."""
+def _expands(runs: Runs) -> bool:
+    """Whether it trains all weights and operators."""
+    apex = runs.settings["apex"]
+    return apex is not None and apex.get("expansion", True) and "trainable" not in apex
+
+
+def _seeds(runs: Runs, base: Runs) -> set[int]:
+    return set(runs.by_seed) & set(base.by_seed)
+
+
+def _beyond(
+    verb: str,
+    arms: Sequence[tuple[Runs, Runs | None]],
+    reach: float,
+    measure: Callable[[Runs, Runs], Estimate | None],
+) -> str:
+    """Which arms that select units are lower and higher than plain training by more than chance."""
     lower, higher, count = [], [], 0
     for runs, base in arms:
         if base is None or runs.settings["apex"] is None or is_conventional(runs):
             continue
-        own = difference(runs, base, runs.ends[-1])
-        if not math.isfinite(own.mean):
+        own = measure(runs, base)
+        if own is None or not math.isfinite(own.mean):
             continue
         count += 1
         width = reach if own.high is None else own.high - own.mean
         if abs(own.mean) > width:
             (lower if own.mean < 0 else higher).append(f"`{runs.arm}`")
     parts = [
-        f"{len(names)} end {word} than plain training by more{': ' if names else ''}"
+        f"{len(names)} {verb} {word} than plain training by more{': ' if names else ''}"
         f"{', '.join(names)}"
         for word, names in (("lower", lower), ("higher", higher))
     ]
-    return f"Of {count} arms with APEX {'; '.join(parts)}."
+    return f"Of {count} arms that select units {'; '.join(parts)}."
 
 
 def _freedom(count: int) -> str:
@@ -239,35 +250,3 @@ def share(runs: Runs, target: Runs) -> str | None:
 def _mean_curve(record: Mapping[str, Any]) -> Curve:
     ends = [0, *record["stage_ends"]]
     return Curve(ends, ends, [loss(record, place) for place in range(len(ends))])
-
-
-def masked_in_words(records: Sequence[Record]) -> list[str]:
-    """What a tenth of the base's units is worth, where a run has measured it."""
-    found = [own["stages"][0]["masked"] for own in records if "masked" in own["stages"][0]]
-    if not found:
-        return []
-    cost = {
-        which: f"{fmean(own[which] - own['whole'] for own in found):.4f}"
-        for which in ("lowest", "random", "top")
-    }
-    return [
-        "Without the tenth of its units that has the lowest norms, this base's loss is "
-        f"{cost['lowest']} nats higher, without a random tenth {cost['random']}, without the top "
-        f"one {cost['top']} (paper, table 4, exact matches: 12.0 becomes 12.0, 11.5 and 0.0).\n"
-    ]
-
-
-def split_in_words(records: Sequence[Record]) -> Iterator[str]:
-    """What dropping the weak units costs, and whether copies of the strong ones part from them."""
-    arms: dict[str, list[Record]] = {}
-    for record in records:
-        if "split_losses" in record["stages"][0]:
-            arms.setdefault(record["arm"], []).append(record)
-    for arm, own in arms.items():
-        losses = [record["stages"][0]["split_losses"] for record in own]
-        cost = fmean(one["after"] - one["before"] for one in losses)
-        alike = fmean(record["stages"][-1]["split_similarity"] for record in own)
-        yield (
-            f"`{arm}`: as weak units become copies of strong ones the loss rises by {cost:.4f}; at "
-            f"the end the cosine between the rows of both is {alike:.5f} (1: copies still).\n"
-        )

@@ -7,22 +7,30 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path += [str(ROOT / "benchmarks"), str(ROOT / "docs")]
+sys.path += [str(ROOT / folder) for folder in ("benchmarks", "benchmarks/gpu", "docs")]
 
+from base_words import (  # noqa: E402
+    masked_in_words,
+    shift_in_words,
+    split_in_words,
+    start_in_words,
+)
 from campaign_words import (  # noqa: E402
     PAPER,
     decay_in_words,
     in_words,
     lone_pairs_in_words,
     lowest_in_words,
-    masked_in_words,
     signed,
-    split_in_words,
-    start_in_words,
 )
 from gpu_results import gpu_sections  # noqa: E402
 from pending_runs import pending  # noqa: E402
-from reproduce.comparisons import Runs, difference  # noqa: E402
+from reproduce.comparisons import (  # noqa: E402
+    Runs,
+    difference,
+    is_conventional,
+    training_difference,
+)
 from reproduce.records import read  # noqa: E402
 from reproduce.studies import studies  # noqa: E402
 from reproduce.summary import (  # noqa: E402
@@ -43,6 +51,7 @@ SCALES = ("cpu", "gpu")
 # What the paper's decay is worth without APEX, nats after each stage: the multi-power law with the
 # coefficients that arXiv 2503.12811 fits to 400M parameters, at 1e-4, 4e-5, 1e-5.
 LAW = (0.0, 0.031, 0.046)
+TRAINED = "training text, last stage"
 # Of operators, in the stage in which they became largest: the name of the fact, and of its column.
 OPERATOR_FACTS = {
     "relative_norm": "operators' largest share of their rows", "effective_rank": "rank of T"
@@ -89,17 +98,20 @@ of smoke, which is no evidence, `runs/reproduce/smoke/results.jsonl`), written a
 What is there is not done again: a campaign that was killed, or whose
 `--budget` was used up (seconds after which no run begins), goes on with the same command, its base
 too, so that it may take several sittings. `--data` (`DATA`) is a folder of RedPajama-format text;
-without it the text is what is installed with Python, which differs between machines. Another text
-makes another base, wants a `--folder` of its own (of bases and text, `runs/reproduce/<scale>`), and
+without it the text is what is installed with Python: `constraints.txt` and one Python give one text
+(e8870a46 had the README of its day in it as well, and cannot be made again). Another text makes
+another base, wants a `--folder` of its own (of bases and text, `runs/reproduce/<scale>`), and
 never stands in one table with these. `--arms` takes some of a question's arms, `--seeds` the first
 seeds of each, `--commit` is what results name where the checkout is no git repository. `--study`
 takes one question or several, `main` without it (`shift` needs the domains of the installed text):
 """
 OTHERS = """## One thing at a time, and other bases
 
-A question begins with one seed, for pairs scatter little. What then ends lower than plain training
-by more than chance is run with three, and what still looks best with five fresh ones (`confirm`):
-only that counts. Each interval is for one comparison: of twenty, one misses by chance.
+A question begins with one seed, for from the base `mixture` pairs scatter little; from others they
+may scatter more. What then ends lower than plain training by more than chance is run with three,
+and what still looks best with five fresh ones (`confirm`): only that counts. Each interval is for
+one comparison: of twenty, one misses by chance. Operators' share and the rank of T are means over
+all weights, of heads and of channels, in the stage in which operators became largest.
 """
 CLUSTER = """- **The paper's own run**, TinyLLaMA-1.1B on 10 B tokens of RedPajama and its tasks: it
   takes a GPU cluster (`apex-composer plan yamls/tinyllama_apex.yaml` says how long). Without it,
@@ -221,32 +233,36 @@ def base_section(studies: Sequence[Study], mains: Sequence[Study] = ()) -> str:
     rows: list[list[str]] = []
     for study in studies:
         table = with_facts(study)
-        for (_, baseline), row in zip(study.arms, table.rows, strict=True):
-            question = NOTHING if baseline is None else study.name.replace("_", " ")
-            rows.append([question, *row])
+        for (runs, baseline), row in zip(study.arms, table.rows, strict=True):
+            own = baseline is None and is_conventional(runs)
+            rows.append([NOTHING if own else study.name.replace("_", " "), *row])
     longest = max(map(len, rows))
-    filled = [[*row[:-4], *[NOTHING] * (longest - len(row)), *row[-4:]] for row in rows]
+    filled = [[*row[:-5], *[NOTHING] * (longest - len(row)), *row[-5:]] for row in rows]
     whole = list(map(list, dict.fromkeys(map(tuple, filled))))
-    stages = [f"stage {number + 1}" for number in range(longest - 8)]
-    table = Table("", ["question", *table.head[:3], *stages, *table.head[-4:]], whole)
+    stages = [f"stage {number + 1}" for number in range(longest - 9)]
+    table = Table("", ["question", *table.head[:3], *stages, *table.head[-5:]], whole)
     title = f"### {base_title(studies[0])}\n"
     records = [record for study in studies for record in study.records]
     parts = [title, *([] if main else start_in_words(studies[0]))]
     if main is None or not masked_in_words(main.records):
         parts += masked_in_words(records)
-    parts += [*split_in_words(records), *lone_pairs_in_words(studies, mains)]
+    parts += split_in_words(records)
+    for study in studies:
+        parts += shift_in_words(study.arms)
+    parts += lone_pairs_in_words(studies, mains)
     return "\n".join([*parts, _with_origin(table, studies)])
 
 
 def with_facts(study: Study) -> Table:
-    """The differences, and beside them what operators were where they were largest."""
+    """The differences, beside them those on the text trained on, and operators at their largest."""
     table = differences_table(study)
     rows = []
-    for (runs, _), row in zip(study.arms, table.rows, strict=True):
+    for (runs, baseline), row in zip(study.arms, table.rows, strict=True):
         largest = [max(record["stages"], key=_operator_share) for record in runs.records]
         facts = [mean_of([stage.get(name) for stage in largest]) for name in OPERATOR_FACTS]
-        rows.append([*row, *facts])
-    return Table("", [*table.head, *OPERATOR_FACTS.values()], rows)
+        trained = None if baseline is None else training_difference(runs, baseline)
+        rows.append([*row, show(trained), *facts])
+    return Table("", [*table.head, TRAINED, *OPERATOR_FACTS.values()], rows)
 
 
 def _operator_share(stage: Mapping[str, Any]) -> float:

@@ -4,7 +4,7 @@ All arms of a seed see the same batches in the same order. An arm's name says wh
 keep its settings beside it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -123,12 +123,33 @@ def main_arms() -> list[Arm]:
     ]
 
 
-def same_schedule(first: Arm, second: Arm) -> bool:
-    """Whether two arms go on from one base, with one learning rate at every batch.
+def stops(place: int, end: int, averaged: Collection[int] = ()) -> list[int]:
+    """Where a stage stops for a moment: at checkpoints and now and then.
+
+    Between two of these a record has the mean of the losses of the batches, each before its step.
 
     Args:
-        first: an arm.
-        second: another one; stages without operators are its learning rates alone.
+        place: batches before it.
+        end: batches at its end.
+        averaged: batches after which there is a checkpoint.
+    """
+    every = max(1, (end - place) // 5)
+    own = {*range(place + every, end, every), end}
+    return sorted(own | {stop for stop in averaged if place < stop <= end})
+
+
+def same_schedule(first: Arm, second: Arm) -> bool:
+    """Whether two arms go on from one base, with one learning rate at every batch, and with moments
+    that begin from zero in every stage or with none that do.
     """
     settings = ("schedule", "rate", "keep_optimizer", "base", "stage_batches", "stages")
-    return all(getattr(first, name) == getattr(second, name) for name in settings)
+    fresh = [bool(arm.variation.get("fresh_moments")) for arm in (first, second)]
+    return fresh[0] == fresh[1] and all(
+        getattr(first, name) == getattr(second, name) for name in settings
+    )
+
+
+def is_conventional(arm: Arm) -> bool:
+    """Whether it trains without APEX; moments that begin anew in every stage need its stages."""
+    stages_alone = arm.apex == {"expansion": False} and arm.variation == {"fresh_moments": True}
+    return arm.apex is None or stages_alone

@@ -3,11 +3,15 @@
 A difference is of two runs from the same base that saw the same batches in the same order.
 """
 
+import itertools
 import json
+import operator
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from reproduce.arms import stops
 
 from apex_composer.report.estimates import Estimate, estimate
 
@@ -138,7 +142,8 @@ def is_main_baseline(runs: Runs) -> bool:
 
 
 def find_baseline(runs: Runs, others: Sequence[Runs]) -> Runs | None:
-    """The conventional runs of equal schedule; else those with the scale's rates by stage.
+    """The conventional runs of equal schedule; of conventional ones those with the scale's rates by
+    stage.
 
     Stages of other lengths are compared only where both end at the same batch.
 
@@ -147,7 +152,8 @@ def find_baseline(runs: Runs, others: Sequence[Runs]) -> Runs | None:
         others: all of the same origin.
 
     Returns:
-        None where there is none, as for the last-named themselves.
+        None where there is none, as for the last-named themselves: APEX with another schedule than
+        what it is held against would be credited with the schedule.
     """
     fitting = [
         other
@@ -155,35 +161,34 @@ def find_baseline(runs: Runs, others: Sequence[Runs]) -> Runs | None:
         if other.settings != runs.settings and other.ends[-1] == runs.ends[-1]
         and is_conventional(other) and set(other.by_seed) & set(runs.by_seed)
     ]  # fmt: skip
-    if not is_conventional(runs):
+    if runs.settings["apex"] is not None and not is_conventional(runs):
         equal = [
             other
             for other in fitting
             if all(other.settings[key] == runs.settings[key] for key in SCHEDULE)
             and has_fresh_moments(other) == has_fresh_moments(runs)
         ]
-        if equal:
-            return equal[0]
+        return equal[0] if equal else None
     if is_main_baseline(runs):
         return None
     plain = [other for other in fitting if is_main_baseline(other)]
     return max(plain, key=lambda other: other.ends == runs.ends, default=None)
 
 
-def loss(record: Record, place: int, domain: str | None = None) -> float:
-    """Nats per token at an evaluation: of a domain, or the mean over domains."""
+def loss(record: Record, place: int, domains: Collection[str] | None = None) -> float:
+    """Nats per token at an evaluation: the mean over some domains, or over all."""
     losses = record["losses"][place]
-    return statistics.fmean(losses.values()) if domain is None else losses[domain]
+    return statistics.fmean(losses.values() if domains is None else map(losses.get, domains))
 
 
 def difference(
-    runs: Runs, baseline: Runs, batch: int, domain: str | None = None
+    runs: Runs, baseline: Runs, batch: int, domains: Collection[str] | None = None
 ) -> Estimate | None:
     """Loss minus the baseline's in nats, over the seeds that both have.
 
     Args:
         batch: at which both were evaluated; where only their last ones agree, only that counts.
-        domain: default the mean over domains.
+        domains: over which the mean is taken; default all.
 
     Returns:
         None where it cannot be compared.
@@ -195,11 +200,43 @@ def difference(
     places = runs.ends.index(batch), baseline.ends.index(batch)
     return estimate(
         [
-            loss(runs.by_seed[seed], places[0], domain)
-            - loss(baseline.by_seed[seed], places[1], domain)
+            loss(runs.by_seed[seed], places[0], domains)
+            - loss(baseline.by_seed[seed], places[1], domains)
             for seed in seeds
         ]
     )
+
+
+def training_difference(runs: Runs, baseline: Runs, stage: int = -1) -> Estimate | None:
+    """Training loss in a stage minus the baseline's in nats, over the seeds that both have.
+
+    Its mean over the batches, each before its step. A run that reads its text at most once has not
+    been trained on these windows, but on others of the same documents: it says how well they are
+    learned, and over so many tokens pairs scatter least.
+
+    Args:
+        runs: of an arm.
+        baseline: of what it is compared with.
+        stage: its index.
+
+    Returns:
+        None where stages or the batches of the means differ.
+    """
+    seeds = sorted(set(runs.by_seed) & set(baseline.by_seed))
+    if runs.ends != baseline.ends or not seeds:
+        return None
+    spans = [[start, *stops(start, end)] for start, end in itertools.pairwise(runs.ends)]
+    counts = [len(span) - 1 for span in spans]
+    sizes = [after - before for before, after in itertools.pairwise(spans[stage])]
+    first = sum(counts[: range(len(spans))[stage]])
+    values = []
+    for seed in seeds:
+        pair = [own.by_seed[seed]["training_losses"] for own in (runs, baseline)]
+        if any(len(own) != sum(counts) for own in pair):
+            return None
+        gaps = [one - other for one, other in zip(*pair, strict=True)][first:]
+        values.append(sum(map(operator.mul, sizes, gaps)) / sum(sizes))
+    return estimate(values)
 
 
 def seeds_across_machines(runs: Runs, baseline: Runs) -> list[int]:

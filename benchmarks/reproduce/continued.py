@@ -1,13 +1,13 @@
 """One arm with one seed, from its base to its results."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
 import torch
-from reproduce.arms import AVERAGED, Arm
+from reproduce.arms import AVERAGED, Arm, stops
 from reproduce.bases import KINDS, Base, chosen
 from reproduce.model import BatchOrder, build_model, evaluate, make_optimizer, train
 from reproduce.scales import Scale
@@ -61,7 +61,7 @@ def run_arm(
         facts = varied.begin(stage) if varied else {}
         forward = varied.assessing if varied else nullcontext
         clip = varied.clip if varied else None
-        for stop in _stops(place, end, average):
+        for stop in stops(place, end, average.places if average else ()):
             found = train(
                 model, optimizer, order, range(place, stop),
                 lambda number: arm.learning_rate(scale, number), forward=forward, clip=clip,
@@ -106,15 +106,6 @@ def averaged_places(arm: Arm, scale: Scale) -> set[int]:
     """Batches after which the averaged checkpoints are taken: evenly over the second half."""
     last = arm.stage_ends(scale)[-1]
     return {round(last / 2 + last / 2 * (i + 1) / AVERAGED) for i in range(AVERAGED)}
-
-
-def _stops(place: int, end: int, average: "Average | None") -> Iterator[int]:
-    """Where training stops for a moment between two batches: at checkpoints and now and then."""
-    every = max(1, (end - place) // 5)
-    stops = {*range(place + every, end, every), end}
-    if average is not None:
-        stops |= {stop for stop in average.places if place < stop <= end}
-    return iter(sorted(stops))
 
 
 class Average:

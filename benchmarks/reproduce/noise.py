@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from reproduce.comparisons import Runs, difference, loss
+from reproduce.comparisons import Runs, difference, loss, training_difference
 
 from apex_composer.report.estimates import t_quantile
 
@@ -46,6 +46,16 @@ def noise(arms: Sequence[tuple[Runs, Runs | None]]) -> Noise:
     single, paired = _pooled(singles), _pooled(pairs)
     seeds = None if paired[0] is None else seeds_needed(paired[0])
     return Noise(*single, *paired, seeds)
+
+
+def training_scatter(arms: Sequence[tuple[Runs, Runs | None]]) -> tuple[float | None, int]:
+    """Standard deviation of pairs' differences in the last stage's training loss, and its freedom.
+
+    Args:
+        arms: each with its baseline.
+    """
+    found = [training_difference(runs, base) for runs, base in arms if base is not None]
+    return _pooled([own.values for own in found if own is not None and any(own.values)])
 
 
 def _pooled(samples: Iterable[Sequence[float]]) -> tuple[float | None, int]:

@@ -154,7 +154,7 @@ def domains_table(study: Study) -> Table:
     rows = [
         [
             runs.arm, baseline.arm,
-            *(show(difference(runs, baseline, runs.ends[-1], name)) for name in domains),
+            *(show(difference(runs, baseline, runs.ends[-1], [name])) for name in domains),
         ]
         for runs, baseline in study.arms
         if baseline is not None

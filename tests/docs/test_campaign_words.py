@@ -86,17 +86,17 @@ def test_arms_with_one_seed_are_told_from_chance_by_the_pairs_of_main(tmp_path):
     records = [*small_campaign(), make_record("vary", 1, [3.5, 3.2, 3.1], **given)]
     write_records(tmp_path / "reproduce-cpu.jsonl", records)
     page = make_results.make_page(tmp_path)
-    told = "as those of `apex_rank` do (0.00100, 2 degrees of freedom), differences above 0.00430"
+    told = "of APEX in the paper's comparison do (0.00100, 2 degrees of freedom), differences "
     assert page.count("An arm with one seed has no interval") == 1
-    assert told in page.partition("## One thing at a time")[2]
-    assert "Of 1 arms with APEX 0 end lower than plain training by more; 1 end higher" in page
+    assert f"{told}above 0.00430" in page.partition("## One thing at a time")[2]
+    assert "Of 1 arms that select units 0 end lower than plain training by more; 1 end hi" in page
     # Of another text there is another base, and no scatter of its own: that of one kind counts.
     other = {"base": "c" * 64, "texts": "u" * 64}
     plain = make_record("vanilla_stagewise", 1, [3.5, 3.2, 3.0], **other)
     vary = make_record("vary", 1, [3.5, 3.2, 2.9], **other, **given)
     write_records(tmp_path / "reproduce-cpu.jsonl", [*small_campaign(), plain, vary])
     page = make_results.make_page(tmp_path).partition("base mixture cccccccc\n")[2]
-    assert told in page and "1 end lower than plain training by more: `vary`" in page
+    assert told in page and "1 end lower than plain training by more: `vary`;" in page
     vary = [make_record("vary", seed, [3.5, 3.2, 3.1], **given) for seed in (1, 2, 3)]
     write_records(tmp_path / "reproduce-cpu.jsonl", [*small_campaign(), *vary])
     assert "no interval" not in make_results.make_page(tmp_path)
@@ -113,9 +113,8 @@ def test_the_lowest_arm_is_named_and_the_lowest_that_selects_units(tmp_path):
     }
     path = write_records(tmp_path / "reproduce-cpu.jsonl", list(made.values()))
     told = "Lowest at the end is `vanilla_rate_0.1`, −0.10000 against `vanilla_stagewise`; of the "
-    assert f"{told}arms that select units `weak`, +0.00500.\n" in make_results.make_page(
-        path.parent
-    )
+    told += "arms that select units `weak`, +0.00500 against `vanilla_stagewise`.\n"
+    assert told in make_results.make_page(path.parent)
     del made["vanilla_rate_0.1"]
     write_records(path, [*made.values(), make_record("vanilla_wsd", 1, [3.5, 3.2], ends=[100],
                                                      settings={"schedule": "wsd"})])  # fmt: skip
@@ -126,12 +125,86 @@ def test_the_lowest_arm_is_named_and_the_lowest_that_selects_units(tmp_path):
 def test_what_splitting_costs_and_whether_copies_part_is_told(tmp_path):
     settings = APEX | {"variation": {"split": True}}
     for seed, after, cosine in ((1, 3.7, 0.9), (2, 3.9, 0.8)):
-        facts = [{"split_losses": {"before": 3.5, "after": after}, "split_similarity": 0.95},
-                 {"split_similarity": cosine}]  # fmt: skip
+        facts = [
+            {"split_losses": {"before": 3.5, "after": after}, "split_similarity": 0.95},
+            {"split_losses": {"before": 3.5, "after": 3.6}, "split_similarity": cosine},
+        ]
         given = {"study": "splitting", "settings": settings, "stages": facts}
         write_records(tmp_path / f"{seed}.jsonl", [make_record("split", seed, [3, 3, 3], **given)])
     lines = "".join((tmp_path / f"{seed}.jsonl").read_text() for seed in (1, 2))
     (tmp_path / "reproduce-cpu.jsonl").write_text(lines)
-    told = "`split`: as weak units become copies of strong ones the loss rises by 0.3000; at the "
     page = make_results.make_page(tmp_path)
-    assert f"{told}end the cosine between the rows of both is 0.85000" in page
+    assert "copies of strong ones at the beginning of each stage, the loss rises by 0.3000" in page
+    assert ", 0.1000; at the stages' ends the cosine between the rows of both is 0.95000, " in page
+    assert "0.95000, 0.85000 (1: copies still)" in page
+
+
+def test_the_text_that_both_were_trained_on_is_a_second_measure(tmp_path):
+    """Means of every fifth of a stage: APEX is 0.01 * seed above in the first, 0.001 in the other.
+
+    Of one seed 0.1 and 0.2 above: far more than pairs of the main comparison scatter, which is
+    0.0001 in the last stage.
+    """
+    facts = {
+        "domains": {
+            "book": {"base": 1, "continued": 6000},
+            "code": {"base": 1, "continued": 10_000},
+        }
+    }
+    records = []
+    for seed in (1, 2, 3):
+        plain = [3.0 + seed + 0.01 * fifth for fifth in range(10)]
+        gain = [0.01 * seed] * 5 + [0.001 + 0.0001 * (seed - 2)] * 5
+        apex = [loss + own for loss, own in zip(plain, gain, strict=True)]
+        vary = [loss + own for loss, own in zip(plain, [0.1] * 5 + [0.2] * 5, strict=True)]
+        for arm, losses, own in (("vanilla_stagewise", plain, {}), ("apex_rank", apex, APEX)):
+            records.append(make_record(arm, seed, [3, 2, 1 + 0.1 * (arm == "apex_rank") * seed],
+                settings=own, training_losses=losses, texts_facts=facts))  # fmt: skip
+        if seed == 1:
+            own = APEX | {"variation": {"x": 1}}
+            records.append(make_record("vary", 1, [3, 2, 1], study="rates", settings=own,
+                training_losses=vary, texts_facts=facts))  # fmt: skip
+    write_records(tmp_path / "reproduce-cpu.jsonl", records)
+    page = " ".join(make_results.make_page(tmp_path).split())
+    told = (
+        "trained on (0.5 times its text), every batch before its step, APEX minus plain training "
+    )
+    assert (
+        f"{told}is +0.02000 ± 0.02484, +0.00100 ± 0.00025 in its stages (the interval exc" in page
+    )
+    told = "On the training text of the last stage those above 0.00043 are (0.000100, 2 degrees"
+    assert f"{told} of freedom). Of 1 arms that select units 0 are lower" in page
+    assert "; 1 are higher than plain training by more: `vary`." in page
+    records[1]["training_losses"] = records[1]["training_losses"][:-1]
+    write_records(tmp_path / "reproduce-cpu.jsonl", records)
+    assert "every batch before its step" not in make_results.make_page(tmp_path)
+
+
+def test_what_a_base_was_not_trained_on_stands_apart_from_what_is_forgotten(tmp_path):
+    shift = {"base": "shift"}
+    plain = make_record("shift_vanilla_stagewise", 1, [3, 2, 1], study="shift", settings=shift)
+    apex = make_record("shift_apex_rank", 1, [3, 2, 1], study="shift", settings=shift | APEX)
+    for record, docs, github in ((plain, 1.0, 4.0), (apex, 0.9, 4.5)):
+        record["losses"] = [{"documentation": 3.0, "packages": 3.0, "github": 2.0}] * 2
+        record["losses"].append({"documentation": docs, "packages": 1.0, "github": github})
+        record["texts_facts"] = {"domains": {"github": {"base": 24_000, "continued": 1}}}
+    page = make_results.make_page(
+        write_records(tmp_path / "reproduce-cpu.jsonl", [plain, apex]).parent
+    )
+    assert "`shift_vanilla_stagewise` at the end, on what both read: −0.05000; on github" in page
+    assert "on github, which they forget (2.000 becomes 4.000): +0.50000." in page
+    assert "The base had read 0.5 M tokens (20 times its text); its loss" in page
+
+
+def test_masking_counts_once_for_a_seed_and_not_for_random_weights(tmp_path):
+    masked = {"whole": 3.0, "lowest": 3.01, "random": 3.2, "top": 5.0}
+    other = masked | {"lowest": 3.03}
+    given = [("a", 1, masked), ("b", 1, masked), ("c", 1, masked), ("a", 2, other)]
+    records = [make_record(arm, seed, [3, 2, 1], settings=APEX, stages=[{"masked": facts}, {}])
+               for arm, seed, facts in given]  # fmt: skip
+    page = make_results.make_page(write_records(tmp_path / "reproduce-cpu.jsonl", records).parent)
+    assert "lowest norms, this base's loss is 0.0200 nats higher" in page
+    for record in records:
+        record["base_batches"] = 0
+    page = make_results.make_page(write_records(tmp_path / "reproduce-cpu.jsonl", records).parent)
+    assert "lowest norms" not in page and "The base's loss is 3.0000 nats." in page

@@ -7,6 +7,7 @@ from reproduce.comparisons import (
     by_origin,
     difference,
     find_baseline,
+    training_difference,
 )
 
 
@@ -25,7 +26,7 @@ def test_differences_are_of_equal_seeds_and_intervals_students():
     half = 4.3027 * 0.01 / math.sqrt(3)
     assert (first.low, first.high) == pytest.approx((0.02 - half, 0.02 + half))
     assert difference(apex, base, 200).mean == pytest.approx(0.002)
-    assert difference(apex, base, 200, "book").mean == pytest.approx(0.002)
+    assert difference(apex, base, 200, ["book"]).mean == pytest.approx(0.002)
     assert difference(apex, base, 0).values == pytest.approx((0, 0, 0))
     assert difference(apex, base, 150) is None
     constant = difference(found["vanilla_constant"], base, 200)
@@ -36,8 +37,9 @@ def test_a_domain_has_its_own_difference():
     wide = [make_record("apex_rank", 1, [3.0, 2.9, 2.8], spread=0.7, settings=APEX)]
     found = arms([make_record("vanilla_stagewise", 1, [3.0, 2.9, 2.8]), *wide])
     pair = found["apex_rank"], found["vanilla_stagewise"], 200
-    assert difference(*pair, "code").mean == pytest.approx(0.2)
-    assert difference(*pair, "book").mean == pytest.approx(-0.2)
+    assert difference(*pair, ["code"]).mean == pytest.approx(0.2)
+    assert difference(*pair, ["book"]).mean == pytest.approx(-0.2)
+    assert difference(*pair, ["book", "code"]).mean == pytest.approx(0)
     assert difference(*pair).mean == pytest.approx(0) and difference(*pair).low is None
 
 
@@ -78,7 +80,7 @@ def test_the_baseline_has_the_same_stages_and_begins_alike():
         "apex_fresh": "fresh",
         "apex_short": "short",
         "apex_long": None,
-        "apex_one_stage": "vanilla_stagewise",
+        "apex_one_stage": None,  # it would be credited with another schedule
         "averaged": "vanilla_stagewise",
         "fast": "vanilla_stagewise",
         "apex_fast": "fast",
@@ -141,3 +143,28 @@ def test_fresh_moments_are_held_against_stages_with_fresh_moments_and_no_operato
     assert baselines["apex_fresh_moments"] is found["vanilla_fresh_moments"]
     for name in ("vanilla_fresh_moments", "selection_only"):
         assert baselines[name] is found["vanilla_stagewise"]
+
+
+def test_training_losses_are_compared_stage_by_stage_of_equal_batches():
+    plain = [5.0, 4.0, 3.0, 2.0, 1.0]
+    changed = [*(one + 0.5 for one in plain), *(one - 0.25 for one in plain)]
+    odd = {"ends": [102, 200]}
+    records = [
+        make_record("vanilla_stagewise", 1, [3, 2, 1], training_losses=plain * 2),
+        make_record("apex", 1, [3, 2, 1], settings=APEX, training_losses=changed),
+        # Of an average there are means of other batches, and of other stages too.
+        make_record("averaged", 1, [3, 2, 1], training_losses=[*plain, *plain, 1.0]),
+        make_record("odd", 1, [3, 2, 1], training_losses=[*plain, 9.0, *plain, 9.0], **odd),
+        make_record("odd_apex", 1, [3, 2, 1], settings=APEX,
+                    training_losses=[*plain, 3.0, *plain, 12.0], **odd),
+    ]  # fmt: skip
+    found = arms(records)
+    base = found["vanilla_stagewise"]
+    assert training_difference(found["apex"], base, 0).mean == pytest.approx(0.5)
+    assert training_difference(found["apex"], base).mean == pytest.approx(-0.25)
+    assert training_difference(found["averaged"], base) is None
+    assert training_difference(found["odd"], base) is None
+    # 102 batches are five means of 20 and one of 2; 98 five of 19 and one of 3.
+    pair = found["odd_apex"], found["odd"]
+    assert training_difference(*pair, 0).mean == pytest.approx(-6 * 2 / 102)
+    assert training_difference(*pair, 1).mean == pytest.approx(3 * 3 / 98)

@@ -40,12 +40,11 @@ def test_the_tables_of_a_small_campaign():
 
 def test_arms_of_fewer_stages_stand_in_the_right_columns():
     records = [make_record("vanilla_stagewise", seed, [3, 2, 1.5]) for seed in (1, 2)]
-    settings = APEX | {"stages": 1}
-    records.append(make_record("apex", 1, [3, 1.25], ends=[200], settings=settings))
+    records.append(make_record("one_stage", 1, [3, 1.25], ends=[200], settings={"stages": 1}))
     (study,) = studies_of(records)
-    found = rows(differences_table(study))["apex"]
+    found = rows(differences_table(study))["one_stage"]
     assert found == ["vanilla_stagewise", "1", "–", "−0.25000", "−22.12 %"]
-    assert rows(losses_table(study))["apex"] == ["1", "3.0000", "–", "1.2500"]
+    assert rows(losses_table(study))["one_stage"] == ["1", "3.0000", "–", "1.2500"]
     assert facts_table(study) is None
 
 
