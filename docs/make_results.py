@@ -182,8 +182,10 @@ def main_section(study: Study) -> str:
     if STAGEWISE in arms:
         parts += lowest_in_words(study, arms[STAGEWISE])
     parts += masked_in_words(study.records)
-    parts += [_with_origin(with_facts(study), [study]), BY_DOMAIN]
-    return "\n".join([*parts, markdown(domains_table(study)) + "\n"])
+    parts.append(_with_origin(with_facts(study), [study]))
+    if len(arms) > 2:  # of one arm the sentences have said it
+        parts += [BY_DOMAIN, markdown(domains_table(study)) + "\n"]
+    return "\n".join(parts)
 
 
 def base_title(study: Study) -> str:
