@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from statistics import fmean
+from statistics import correlation, fmean
 from typing import Any
 
 from base_words import times_read
@@ -17,12 +17,13 @@ from apex_composer.report.run import Curve
 
 # Perplexities after each stage, at a constant rate and with APEX (paper, table 2).
 PAPER = ((5.87, 5.75), (5.85, 5.55), (5.83, 5.44))
+FEWEST_RANKED = 8  # arms, for a rank correlation
 PAPER_SHARE = 33  # % of the tokens after which APEX is as good as the constant rate
 
 
-def signed(nats: float) -> str:
-    """A published difference; nothing is a plain 0."""
-    return f"{nats:+.3f}".replace("-", "−") if nats else "0"
+def signed(value: float, digits: int = 3) -> str:
+    """A published difference, or another number with its sign; nothing is a plain 0."""
+    return f"{value:+.{digits}f}".replace("-", "−") if value else "0"
 
 
 def in_words(stagewise: Runs, apex: Runs) -> str:
@@ -165,6 +166,33 @@ def lone_pairs_in_words(studies: Sequence[Study], mains: Sequence[Study]) -> Ite
             f"{_beyond('are', arms, reach, training_difference)}"
         )
     yield "\n".join([*lines, ""])
+
+
+def growth_in_words(arms: Sequence[tuple[Runs, Runs | None]]) -> Iterator[str]:
+    """Whether arms end the higher the larger their operators grow, in ranks; splitting left out."""
+    shares, ends = [], []
+    for runs, base in arms:
+        share = fmean(largest_share(record["stages"])["relative_norm"] for record in runs.records)
+        if base is not None and share and "split" not in runs.settings["variation"]:
+            shares.append(share)
+            ends.append(difference(runs, base, runs.ends[-1]).mean)
+    if len(shares) >= FEWEST_RANKED and all(map(math.isfinite, ends)):
+        yield (
+            "Rank correlation of the difference at the end with operators' largest share of their "
+            f"rows: {signed(correlation(_ranks(shares), _ranks(ends)), 2)} ({len(shares)} arms).\n"
+        )
+
+
+def largest_share(stages: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The facts of the stage in which operators became largest, with a share in any case."""
+    return max(
+        ({"relative_norm": 0.0} | dict(stage) for stage in stages),
+        key=lambda stage: stage["relative_norm"],
+    )
+
+
+def _ranks(values: Sequence[float]) -> list[int]:
+    return [sorted(values).index(value) for value in values]
 
 
 def _expands(runs: Runs) -> bool:

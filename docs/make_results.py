@@ -2,9 +2,8 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / folder) for folder in ("benchmarks", "benchmarks/gpu", "docs")]
@@ -18,7 +17,9 @@ from base_words import (  # noqa: E402
 from campaign_words import (  # noqa: E402
     PAPER,
     decay_in_words,
+    growth_in_words,
     in_words,
+    largest_share,
     lone_pairs_in_words,
     lowest_in_words,
     signed,
@@ -253,6 +254,7 @@ def base_section(studies: Sequence[Study], mains: Sequence[Study] = ()) -> str:
     for study in studies:
         parts += shift_in_words(study.arms)
     parts += lone_pairs_in_words(studies, mains)
+    parts += growth_in_words([pair for study in studies for pair in study.arms])
     return "\n".join([*parts, _with_origin(table, studies)])
 
 
@@ -261,15 +263,11 @@ def with_facts(study: Study) -> Table:
     table = differences_table(study)
     rows = []
     for (runs, baseline), row in zip(study.arms, table.rows, strict=True):
-        largest = [max(record["stages"], key=_operator_share) for record in runs.records]
-        facts = [mean_of([stage.get(name) for stage in largest]) for name in OPERATOR_FACTS]
+        largest = [largest_share(record["stages"]) for record in runs.records]
+        facts = [mean_of([stage.get(name) or None for stage in largest]) for name in OPERATOR_FACTS]
         trained = None if baseline is None else training_difference(runs, baseline)
         rows.append([*row, show(trained), *facts])
     return Table("", [*table.head, TRAINED, *OPERATOR_FACTS.values()], rows)
-
-
-def _operator_share(stage: Mapping[str, Any]) -> float:
-    return stage.get("relative_norm") or 0.0
 
 
 def _with_origin(table: Table, studies: Sequence[Study]) -> str:

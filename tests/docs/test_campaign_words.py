@@ -208,3 +208,28 @@ def test_masking_counts_once_for_a_seed_and_not_for_random_weights(tmp_path):
         record["base_batches"] = 0
     page = make_results.make_page(write_records(tmp_path / "reproduce-cpu.jsonl", records).parent)
     assert "lowest norms" not in page and "The base's loss is 3.0000 nats." in page
+
+
+def test_whether_larger_operators_end_higher_is_a_correlation_of_ranks(tmp_path):
+    """Squares of 1 to 8 are in the order of 1 to 8; with the largest one the lowest, d = 7, -1, ...
+
+    1 - 6 * (7**2 + 7 * 1) / (8 * 63) = 1/3 (Spearman).
+    """
+    records = [make_record("vanilla_stagewise", 1, [3, 2, 1])]
+    for place in range(1, 9):
+        own = APEX | {"variation": {"x": place}}
+        facts = [{"relative_norm": 0.001}, {"relative_norm": 0.01 * place}]
+        records.append(make_record(f"arm{place}", 1, [3, 2, 1 + place**2 / 1000], study="rates",
+                                   settings=own, stages=facts))  # fmt: skip
+    split = APEX | {"variation": {"split": True}}
+    facts = [{"relative_norm": 9.0, "split_losses": {"before": 3, "after": 4},
+              "split_similarity": 1.0}] * 2  # fmt: skip
+    records.append(make_record("split", 1, [3, 2, 0.5], study="s", settings=split, stages=facts))
+    path = tmp_path / "reproduce-cpu.jsonl"
+    told = "operators' largest share of their rows: +1.00 (8 arms)."
+    assert told in make_results.make_page(write_records(path, records).parent)
+    records[8]["losses"][-1] = {"book": 0.5, "code": 0.5}
+    page = make_results.make_page(write_records(path, records).parent)
+    assert told.replace("+1.00", "+0.33") in page
+    page = make_results.make_page(write_records(path, records[:8]).parent)
+    assert "Rank correlation" not in page

@@ -76,6 +76,8 @@ def test_the_readme_says_what_was_measured():
     ends = [float(row.replace("−", "-").split(" ± ")[0]) for row in rows]
     most = re.search(r"with the authors' operator it ends at most ([\d.]+) nats lower", readme)[1]
     assert len(ends) >= 4 and -min(ends) <= float(most) < -min(ends) + 1e-4
+    lower = re.findall(r"Of \d+ arms that select units (\d+) end lower", others)
+    assert ("no variation" in readme) is (set(lower) == {"0"})
     assert "GPU numbers are pending" not in readme
 
 
