@@ -13,7 +13,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ checkout.activate()
 import torch  # noqa: E402
 from machine import describe, processor  # noqa: E402
 from reproduce.alone import alone_in  # noqa: E402
-from reproduce.arms import is_conventional  # noqa: E402
 from reproduce.bases import KINDS, Base, chosen, get_base  # noqa: E402
+from reproduce.jobs import jobs_of  # noqa: E402
 from reproduce.model import BatchOrder  # noqa: E402
 from reproduce.records import (  # noqa: E402
     Record,
@@ -41,7 +41,7 @@ from reproduce.records import (  # noqa: E402
 )
 from reproduce.runs import Job, Settings, run_jobs  # noqa: E402
 from reproduce.scales import SCALES, Scale  # noqa: E402
-from reproduce.studies import arms_of, baseline_of, studies  # noqa: E402
+from reproduce.studies import studies  # noqa: E402
 from reproduce.texts import Texts, load, own_pages, pages_hash, prepare, prepare_small, windows  # noqa: E402
 
 ROOT = checkout.ROOT
@@ -55,50 +55,6 @@ def expected_key(job: Job, scale: Scale, texts: Texts, base: Base) -> tuple[Any,
             "scale": protocol(scale), "settings": as_json(job.arm.facts()),
         }
     )  # fmt: skip
-
-
-def jobs_of(
-    scale: Scale,
-    chosen: Sequence[str],
-    names: Sequence[str] | None = None,
-    seeds: int | None = None,
-) -> list[Job]:
-    """All runs of some studies: every arm's first seed, then every arm's second, and so on.
-
-    What an arm is compared with is run before it, also where another study has it.
-
-    Args:
-        scale: its numbers of seeds.
-        chosen: names of studies.
-        names: of arms; default all.
-        seeds: of an arm at most; default the scale's numbers.
-
-    Raises:
-        SystemExit: where a study has no such arm.
-    """
-    known = [arm.name for study in chosen for arm in arms_of(study)]
-    if unknown := sorted(set(names or ()) - set(known)):
-        raise SystemExit(f"--arms: {', '.join(unknown)} is none of {', '.join(known)}")
-    jobs = [
-        Job(arm, seed)
-        for study in chosen
-        for arm in arms_of(study)
-        for seed in arm.seeds(scale)[:seeds]
-        if names is None or arm.name in names
-    ]
-    jobs.sort(key=lambda job: (chosen.index(job.arm.study), job.seed - job.arm.first_seed))
-    return list(_with_baselines(jobs))
-
-
-def _with_baselines(jobs: Sequence[Job]) -> Iterator[Job]:
-    known = {(job.arm.name, job.seed) for job in jobs}
-    for job in jobs:
-        if not is_conventional(job.arm):
-            baseline = baseline_of(job.arm)
-            if (baseline.name, job.seed) not in known:
-                known.add((baseline.name, job.seed))
-                yield Job(baseline, job.seed)
-        yield job
 
 
 def check_texts(jobs: Sequence[Job], scale: Scale, texts: Texts) -> None:
