@@ -118,11 +118,12 @@ def shift_in_words(arms: Sequence[tuple[Runs, Runs | None]]) -> Iterator[str]:
             continue
         left = [domain for domain in one["losses"][0] if domain not in read]
         found = [show(difference(runs, baseline, runs.ends[-1], own)) for own in (read, left)]
+        seeds = sorted(set(runs.by_seed) & set(baseline.by_seed))
         before, after = (
             fmean(loss(record, place, left) for record in baseline.records) for place in (0, -1)
         )
         yield (
             f"`{runs.arm}` minus `{baseline.arm}` at the end, on what both read: {found[0]}; on "
-            f"{', '.join(left)}, which they forget ({before:.3f} becomes {after:.3f}): {found[1]}."
-            "\n"
+            f"{', '.join(left)}, which they forget ({before:.3f} becomes {after:.3f}): {found[1]} "
+            f"(seeds {', '.join(map(str, seeds))}).\n"
         )

@@ -24,6 +24,7 @@ from campaign_words import (  # noqa: E402
     lowest_in_words,
     signed,
 )
+from confirm_words import confirmed_in_words  # noqa: E402
 from gpu_results import gpu_sections  # noqa: E402
 from pending_runs import pending  # noqa: E402
 from reproduce.comparisons import (  # noqa: E402
@@ -252,7 +253,7 @@ def base_section(studies: Sequence[Study], mains: Sequence[Study] = ()) -> str:
         parts += masked_in_words(records)
     parts += split_in_words(records)
     for study in studies:
-        parts += shift_in_words(study.arms)
+        parts += [*shift_in_words(study.arms), *confirmed_in_words(study)]
     parts += lone_pairs_in_words(studies, mains)
     parts += growth_in_words([pair for study in studies for pair in study.arms])
     return "\n".join([*parts, _with_origin(table, studies)])

@@ -192,8 +192,38 @@ def test_what_a_base_was_not_trained_on_stands_apart_from_what_is_forgotten(tmp_
         write_records(tmp_path / "reproduce-cpu.jsonl", [plain, apex]).parent
     )
     assert "`shift_vanilla_stagewise` at the end, on what both read: −0.05000; on github" in page
-    assert "on github, which they forget (2.000 becomes 4.000): +0.50000." in page
+    assert "on github, which they forget (2.000 becomes 4.000): +0.50000 (seeds 1).\n" in page
     assert "The base had read 0.5 M tokens (20 times its text); its loss" in page
+
+
+def test_fresh_seeds_are_held_against_every_rate_that_was_run_with_them(tmp_path):
+    """0.001 lower than plain training at its own rates, 0.0005 higher than at the other rate."""
+    shift = {"base": "shift"}
+    arms = {
+        "shift_vanilla_stagewise": (shift, 0.0), "shift_apex_rank": (shift | APEX, -0.001),
+        "shift_vanilla_rate_1.5": (shift | {"rate": 1.5}, -0.0015),
+    }  # fmt: skip
+    records = [
+        make_record(arm, seed, [3, 2, 1 + seed / 100 + gain], study=study, settings=own,
+                    training_losses=[3.0] * 5 + [2.0 + gain] * 5)
+        for arm, (own, gain) in arms.items()
+        for seed, study in ((1, "shift"), (101, "confirm"), (102, "confirm"))
+    ]  # fmt: skip
+    for record in records:
+        record["losses"] = [
+            {"documentation": own["book"], "packages": own["code"], "github": own["book"]}
+            for own in record["losses"]
+        ]
+    path = write_records(tmp_path / "reproduce-cpu.jsonl", records)
+    page = make_results.make_page(path.parent)
+    told = "With 2 fresh seeds `shift_apex_rank` minus `shift_vanilla_"
+    assert page.count("With 2 fresh seeds") == 2
+    assert (
+        f"{told}stagewise` is −0.00100 ± 0.00000 at the end (the interval excludes 0) and "
+        "−0.00100 ± 0.00000 on the training text of the last stage (the interval excludes 0).\n"
+    ) in page
+    assert f"{told}rate_1.5` is +0.00050 ± 0.00000 at the end (the interval excludes 0)" in page
+    assert "(seeds 101, 102)." in page and "(seeds 1)." in page
 
 
 def test_masking_counts_once_for_a_seed_and_not_for_random_weights(tmp_path):
