@@ -44,7 +44,7 @@ def train(config: Path) -> dict[str, Any]:
     settings, began = OmegaConf.load(config), time.perf_counter()
     trainer = start(settings)
     if settings.variables.get("average_checkpoints"):
-        evaluate_average(trainer, Path(settings.save_folder), config.parent / "averaged")
+        evaluate_average(trainer, config.parent / "averaged")
     found, logged = collect_metrics(trainer, [HELD_OUT]), logged_numbers(trainer)
     if not settings.optimizer.lr:  # the base model, which is evaluated this way
         logged["base/trained_share"] = 0.0
@@ -62,19 +62,19 @@ def train(config: Path) -> dict[str, Any]:
     return result | {"run_seconds": time.perf_counter() - began}
 
 
-def evaluate_average(trainer: Any, checkpoints: Path, out: Path) -> None:
+def evaluate_average(trainer: Any, out: Path) -> None:
     """Evaluate the mean of a run's kept checkpoints in the place of its last weights.
 
     Args:
-        trainer: Composer trainer after `fit`.
-        checkpoints: their folder.
+        trainer: Composer trainer after `fit`. What an earlier run has left in the folder of its
+            checkpoints is not among them.
         out: folder for the mean, as `apex-composer merge` writes it.
     """
     from transformers import AutoModelForCausalLM
 
     from apex_composer.tools.merge import merge
 
-    kept = sorted(path for path in checkpoints.glob("*.pt") if not path.is_symlink())
+    kept = [Path(path) for path in trainer.saved_checkpoints]
     merge(kept, out, overwrite=True)
     weights = AutoModelForCausalLM.from_pretrained(out).state_dict()
     trainer.state.model.model.load_state_dict(weights)

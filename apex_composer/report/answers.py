@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from apex_composer.report.crossings import TOTAL, Crossing, Reach, find_reach
 from apex_composer.report.estimates import Estimate
-from apex_composer.report.finals import Final, all_domains, are_paired, find_final
+from apex_composer.report.finals import Final, all_domains, are_paired, find_final, same_text
 from apex_composer.report.groups import (
     Group,
     differing,
@@ -36,7 +36,7 @@ class Answer:
             one and it is known.
         finals: by group name, then by domain; a domain that a group has not evaluated is absent.
         reaches: of each group and each baseline that begins with the same weights, in `total`, or
-            by domain where that is unknown.
+            by domain where that is unknown or not of the same text.
         settings: those that differ: key to the values in the order of the groups, as text.
         hidden: settings that differ and were left out: names and places.
         versions: packages that differ: name to the versions in the order of the groups.
@@ -109,12 +109,17 @@ def _finals(group: Group, baseline: Group | None, domains: Sequence[str]) -> dic
 def _reaches(
     groups: Sequence[Group], baselines: Sequence[Group], domains: Sequence[str]
 ) -> tuple[Reach, ...]:
-    wanted = [TOTAL] if TOTAL in domains else list(domains)
     found = [
         find_reach(group, baseline, domain, are_paired(group, baseline))
         for baseline in baselines
         for group in groups
         if group.name != baseline.name and same_start(group, baseline)
-        for domain in wanted
+        for domain in _comparable(group, baseline, domains)
     ]
     return tuple(reach for reach in found if reach is not None)
+
+
+def _comparable(group: Group, baseline: Group, domains: Sequence[str]) -> list[str]:
+    """The total where it is of the same text, else the domains that are."""
+    same = [domain for domain in domains if same_text(group, baseline, domain)]
+    return [TOTAL] if TOTAL in same else same

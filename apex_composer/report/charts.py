@@ -12,6 +12,7 @@ from apex_composer.report.answers import TOTAL, Answer
 from apex_composer.report.crossings import validation_curve
 from apex_composer.report.curves import Axis, Chart, compare_curves, runs_of
 from apex_composer.report.drawing import COLOURS, Line, draw
+from apex_composer.report.finals import same_text
 from apex_composer.report.maps import UNITS
 from apex_composer.report.run import Curve, Run
 
@@ -30,11 +31,20 @@ def validation_charts(axis: Axis, answer: Answer) -> Iterator[Chart | None]:
                 curves[run.folder] = curve
         title = f"Validation loss: {domain}"
         reached = _reached(axis, answer, domain)
-        chart = compare_curves(axis, title, curves, differences=True, **reached)
+        own = _of_same_text(axis, answer, domain)
+        chart = compare_curves(own, title, curves, differences=True, **reached)
         if chart is not None and reached.get("points"):
             told = "Diamonds: the baseline's last loss (dashed) is reached."
             chart = replace(chart, note=f"{told} {chart.note}".strip())
         yield chart
+
+
+def _of_same_text(axis: Axis, answer: Answer, domain: str) -> Axis:
+    """The axis, without the baseline of runs that evaluate other text than it."""
+    baseline = [group for group in answer.groups if group.name in answer.baselines[:1]]
+    same = [g for g in answer.groups if all(same_text(g, other, domain) for other in baseline)]
+    kept = {run.folder for group in same for run in group.runs}
+    return replace(axis, baselines={r: b for r, b in axis.baselines.items() if r in kept})
 
 
 def _reached(axis: Axis, answer: Answer, domain: str) -> dict[str, Any]:

@@ -17,7 +17,8 @@ class Final:
         loss: nats per token.
         perplexity: exp of each run's loss, then the mean.
         loss_difference: minus that of the first baseline, nats per token; None for the baseline
-            itself, without a baseline, and where the baseline has not evaluated this domain.
+            itself, without a baseline, and where the baseline has not evaluated this domain, or
+            other text of it.
         perplexity_difference: the same of perplexities.
         paired: whether differences are between runs of equal seeds, those that the group has;
             otherwise their interval is Welch's, and they have one value, that of the means.
@@ -59,7 +60,7 @@ def find_final(group: Group, baseline: Group | None, domain: str) -> Final | Non
     others = None
     if baseline is not None and baseline.name != group.name:
         others = last_losses(baseline, domain)
-        if domain == TOTAL and not same_validation(group, baseline):
+        if not same_text(group, baseline, domain):
             others = None
     if others is None:
         return Final(loss, perplexity, None, None, False)
@@ -72,12 +73,24 @@ def find_final(group: Group, baseline: Group | None, domain: str) -> Final | Non
     return Final(loss, perplexity, loss_difference, of_perplexity, paired)
 
 
-def same_validation(one: Group, other: Group) -> bool:
-    """Whether totals are of the same domains and numbers of tokens."""
-    first, second = one.runs[0], other.runs[0]
-    if len(first.validation) < 2 and len(second.validation) < 2:
-        return first.validation.keys() == second.validation.keys()
-    return dict(first.validation_tokens) == dict(second.validation_tokens)
+def same_text(one: Group, other: Group, domain: str) -> bool:
+    """Whether all runs of two groups evaluate the same text, by their numbers of predicted tokens.
+
+    Args:
+        domain: one, in which numbers that are not known say nothing against it; or `total`, which
+            is of the same domains.
+    """
+    if domain != TOTAL:
+        return len(predicted_tokens(one, other, domain)) < 2
+    known = [set(run.validation) for group in (one, other) for run in group.runs if run.validation]
+    domains = set().union(*known)
+    return all(own == domains for own in known) and all(same_text(one, other, d) for d in domains)
+
+
+def predicted_tokens(one: Group, other: Group, domain: str) -> list[int]:
+    """The different numbers of tokens that two groups predict of a domain, as far as known."""
+    counts = [run.validation_tokens.get(domain) for group in (one, other) for run in group.runs]
+    return sorted({count for count in counts if count is not None})
 
 
 def _subtract(own: Sequence[float], others: Sequence[float], paired: bool) -> Estimate:

@@ -181,12 +181,17 @@ def differing_seeds(one: Group, other: Group) -> list[str]:
 def differing_versions(
     groups: Sequence[Group],
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """Packages whose versions differ, with those of each group, and those on which all agree."""
-    found: list[Mapping[str, str]] = [group.runs[0].versions for group in groups]
-    names = sorted({name for versions in found for name in versions})
-    rows = {name: [versions.get(name, "unknown") for versions in found] for name in names}
-    different = _unequal(rows)
-    return different, {name: row[0] for name, row in rows.items() if name not in different}
+    """Packages whose versions differ, with each group's, and those on which all runs agree."""
+    names = sorted({name for group in groups for run in group.runs for name in run.versions})
+    rows = {name: [_versions(group, name) for group in groups] for name in names}
+    different = {name: row for name, row in rows.items() if len(set().union(*row)) > 1}
+    shown = {name: tuple(", ".join(sorted(own)) for own in row) for name, row in different.items()}
+    return shown, {name: min(row[0]) for name, row in rows.items() if name not in different}
+
+
+def _versions(group: Group, name: str) -> set[str]:
+    """Of one package: those that the runs of a group had."""
+    return {run.versions.get(name, "unknown") for run in group.runs}
 
 
 def _unequal(rows: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, ...]]:

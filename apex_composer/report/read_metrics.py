@@ -1,6 +1,6 @@
 """A run from the files of the logger `local_metrics`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -52,21 +52,16 @@ def read_metrics(path: Path, folder: Path) -> Run:
         for name in names
         if not name.startswith(OF_TRAINING)
     }
-    predicted = {
-        _domain(label): count
-        for line in lines
-        if line["kind"] == EVALUATION
-        for label, count in line.get("predicted", {}).items()
-    }
+    predicted, other_text = _predicted(lines)
     damage = [f"{damaged} lines of {path.name} are damaged and left out"] if damaged else []
-    missing = [*damage, *_gaps(lines), *changes, *of_stages]
+    missing = [*damage, *_gaps(lines), *changes, *other_text, *of_stages]
     missing += _missing(settings, validation, predicted, batches)
     return Run(
         name=last["run_name"],
         folder=folder,
         settings=settings,
-        versions=last["versions"],
-        device=", then ".join(dict.fromkeys(start["device"] for start in starts)),
+        versions=_versions([start["versions"] for start in starts]),
+        device=_in_turn(start["device"] for start in starts),
         data={},
         loss=curves.pop(LOSS, Curve((), (), ())),
         validation=validation,
@@ -79,9 +74,35 @@ def read_metrics(path: Path, folder: Path) -> Run:
     )
 
 
+def _versions(found: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Of every package, in the order of the processes."""
+    names = dict.fromkeys(name for versions in found for name in versions)
+    return {name: _in_turn(own.get(name, "unknown") for own in found) for name in names}
+
+
+def _in_turn(values: Iterable[str]) -> str:
+    return ", then ".join(dict.fromkeys(values))
+
+
 def _domain(label: str) -> str:
     """`eval/cc` is the domain cc; a loader without a label is `eval`."""
     return label.removeprefix("eval/")
+
+
+def _predicted(lines: Sequence[Line]) -> tuple[dict[str, int], list[str]]:
+    """The last number of predicted tokens of each domain, and where there was another before."""
+    found: dict[str, dict[int, int]] = {}
+    for line in lines:
+        if line["kind"] == EVALUATION:
+            for label, count in line.get("predicted", {}).items():
+                own = found.setdefault(_domain(label), {})
+                own.pop(count, None)  # the last one stands last
+                own[count] = line["batch"]
+    return {domain: list(own)[-1] for domain, own in found.items()}, [
+        f"one validation text: {domain} had {count:,} predicted tokens until batch {batch}"
+        for domain, own in found.items()
+        for count, batch in list(own.items())[:-1]
+    ]
 
 
 def _missing(

@@ -3,8 +3,10 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from apex_composer.report.crossings import TOTAL, Reach, show_tokens
-from apex_composer.report.finals import Final, are_paired, same_validation
+from apex_composer.report.crossings import TOTAL, Reach
+from apex_composer.report.ends import about_ends, is_at_its_end
+from apex_composer.report.estimates import Estimate
+from apex_composer.report.finals import Final, are_paired, predicted_tokens, same_text
 from apex_composer.report.groups import (
     APEX,
     Group,
@@ -43,10 +45,8 @@ def say_answer(
     own, others = finals[group.name], finals[baseline.name]
     compared = [d for d in reversed(domains) if d in own and own[d].loss_difference is not None]
     if not compared:
-        return (
-            f"{group.name} and {baseline.name} cannot be compared: they have no evaluation of the "
-            "same held-out text."
-        )
+        why = _silent(group, baseline) or "they have no evaluation of the same held-out text."
+        return f"{group.name} and {baseline.name} cannot be compared: {why}"
     domain = TOTAL if TOTAL in compared else compared[-1]
     where = "" if len(domains) == 1 or domain == TOTAL else f" on {domain}"
     final, other = own[domain], others[domain].perplexity.mean
@@ -54,8 +54,10 @@ def say_answer(
     if final.paired and len(group.runs) < len(baseline.runs):
         other = final.perplexity.mean - change  # of its runs that have a counterpart
         same = f" with the same {_seeds(len(group.runs))}"
+    ended = is_at_its_end(group) and is_at_its_end(baseline)
+    ends = "ends" if ended else "stands, before its end,"
     text = (
-        f"{group.name} ends at a validation perplexity{where} of {_show(final.perplexity.mean)}, "
+        f"{group.name} {ends} at a validation perplexity{where} of {_show(final.perplexity.mean)}, "
         f"{baseline.name}{same} at {_show(other)}"
     )
     if not math.isfinite(change):
@@ -63,6 +65,19 @@ def say_answer(
     text += f": a difference of {_change(change, other)}. {_judge(final)}"
     found = [r for r in reaches if (r.group, r.baseline) == (group.name, baseline.name)]
     return " ".join([text, *(r.text for r in found if r.domain == domain)])
+
+
+def _silent(*groups: Group) -> str:
+    """Runs beside others that were never evaluated; nothing where all were, or none of a group."""
+    names = [
+        run.name
+        for group in groups
+        for run in group.runs
+        if not run.validation and any(other.validation for other in group.runs)
+    ]
+    if not names:
+        return ""
+    return f"{_some(names)} ha{'s' if len(names) == 1 else 've'} no evaluation. Leave it out."
 
 
 def _seeds(count: int) -> str:
@@ -84,16 +99,19 @@ def _judge(final: Final) -> str:
 def _without_comparison(groups: Sequence[Group], domains: Sequence[str], finals: Finals) -> str:
     domain = domains[-1] if domains else None
     ends = [
-        f"{group.name} at {_show(finals[group.name][domain].perplexity.mean)}"
+        f"{group.name} at {_with_interval(finals[group.name][domain].perplexity)}"
         for group in groups
         if domain in finals[group.name]
     ]
     if not ends:
         return "No run has evaluated held-out text, so there is no perplexity to compare."
     where = "" if domain == TOTAL or len(domains) == 1 else f" on {domain}"
-    text = f"Validation perplexity{where} ends for {', '.join(ends)}."
+    verb = " ends" if all(map(is_at_its_end, groups)) else ", before the end, is"
+    text = f"Validation perplexity{where}{verb} for {', '.join(ends)}."
     if len(groups) == 1:
-        return f"{text} It is compared with nothing: there is one run."
+        count = len(groups[0].runs)
+        there = "there is one run" if count == 1 else f"these are {count} seeds of one run"
+        return f"{text} It is compared with nothing: {there}."
     return f"{text} Nothing says which run is the baseline: name it with --baseline."
 
 
@@ -116,10 +134,6 @@ def find_cautions(
                     f"{other.name} begins with other weights than {baseline.name}, by its "
                     "settings: their tokens are not compared."
                 )
-            if other is not baseline:
-                yield from _about_ends(other, baseline)
-            if not same_validation(other, baseline):
-                yield f"{other.name} and {baseline.name} evaluate different text: no total."
         fewer = [
             g.name for g in groups if len(g.runs) < len(baseline.runs) and are_paired(g, baseline)
         ]
@@ -128,7 +142,10 @@ def find_cautions(
                 f"Of fewer seeds than {baseline.name}, so that their differences are to its runs "
                 f"of the same seeds: {_some(fewer)}."
             )
+    yield from about_ends(groups, baseline)
     for group in groups:
+        if group is not baseline or len(groups) == 1:
+            yield from _about_text(group, baseline or group, domains)
         if _diverged(group, finals):
             yield f"{group.name} has diverged: its last loss on held-out text is no number."
     if len(groups) > 2 and any(len(group.runs) > 1 for group in groups):
@@ -166,6 +183,21 @@ def _about_pair(group: Group, baseline: Group) -> Iterator[str]:
         yield f"{group.name} and {baseline.name} differ {more}: {_some(different)}."
 
 
+def _about_text(group: Group, baseline: Group, domains: Sequence[str]) -> Iterator[str]:
+    """A group that evaluates other text than the baseline, or than its own runs."""
+    who = f"{group.name} and {baseline.name}" if group is not baseline else f"runs of {group.name}"
+    found = []
+    for domain in domains:
+        counts = predicted_tokens(group, baseline, domain)
+        if len(counts) > 1:
+            told = " and ".join(f"{count:,}" for count in counts)
+            found.append(f"{domain} has {told} predicted tokens")
+    if found:
+        yield f"{who} evaluate different text: {_some(found)}."
+    elif not same_text(group, baseline, TOTAL):
+        yield f"{who} evaluate different domains: no total."
+
+
 def _some(names: Sequence[str]) -> str:
     more = [f"and {len(names) - MOST} more, all below"] if len(names) > MOST else []
     return ", ".join([*names[:MOST], *more])
@@ -177,35 +209,14 @@ def _one_order(group: Group) -> bool:
     return any(len({str(own.get(key)) for own in settings}) == 1 for key in keys)
 
 
-def _about_ends(group: Group, baseline: Group) -> Iterator[str]:
-    """Runs may have died, or be running still."""
-    ends = [_ends(one) for one in (group, baseline)]
-    if all(ends) and len({*ends[0], *ends[1]}) > 1:
-        texts = [_span(own) for own in ends]
-        yield (f"{group.name} was evaluated last at {texts[0]}, {baseline.name} at {texts[1]}.")
-
-
-def _ends(group: Group) -> list[tuple[int, str]]:
-    """Tokens, or where they are not counted batches, of each run's last evaluation."""
-    ends = []
-    for run in group.runs:
-        curves = [curve for curve in run.validation.values() if curve.values]
-        tokens = [curve.tokens[-1] for curve in curves if curve.tokens and curve.tokens[-1]]
-        if tokens:
-            ends.append((min(tokens), "tokens"))
-        elif curves:
-            ends.append((min(curve.batches[-1] for curve in curves), "batches"))
-    return sorted(ends)
-
-
-def _span(ends: Sequence[tuple[int, str]]) -> str:
-    first, last = ends[0], ends[-1]
-    begin = "" if first == last else f"{show_tokens(first[0])} to "
-    return f"{begin}{show_tokens(last[0])} {last[1]}"
-
-
 def _diverged(group: Group, finals: Finals) -> bool:
     return not all(math.isfinite(final.loss.mean) for final in finals[group.name].values())
+
+
+def _with_interval(found: Estimate) -> str:
+    if found.low is None:
+        return _show(found.mean)
+    return f"{_show(found.mean)} (95 % interval {_show(found.low)} to {_show(found.high)})"
 
 
 def _show(perplexity: float) -> str:

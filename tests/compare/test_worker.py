@@ -35,7 +35,7 @@ def test_the_average_is_that_of_the_kept_checkpoints_and_is_evaluated(tmp_path, 
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     config = LlamaConfig(vocab_size=9, num_attention_heads=1, num_key_value_heads=1, **sizes)
     models = [LlamaForCausalLM(config) for _ in range(2)]
-    for name in ("ba8.pt", "ba4.pt"):
+    for name in ("ba16.pt", "ba8.pt", "ba4.pt"):  # the first of an earlier, longer run
         (tmp_path / name).touch()
     (tmp_path / "latest-rank0.pt").symlink_to("ba8.pt")
     merged = []
@@ -49,8 +49,9 @@ def test_the_average_is_that_of_the_kept_checkpoints_and_is_evaluated(tmp_path, 
     trainer = SimpleNamespace(
         state=SimpleNamespace(model=SimpleNamespace(model=models[0])),
         eval=lambda: evaluated.append(True),
+        saved_checkpoints=[str(tmp_path / name) for name in ("ba4.pt", "ba8.pt")],
     )
-    worker.evaluate_average(trainer, tmp_path, tmp_path / "averaged")
+    worker.evaluate_average(trainer, tmp_path / "averaged")
     assert merged == ["ba4.pt", "ba8.pt"] and evaluated == [True]
     pairs = zip(models[0].parameters(), models[1].parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)

@@ -24,7 +24,7 @@ def make_run(
     **changes: Any,
 ) -> Run:
     """A run with the settings of a plain one, and those that are given."""
-    own = {"run_name": name, "seed": seed, "max_duration": "40ba", "optimizer.lr": 1e-4}
+    own = {"run_name": name, "seed": seed, "max_duration": "1ep", "optimizer.lr": 1e-4}
     fields: dict[str, Any] = {
         "name": name,
         "folder": Path(name) / f"seed{seed}",

@@ -24,6 +24,16 @@ def test_every_chart_of_a_pair_of_runs():
     assert charts.mean_ranks(runs[1])["q_proj"] == {"before.json": 107.5}
 
 
+def test_no_difference_is_drawn_between_losses_on_different_text():
+    groups = two_runs()
+    vanilla, apex = (groups[name][0] for name in groups)
+    apex = replace(apex, validation_tokens=apex.validation_tokens | {"github": 9})
+    compared = example_answer(dict(zip(groups, ([vanilla], [apex]), strict=True)))
+    drawn = charts.validation_charts(make_axis(compared), compared)
+    told = {chart.title.split(": ")[1]: "minus the baseline" in chart.note for chart in drawn}
+    assert told == {"total": False, "arxiv": True, "github": False}
+
+
 def test_what_was_logged_once_or_never_is_no_curve():
     run = replace(
         example_run("one"),

@@ -72,6 +72,20 @@ def test_evaluators_of_any_label_are_validation_and_training_is_none(tmp_path):
     assert run.validation.keys() == {"cc", "eval", "x"}
 
 
+def test_versions_and_validation_texts_of_a_run_in_parts_are_those_of_all_parts(tmp_path):
+    first, second = lines_from(0), lines_from(2)
+    first[0]["versions"], second[0]["versions"] = {"torch": "2.8.0"}, {"torch": "2.7.0"}
+    losses = {"metrics/eval/cc/LanguageCrossEntropy": 2.0}
+    clock = {"kind": "evaluation", "metrics": losses}
+    early = {**clock, "batch": 2, "tokens": 128, "predicted": {"eval/cc": 1000}}
+    late = {**clock, "batch": 4, "tokens": 256, "predicted": {"eval/cc": 2500}}
+    put(tmp_path, *first, early, *second, late)
+    (run,) = read_runs([tmp_path])
+    assert run.versions == {"torch": "2.8.0, then 2.7.0"}
+    assert run.validation_tokens == {"cc": 2500}
+    assert "one validation text: cc had 1,000 predicted tokens until batch 2" in run.missing
+
+
 def test_settings_become_flat():
     nested = {"a": {"b": 1, "c": {}}, "eval_loader": [{"label": "cc", "d": 2}], "betas": [0.9]}
     assert flatten(nested) == {"a.b": 1, "a.c": {}, "betas": [0.9]} | {
