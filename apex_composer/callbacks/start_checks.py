@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,27 @@ def check_vocabulary(tokens: int, vocabulary: int) -> None:
         raise ValueError(
             f"tokenizer: it has {tokens} tokens, the model knows {vocabulary}. Use the model's own "
             "tokenizer (tokenizer.name as model.pretrained_model_name_or_path)"
+        )
+
+
+def tell_unlearned_eos(config: Mapping[str, Any], tokenizer: Any) -> None:
+    """Warn where the loss leaves the end of documents out.
+
+    llm-foundry's `text` loader takes every padding token out of the loss, which many tokenizers'
+    eos is as well (transformers' DataCollatorForLanguageModeling).
+
+    Args:
+        config: llm-foundry's.
+        tokenizer: with `eos_token_id` and `pad_token_id`, either of which may be None.
+    """
+    loader, eos = (config.get("train_loader") or {}).get("name"), tokenizer.eos_token_id
+    if loader == "text" and eos is not None and eos == tokenizer.pad_token_id:
+        warnings.warn(
+            f"tokenizer: its padding token is its eos ({tokenizer.eos_token!r}), and the `text` "
+            "loader takes padding out of the loss: where documents end in eos, the model does not "
+            "learn to end them. To train eos, give it another padding token, which the data do not "
+            "have, for example tokenizer.kwargs.pad_token: '<unk>'",
+            stacklevel=2,
         )
 
 

@@ -15,6 +15,7 @@ from apex_composer.callbacks.start_checks import (
     check_loss,
     check_vocabulary,
     count_checkpoints,
+    tell_unlearned_eos,
 )
 from apex_composer.extras import needing
 from apex_composer.model.sites import clean_name
@@ -40,8 +41,9 @@ class StartGuard(Callback):
     and checkpoints and exports of adapters (`model.peft_config`) must hold all that changes.
     When the trainer is built: the global batch over the ranks and microbatches, the context length
     against the model's, the tokenizer's size against the model's, and the disk for all checkpoints
-    that the run will keep. In the first microbatch after every start, if the YAML says
-    `model.pretrained: true`: the loss must be well below that of untrained weights.
+    that the run will keep; a tokenizer whose eos the loss leaves out is warned of. In the first
+    microbatch after every start, if the YAML says `model.pretrained: true`: the loss must be well
+    below that of untrained weights.
     What was prepared with `apex-composer` is compared with the run by `prepared_data`.
 
     A model of a known architecture (docs/models.md) that has no `flops_per_batch` gets one for the
@@ -91,6 +93,7 @@ class StartGuard(Callback):
         tokenizer = getattr(state.model, "tokenizer", None)
         if tokenizer is not None and hasattr(model_config, "vocab_size"):
             check_vocabulary(len(tokenizer), model_config.vocab_size)
+            tell_unlearned_eos(self._config, tokenizer)
         # Before FSDP shards them.
         self._sizes = {clean_name(name): p.numel() for name, p in state.model.named_parameters()}
         if any(isinstance(callback, SpeedMonitor) for callback in state.callbacks):

@@ -3,6 +3,8 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from apex_composer.callbacks.start_checks import (
     Checkpoints,
@@ -13,6 +15,7 @@ from apex_composer.callbacks.start_checks import (
     check_vocabulary,
     count_checkpoints,
     free_bytes,
+    tell_unlearned_eos,
     weight_bytes,
 )
 
@@ -43,6 +46,30 @@ def test_tokens_that_the_model_does_not_know_are_refused():
     check_vocabulary(32000, 32000)
     with pytest.raises(ValueError, match="it has 32001 tokens, the model knows 32000"):
         check_vocabulary(32001, 32000)
+
+
+@pytest.mark.parametrize(("loader", "told"), [("text", True), ("finetuning", False)])
+def test_an_eos_that_the_loss_leaves_out_is_told(loader, told, recwarn):
+    config = {"train_loader": {"name": loader}}
+    tell_unlearned_eos(config, SimpleNamespace(eos_token="</s>", eos_token_id=2, pad_token_id=2))
+    lines = [str(warning.message) for warning in recwarn]
+    begin = "tokenizer: its padding token is its eos ('</s>')"
+    assert len(lines) == told and all(line.startswith(begin) for line in lines)
+    for eos, pad in ((2, 0), (2, None), (None, None)):
+        tell_unlearned_eos(config, SimpleNamespace(eos_token_id=eos, pad_token_id=pad))
+    assert len(recwarn) == told
+
+
+def test_the_text_loader_leaves_eos_out_where_it_is_the_padding_token():
+    """What the warning says."""
+    from llmfoundry.data.utils import get_text_collator
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({"<s>": 0, "</s>": 1, "<unk>": 2, "a": 3}, "<unk>"))
+    for pad, labels in (("</s>", [0, 3, -100, 0]), ("<unk>", [0, 3, 1, 0])):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token=pad)
+        collate, _ = get_text_collator({"dataset": {}}, tokenizer, 1)
+        assert collate([{"input_ids": [0, 3, 1, 0]}])["labels"].tolist() == [labels]
 
 
 @pytest.mark.parametrize(
