@@ -1,6 +1,7 @@
 """Ties a stage's operators to an optimizer: every `optimizer.step()` becomes an APEX step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,12 @@ _MOVED_TOO_EARLY = (
     "it will put back a copy from there, to which T W[P] would be added a second time. With a SAM "
     "whose step() goes on from gradients that it is handed: attach to the optimizer inside it "
     "(`base_optimizer`). Allowed: to call the closure first"
+)
+
+_HALF_TAKEN = (
+    "no memory was left for the operators' or the rows' part of a step whose other part was taken: "
+    "tried again in smaller microbatches, the batch would be trained twice. Go on from the last "
+    "checkpoint with a smaller device_train_microbatch_size, given as a number in place of `auto`"
 )
 
 
@@ -101,7 +108,23 @@ class Attachment:
 
     def _after(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         if self.armed:
-            self._running.after_step()
+            with no_retry():
+                self._running.after_step()
+
+
+@contextmanager
+def no_retry() -> Iterator[None]:
+    """Behind the main optimizer's step memory that runs out is no reason to repeat the batch.
+
+    Raises:
+        RuntimeError: in its place, which `device_train_microbatch_size: auto` does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        raise RuntimeError(_HALF_TAKEN) from error
 
 
 def attachments(optimizer: Optimizer) -> list[Attachment]:

@@ -7,7 +7,7 @@ import torch
 from torch.optim import Optimizer
 
 from apex_composer.operators.stage_operators import StageOperators
-from apex_composer.operators.step_hooks import check_alone
+from apex_composer.operators.step_hooks import check_alone, no_retry
 from apex_composer.trainable.training import RowTraining
 
 _SCALED = (
@@ -84,10 +84,11 @@ class RowAttachment:
         training = self._training
         if not self.armed or training.optimizer is None:
             return
-        training.take_changes()
-        training.collect()
-        self._running.before_step()
-        training.optimizer.step()
-        training.zero_grad()  # first, or the operators would remember the copies with theirs
-        self._running.after_step()
-        training.write()
+        with no_retry():
+            training.take_changes()
+            training.collect()
+            self._running.before_step()
+            training.optimizer.step()
+            training.zero_grad()  # first, or the operators would remember the copies with theirs
+            self._running.after_step()
+            training.write()

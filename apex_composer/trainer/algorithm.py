@@ -109,12 +109,10 @@ class APEX(Algorithm):
         self.log_interval = settings.check_positive("log_interval", log_interval)
         settings.check_choice("implementation", implementation, settings.IMPLEMENTATIONS)
         settings.check_choice("fused_swiglu", fused_swiglu, FUSED_SWIGLU)
-        self.kv_heads, self.operator_lr_scale = kv_heads, scale
+        self.kv_heads, self.operator_lr_scale, self.fused_swiglu = kv_heads, scale, fused_swiglu
         self.expansion = expansion and trainable != "disadvantageous"
-        self.implementation, self.fused_swiglu = implementation, fused_swiglu
-        self.trainable = trainable
-        self.stages = parse_stages(stages)
-        self.targets = settings.check_targets(targets)
+        self.implementation, self.trainable = implementation, trainable
+        self.stages, self.targets = parse_stages(stages), settings.check_targets(targets)
         assessment = {} if assessment is None else assessment
         self.method, self.tokens, self.interval = settings.check_assessment(assessment)
         self.share: Share | None = None  # what is trained, where that is not everything
@@ -160,12 +158,14 @@ class APEX(Algorithm):
         if apex is None and self._expander is not None:
             stages = {"stages": self._plan.state_dict(), "targets": list(self.targets)}
             apex = {**self._expander.state_dict(), **stages, "lineage": self.lineage}
-        return own if apex is None else {**own, "apex": {**apex, "optimizer": self._optimizer}}
+        more = {"optimizer": self._optimizer, "changeable": resuming.changeable(self)}
+        return own if apex is None else {**own, "apex": {**apex, **more}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep a checkpoint's state until FIT_START, when the run's clock is restored too."""
         self._loaded = state.get("apex")
         resuming.check_trained(self._loaded, self.trainable)
+        resuming.tell_changed(self._loaded, self)
 
     def _on_init(self, state: State, logger: Logger) -> None:
         """Refuse, before data and weights are loaded, what could only fail later; freeze."""

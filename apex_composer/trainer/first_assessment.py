@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from composer.core import State, ensure_data_spec
+from composer.algorithms import EMA
+from composer.core import Event, State, ensure_data_spec
 from composer.core.precision import get_precision_context
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -51,6 +52,7 @@ def assess_first_stage(state: State, assessment: Assessment, goal: Goal) -> None
         assessment: collects the scores.
         goal: how much to read.
     """
+    _put_training_weights(state)
     model, spec = state.model, ensure_data_spec(state.train_dataloader)
     if isinstance(model, DistributedDataParallel):
         model = model.module  # without gradients there is nothing to synchronise
@@ -71,6 +73,18 @@ def assess_first_stage(state: State, assessment: Assessment, goal: Goal) -> None
 
     device = next(model.parameters()).device
     assess_training_data(model, state.train_dataloader, forward, goal, device)
+
+
+def _put_training_weights(state: State) -> None:
+    """EMA's average, which a checkpoint's model is, makes room for the weights that train.
+
+    EMA itself brings them back in the first batch, too late to be assessed, and algorithms act on
+    FIT_START in the order of their list.
+    """
+    for algorithm in state.algorithms:
+        if isinstance(algorithm, EMA) and algorithm.ema_weights_active:
+            algorithm.apply(Event.FIT_START, state, None)  # moves them to the model's device
+            algorithm._ensure_training_weights_active(state)
 
 
 def assess_training_data(

@@ -171,6 +171,31 @@ def check_trained(loaded: State | None, trainable: str) -> None:
         )
 
 
+def changeable(apex: Any) -> State:
+    """The settings of an algorithm that a resumed run may change; a checkpoint keeps them too."""
+    return {
+        "operator_lr_scale": apex.operator_lr_scale or 1.0,
+        "assessment.interval": apex.interval,
+    }
+
+
+def tell_changed(loaded: State | None, apex: Any) -> None:
+    """Warn of what holds from here on in place of the checkpoint's, within a stage too.
+
+    Args:
+        loaded: the algorithm's state in the checkpoint, or None.
+        apex: the algorithm.
+    """
+    saved = (loaded or {}).get("changeable", {})
+    lines = [
+        f"{name}: the checkpoint's run had {saved[name]}, this run says {now}, from here on"
+        for name, now in changeable(apex).items()
+        if saved.get(name, now) != now
+    ]
+    if lines:
+        warnings.warn("; ".join(lines), stacklevel=2)
+
+
 def keeps_the_stage(
     loaded: State, settings: State, targets: list[str], plan: StagePlan, now: int
 ) -> bool:

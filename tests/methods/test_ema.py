@@ -102,6 +102,50 @@ def test_a_resumed_run_goes_on_with_the_same_bits(with_apex, tmp_path):
                 assert_same_weights(found, weights)
 
 
+@pytest.mark.parametrize("order", [1, -1], ids=["before ema", "behind ema"])
+@pytest.mark.parametrize("how", ["a branch", "the clock set back"])
+def test_a_stage_that_begins_anew_is_assessed_on_the_weights_that_train(how, order, tmp_path):
+    """Behind a saved batch the model holds the average, of the checkpoint as of the trainer."""
+
+    def watched(model) -> list:
+        seen = []
+
+        def keep(module, *_: object) -> None:
+            if not module.training:
+                seen.append(module.lm_head.weight.detach().clone())
+
+        model.register_forward_pre_hook(keep)
+        return seen
+
+    path = tmp_path / "ep0-ba2-rank0.pt"
+    saved = {"save_folder": str(tmp_path), "save_interval": "2ba", "save_overwrite": True}
+    options = {"max_duration": "2ba", "lr": 3e-2}
+    model = tiny_llama()
+    trainer = make_trainer(
+        APEX(stages=1, threshold=0.25), EMA(**SETTINGS), model=model, **options, **saved
+    )
+    trainer.fit()
+    held = dict(torch.load(path, weights_only=False)["state"]["algorithms"])["EMA"]["ema_model"]
+    trained = next(w for n, w in held["named_parameters_dict"].items() if "lm_head" in n)
+    assert not torch.equal(trained, model.lm_head.weight)
+    if how == "a branch":
+        trainer.close()
+        point = {"parent": str(path), "sha256": "0", "batch": 2, "stage": 0, "changed": {}}
+        again = APEX(stages=1, threshold=0.5, branch=point)
+        both, model = [again, EMA(**SETTINGS)][::order], tiny_llama(seed=1)
+        seen = watched(model)
+        options["max_duration"] = "4ba"
+        trainer = make_trainer(*both, model=model, load_path=str(path), **options)
+        trainer.fit()
+    else:
+        trainer.state.algorithms = trainer.state.algorithms[::order]
+        seen = watched(model)
+        with pytest.warns(UserWarning, match="begins anew"):
+            trainer.fit(reset_time=True, duration="2ba")
+    trainer.close()
+    assert seen and all(torch.equal(own, trained) for own in seen)
+
+
 def test_an_average_by_epochs_is_of_the_weights_where_a_checkpoint_is_saved(tmp_path):
     """Composer's own takes the average for the weights then, and trains on with a mixture."""
     epochs = {

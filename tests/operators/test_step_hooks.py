@@ -7,6 +7,7 @@ from running_stage import LR, Failing, Run, assert_close, assert_same
 from torch.optim import SGD, AdamW
 
 from apex_composer import Expander
+from apex_composer.operators.factor_optimizer import OperatorOptimizer
 
 pytestmark = pytest.mark.numeric
 
@@ -184,6 +185,24 @@ def test_attaching_before_the_stage_begins_is_the_same():
         run.expander.begin_stage()
         run.step()
     assert_same(late.everything(), early.everything())
+
+
+def test_memory_that_runs_out_behind_the_main_step_is_no_reason_to_repeat_the_batch(monkeypatch):
+    """The weights have moved: Composer's `auto` would train the batch a second time."""
+    run, given = Run(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    def fail(*_: object) -> None:
+        raise given
+
+    run.step()
+    monkeypatch.setattr(OperatorOptimizer, "step", fail)
+    with pytest.raises(RuntimeError, match="the batch would be trained twice") as found:
+        run.step()
+    assert "out of memory" not in str(found.value) and found.value.__cause__ is given
+    given = RuntimeError("no luck")
+    run.optimizer.zero_grad()
+    with pytest.raises(RuntimeError, match="no luck"):
+        run.step()
 
 
 def test_all_positional_arguments_of_a_step_are_handed_on():

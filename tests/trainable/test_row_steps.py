@@ -15,6 +15,7 @@ from tiny_models import tiny_model
 from torch.optim import AdamW
 
 from apex_composer import Expander, find_sites
+from apex_composer.trainable.row_optimizer import RowAdamW
 
 
 def test_a_handle_that_is_removed_leaves_ordinary_training():
@@ -80,6 +81,23 @@ def test_another_optimizer_is_refused(kind):
     with pytest.raises(ValueError, match=f"the optimizer is {kind.__name__}, allowed.*AdamW"):
         expander.attach(kind(model.parameters(), lr=0.1))
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_memory_that_runs_out_in_the_rows_step_is_no_reason_to_repeat_the_batch(monkeypatch):
+    """Some rows have moved by then."""
+    run, left = make_run(tiny_model("llama"), **MODES["selected"]), [3]
+
+    def fail_later(*args: object, **kwargs: object) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. (test)")
+        step(*args, **kwargs)
+
+    step = RowAdamW._step
+    monkeypatch.setattr(RowAdamW, "_step", fail_later)
+    with pytest.raises(RuntimeError, match="the batch would be trained twice") as found:
+        list(train(run, range(1)))
+    assert "out of memory" not in str(found.value)
 
 
 def test_a_batch_that_is_given_up_leaves_no_gradient():

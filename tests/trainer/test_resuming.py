@@ -124,6 +124,23 @@ def test_another_rate_for_a_trained_stage_is_refused(two_stages, options, told):
         train(3, load_path=str(two_stages / "ep0-ba5-rank0.pt"), **options)
 
 
+def test_what_may_change_within_a_stage_is_told(two_stages, recwarn):
+    """And kept: a checkpoint says what its batches were trained with."""
+    checkpoint = str(two_stages / "ep0-ba3-rank0.pt")
+
+    def told(**settings) -> list[str]:
+        recwarn.clear()
+        train(3, apex=APEX(stages=STAGES, **settings), load_path=checkpoint)
+        lines = [str(warning.message) for warning in recwarn]
+        return [line for line in lines if "operator_lr_scale" in line or "interval" in line]
+
+    assert told() == told(operator_lr_scale=1.0) == []
+    assert told(operator_lr_scale=30, assessment={"interval": 3}) == [
+        "operator_lr_scale: the checkpoint's run had 1.0, this run says 30.0, from here on; "
+        "assessment.interval: the checkpoint's run had 1, this run says 3, from here on"
+    ]
+
+
 def test_a_rate_may_change_before_its_stage_has_begun(two_stages):
     """At batch 2 the second stage is set up, but no batch of it was trained at any rate."""
     _, _, seen = train(2, load_path=str(two_stages / "ep0-ba2-rank0.pt"), multipliers=[1, 0.5, 0.1])
