@@ -88,6 +88,8 @@ class Assessment:
     def _hook(self, cohort: _Cohort, index: int):
         @torch.compiler.disable
         def collect(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if module is not cohort.groups[index].probe:
+                return  # a deep copy of the model has the hook too, and is another model
             if index in cohort.ahead:
                 cohort.ahead.remove(index)
             elif self._counts_now():

@@ -64,6 +64,32 @@ def check_context(length: int, model_config: Any) -> None:
             )
 
 
+def has_soft_cap(settings: Mapping[str, Any]) -> bool:
+    """Whether a model of these settings caps its attention's logits, as Gemma 2 does."""
+    return any(
+        own.get("attn_logit_softcapping") is not None
+        for own in (settings, settings.get("text_config") or {})
+    )
+
+
+def check_attention(model_config: Any) -> None:
+    """Refuse transformers' sdpa where it leaves out, in silence, the soft-cap of attention.
+
+    Args:
+        model_config: configuration of the model; another one than transformers' passes.
+
+    Raises:
+        ValueError: naming the implementations that have it.
+    """
+    settings = model_config.to_dict() if hasattr(model_config, "to_dict") else {}
+    if getattr(model_config, "_attn_implementation", None) == "sdpa" and has_soft_cap(settings):
+        raise ValueError(
+            "model.attn_implementation: got 'sdpa', but the model caps the logits of attention "
+            "(attn_logit_softcapping), which transformers' sdpa leaves out. Allowed: eager, "
+            "flash_attention_2"
+        )
+
+
 def check_vocabulary(tokens: int, vocabulary: int) -> None:
     """Refuse a tokenizer that has tokens which the model does not know.
 

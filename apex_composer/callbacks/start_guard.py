@@ -9,6 +9,7 @@ from apex_composer.callbacks.finetuning_checks import check_packing
 from apex_composer.callbacks.flops_per_batch import give, read_plain, take_back
 from apex_composer.callbacks.start_checks import (
     DEFAULT_MARGIN,
+    check_attention,
     check_batches,
     check_context,
     check_disk,
@@ -40,7 +41,8 @@ class StartGuard(Callback):
     Before data are read: finetuning loaders must not pack examples where they would see each other,
     and checkpoints and exports of adapters (`model.peft_config`) must hold all that changes.
     When the trainer is built: the global batch over the ranks and microbatches, the context length
-    against the model's, the tokenizer's size against the model's, and the disk for all checkpoints
+    against the model's, soft-capped attention against its implementation (sdpa has no cap), the
+    tokenizer's size against the model's, and the disk for all checkpoints
     that the run will keep; a tokenizer whose eos the loss leaves out is warned of. In the first
     microbatch after every start, if the YAML says `model.pretrained: true`: the loss must be well
     below that of untrained weights.
@@ -90,6 +92,7 @@ class StartGuard(Callback):
         model_config = _model_config(state)
         if self._config.get("max_seq_len") is not None:
             check_context(self._config["max_seq_len"], model_config)
+        check_attention(model_config)
         tokenizer = getattr(state.model, "tokenizer", None)
         if tokenizer is not None and hasattr(model_config, "vocab_size"):
             check_vocabulary(len(tokenizer), model_config.vocab_size)

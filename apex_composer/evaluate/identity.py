@@ -67,7 +67,9 @@ def check_positions(config: Any, sequence_length: int) -> None:
 
 def positions_of(config: Any) -> int | None:
     """Tokens of the longest sequence that a model knows; None where its configuration is silent."""
-    known = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    parts = (config, getattr(config, "text_config", None))  # of a model with images
+    names = ("max_position_embeddings", "max_seq_len")
+    known = (getattr(part, name, None) for part in parts for name in names)
     return next((int(length) for length in known if length is not None), None)
 
 

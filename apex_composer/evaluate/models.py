@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from apex_composer.callbacks.start_checks import has_soft_cap
 from apex_composer.data_prep.atomic_files import read_json
 from apex_composer.tools.saved_model import is_foundry_mpt
 
@@ -85,7 +86,9 @@ def open_model(source: str, *, device: str | None = None, dtype: str = "auto") -
         model = _load(
             source,
             "model",
-            lambda: _model_class(folder).from_pretrained(folder or source, torch_dtype=kind),
+            lambda: _model_class(folder).from_pretrained(
+                folder or source, torch_dtype=kind, **_attention(folder or source)
+            ),
         )
         model = model.to(device).eval().requires_grad_(False)
         folder = folder or Path(cached_file(source, "config.json")).parent
@@ -181,6 +184,14 @@ def _model_class(folder: Path | None) -> Any:
 
         return MPTForCausalLM
     return AutoModelForCausalLM
+
+
+def _attention(source: Path | str) -> dict[str, str]:
+    """transformers' sdpa, its default, leaves out the soft-cap of Gemma 2's attention."""
+    from transformers import PretrainedConfig
+
+    settings, _ = PretrainedConfig.get_config_dict(source)
+    return {"attn_implementation": "eager"} if has_soft_cap(settings) else {}
 
 
 def _load(source: str, what: str, load: Callable[[], Any]) -> Any:

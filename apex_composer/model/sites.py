@@ -86,6 +86,16 @@ def clean_name(name: str) -> str:
     return ".".join(parts[1:] if parts[0] == "module" else parts)
 
 
+def projection_of(name: str) -> str:
+    """What a weight, or a part of a fused one, is in its layer: `q_proj`, `Wqkv[keys]`.
+
+    Two that GPT-2 calls alike are told apart: `attn.c_proj` and `mlp.c_proj`.
+    """
+    parts = name.replace(".weight", "").split(".")
+    kept = 2 if parts[-1] == "bias" else 1
+    return ".".join(parts[-kept - parts[-kept].startswith("c_proj") :])
+
+
 def check_sites(sites: Sequence[Site], copied: bool = False) -> None:
     """Refuse an empty list, a site named twice, tied weights, and those that cannot be expanded.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from apex_composer.assessment.selection import Selection
 from apex_composer.data_prep.progress import progress_bar
-from apex_composer.model.sites import Site
+from apex_composer.model.sites import Site, projection_of
 
 
 def measure_ranks(
@@ -174,11 +174,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
 def describe_weight(name: str) -> dict[str, Any]:
     """The `layer` and `projection` in a weight's name: 3 and `q_proj`, or `Wqkv[keys]`."""
     layer = re.search(r"\.(\d+)\.", name)
-    short = re.sub(r"\.weight\b", "", name)
-    return {
-        "layer": int(layer[1]) if layer else None,
-        "projection": re.sub(r".*?([^.]+(\.bias)?)$", r"\1", short),
-    }
+    return {"layer": int(layer[1]) if layer else None, "projection": projection_of(name)}
 
 
 def _measure(

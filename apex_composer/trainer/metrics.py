@@ -5,6 +5,7 @@ from typing import Any
 
 from apex_composer.assessment.stage_record import norm_spread
 from apex_composer.expander import Expander
+from apex_composer.model.sites import projection_of
 
 _SIDES = ("advantageous", "disadvantageous")
 
@@ -49,17 +50,12 @@ def step_metrics(expander: Expander, *, timed: bool = True) -> dict[str, Any]:
         `apex/milliseconds_per_step`: time spent on APEX in this step.
     """
     norms = expander.relative_norms()
-    projections = {name: _projection(name) for name in norms}
+    projections = {name: projection_of(name) for name in norms}
     metrics: dict[str, Any] = {"apex/stage": expander.stage}
     metrics |= _means("apex/operator_norm", norms, projections)
     if timed:
         metrics["apex/milliseconds_per_step"] = expander.stopwatch.read()
     return metrics
-
-
-def _projection(site: str) -> str:
-    """`...self_attn.q_proj.weight` -> `q_proj`, `...Wqkv.weight[keys]` -> `Wqkv[keys]`."""
-    return site.replace(".weight", "").rsplit(".", 1)[-1]
 
 
 def _means(prefix: str, values: dict[str, float], kinds: dict[str, str]) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """Scores against a slow count by hand, and everything that must not count."""
 
+import copy
+
 import pytest
 import torch
 from by_hand import ByHand, assert_same, make_assessment, tiny_llama, totals_of
@@ -134,6 +136,17 @@ def test_forward_passes_are_ranked_together_unless_they_hold_too_much(
     assessment.commit()
     assert len(ranked) == after * cohorts
     hand.check(assessment.totals())
+
+
+def test_a_copy_of_the_model_does_not_count():
+    """A teacher or a reference, copied with the hooks: their activations are not this model's."""
+    model = tiny_llama()
+    found = make_assessment(model)
+    other = copy.deepcopy(model)
+    with found.assessing():
+        model(tokens(6))
+        other(tokens(6, seed=1))
+    assert_same(found.totals(), totals_of(model, tokens(6)))
 
 
 def test_forwards_outside_do_not_count():

@@ -8,6 +8,7 @@ from tokenizers.models import WordLevel
 
 from apex_composer.callbacks.start_checks import (
     Checkpoints,
+    check_attention,
     check_batches,
     check_context,
     check_disk,
@@ -40,6 +41,26 @@ def test_a_context_longer_than_the_models_is_refused():
     check_context(4096, None)
     with pytest.raises(ValueError, match=r"max_seq_len: got 4096, .*is 2048\..*config_overrides"):
         check_context(4096, model)
+
+
+def test_attention_without_its_cap_is_refused():
+    def config(attention, **settings):
+        return SimpleNamespace(_attn_implementation=attention, to_dict=lambda: settings)
+
+    for settings in ({"attn_logit_softcapping": 50.0},
+                     {"text_config": {"attn_logit_softcapping": 50.0}}):  # fmt: skip
+        with pytest.raises(
+            ValueError, match="model.attn_implementation: got 'sdpa'.*Allowed: eage"
+        ):
+            check_attention(config("sdpa", **settings))
+        check_attention(config("eager", **settings))
+    for other in (
+        config("sdpa", attn_logit_softcapping=None),
+        config("sdpa"),
+        SimpleNamespace(),
+        None,
+    ):
+        check_attention(other)
 
 
 def test_tokens_that_the_model_does_not_know_are_refused():

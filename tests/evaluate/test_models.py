@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from saved_runs import base_folder, load, noisy, save, save_sharded, tokenizer_of, wrapped
 from test_mpt import make_mpt
+from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 
 from apex_composer.evaluate.models import open_model
@@ -56,6 +57,22 @@ def test_a_checkpoint_becomes_a_temporary_folder(base, tmp_path, temporary, kind
         assert opened.folder.is_relative_to(temporary) and (opened.folder / "config.json").is_file()
     assert not list(temporary.iterdir())
     opened.close()
+
+
+def test_attention_that_is_capped_is_not_left_to_sdpa(base, tmp_path):
+    """Which transformers takes by default, and which has no cap; the logits differ by 1e-3."""
+    model = tiny_model("gemma2", torch.float64)
+    model.config.attn_logit_softcapping = 1.0
+    for layer in model.model.layers:
+        layer.self_attn.attn_logit_softcapping = 1.0
+        layer.self_attn.q_proj.weight.data *= 30
+    model.save_pretrained(tmp_path)
+    tokenizer_of(base).save_pretrained(tmp_path)
+    with open_model(str(tmp_path), device="cpu") as opened:
+        assert opened.model.config._attn_implementation == "eager"
+        assert torch.equal(logits(opened.model), logits(model))
+        opened.model.config._attn_implementation = "sdpa"
+        assert not torch.allclose(logits(opened.model), logits(model), atol=1e-4)
 
 
 def test_adapters_become_part_of_the_weights(base, tmp_path, temporary):

@@ -1,17 +1,19 @@
 """Sites and groups: their indices and names, and the models that have none to expand."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
 from helpers import linear_site, tiny_llama
+from tiny_models import CONFIGURATIONS, tiny_model
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import AutoConfig, AutoModelForCausalLM, FalconConfig, FalconForCausalLM
 
 from apex_composer.model.architectures import ARCHITECTURES, Architecture
 from apex_composer.model.find_sites import find_sites
-from apex_composer.model.sites import Group, Site, check_sites, clean_name
+from apex_composer.model.sites import Group, Site, check_sites, clean_name, projection_of
 
 
 def test_groups_are_shared_by_the_sites_of_a_module():
@@ -21,6 +23,23 @@ def test_groups_are_shared_by_the_sites_of_a_module():
     assert gate.group is up.group is down.group
     assert keys.group.assessed_by is queries.group and queries.group.assessed_by is None
     assert queries.group.probe is output.module and down.group.probe is down.module
+
+
+@pytest.mark.parametrize("model_type", CONFIGURATIONS)
+def test_no_two_projections_of_a_layer_have_one_name(model_type):
+    """Of GPT-2's two c_proj, means over the layers would be of both."""
+    sites = find_sites(tiny_model(model_type))
+    layers = [(re.findall(r"\.\d+\.", site.name), projection_of(site.name)) for site in sites]
+    assert all(layers.count(own) == 1 for own in layers)
+
+
+def test_projections_have_the_names_of_their_weights():
+    names = {
+        "layers.3.self_attn.q_proj.weight": "q_proj", "attn.Wqkv.weight[keys]": "Wqkv[keys]",
+        "layers.3.self_attn.q_proj.bias": "q_proj.bias", "h.0.attn.c_proj.weight": "attn.c_proj",
+        "h.0.mlp.c_proj.bias": "mlp.c_proj.bias", "lm_head.weight": "lm_head",
+    }  # fmt: skip
+    assert {name: projection_of(name) for name in names} == names
 
 
 @pytest.mark.parametrize(
