@@ -40,8 +40,8 @@ class Preemption(Callback):
     After the last batch SIGTERM ends the process as without this callback.
 
     Beside the checkpoints, `preempted.json` tells a job script that the run wants to go on; the
-    next start removes it. That start also repairs what a kill during a save has left
-    (`torn_checkpoints.py`).
+    next start removes it, and a SIGTERM before its first batch writes it again. That start also
+    repairs what a kill during a save has left (`torn_checkpoints.py`).
 
     Args:
         exit_status: status of a preempted run, 0 to 127. Default 0: Composer's launcher takes
@@ -60,6 +60,7 @@ class Preemption(Callback):
         self._previous: Any = None
         self._process = os.getpid()
         self._marker: Path | None = None
+        self._begin = 0  # the batch from which the run goes on
 
     def init(self, state: State, logger: Logger) -> None:
         """Repair interrupted saves before autoresume looks for a checkpoint; watch for SIGTERM."""
@@ -81,6 +82,7 @@ class Preemption(Callback):
 
     def after_load(self, state: State, logger: Logger) -> None:
         """Shelter the workers that load data: the first assessment starts them at FIT_START."""
+        self._begin = state.timestamp.batch.value
         self._shelter(state)
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -130,6 +132,7 @@ class Preemption(Callback):
                 "exits at once"
             )
         else:
+            self._mark(self._begin, 0.0)
             _say(f"SIGTERM before the first batch: nothing to save, exit status {self.exit_status}")
             sys.exit(self.exit_status)
 
@@ -161,7 +164,12 @@ class Preemption(Callback):
             f"saved after batch {batch}, {seconds:.1f} s after SIGTERM; exit status "
             f"{self.exit_status}. The same command goes on from there (autoresume: true)"
         )
+        self._mark(batch, seconds)
+
+    def _mark(self, batch: int, seconds: float) -> None:
+        """Say that the run wants to go on, also where it was not begun (again) yet."""
         if self._marker is not None:
+            self._marker.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"batch": batch, "seconds_to_save": round(seconds, 1)})
             self._marker.write_text(text + "\n", encoding="utf-8")
 

@@ -1,6 +1,7 @@
 """The callback `prepared_data`: data that was prepared for another run is refused."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from apex_composer.callbacks.finetuning_checks import check_examples
@@ -16,6 +17,7 @@ with needing("PreparedData"):
 class PreparedData(Callback):
     """Refuses data that was prepared for another tokenizer, vocabulary or sequence length.
 
+    It refuses also a cache that was filled before the data at its address were prepared anew.
     llm-foundry's callback `prepared_data`. It compares the manifest that `apex-composer prep`
     leaves beside its shards, here or in the remote store, with the run: training and evaluation
     data. Shards without a manifest pass. What the trainer is built with is compared before a
@@ -42,21 +44,24 @@ class PreparedData(Callback):
     def check_fit(self, state: State) -> None:
         """Compare every stream's manifest that was not yet with the run's tokenizer and model."""
         model = getattr(state.model, "module", state.model)
-        tokenizer = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
+        tokenizer = getattr(model, "tokenizer", None)
         if tokenizer is None:
             return
-        known_hash = hash_backend(tokenizer.to_str())
+        # Of a slow one only its size and the length of the sequences can be compared.
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        known_hash = None if backend is None else hash_backend(backend.to_str())
         evaluated = [evaluator.dataloader.dataloader for evaluator in state.evaluators]
         for loader in (state.train_dataloader, *evaluated):
             dataset = getattr(loader, "dataset", None)
             if any(dataset is checked for checked in self._checked):
                 continue
             for stream in getattr(dataset, "streams", ()):
+                split = getattr(stream, "split", None) or ""
                 check_manifest(
-                    stream.local,
+                    Path(stream.local) / split,
                     known_hash,
                     model.model.config.vocab_size,
                     dataset.max_seq_len,
-                    remote=stream.remote,
+                    remote=stream.remote and f"{stream.remote.rstrip('/')}/{split}".rstrip("/"),
                 )
             self._checked.append(dataset)

@@ -7,6 +7,7 @@ from typing import Any
 
 from apex_composer.tools.checkpoint_file import CheckpointFile, hash_file, read_checkpoint
 from apex_composer.tools.cool_down import CHOSEN, cool_down
+from apex_composer.tools.parent_checks import check_batches, check_trained_with
 from apex_composer.tools.training_yaml import (
     build_algorithm,
     lay_out_stages,
@@ -31,7 +32,11 @@ _KEPT = {
 # What a branch decides itself: it goes on from the whole checkpoint.
 _LOADING = ("load_path", "load_weights_only", "load_ignore_keys")
 # Where a run writes what another run of the same folder would replace or resume from.
-_FOLDERS = ("save_folder", "callbacks.hf_checkpointer.save_folder")
+_FOLDERS = (
+    "save_folder",
+    "callbacks.hf_checkpointer.save_folder",
+    "loggers.local_metrics.folder",
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,9 @@ def write_branch(
     parent = read_checkpoint(checkpoint, plain=True)
     before = OmegaConf.create(load_configuration(yaml, resolve=False))
     _check_parent(parent, before, yaml)
+    check_trained_with(parent, _select(before, "optimizer.lr"), yaml)
+    if not any(change.startswith("global_train_batch_size=") for change in changes):
+        check_batches(parent, _select(before, "global_train_batch_size"), yaml)
     after, keys = _change(parent, before, changes, cooldown)
     if "run_name" not in keys:
         after.run_name, keys = out.stem, [*keys, "run_name"]
@@ -255,12 +263,13 @@ def _check_optimizer(parent: CheckpointFile, before: Any, after: Any, keys: Sequ
 
 
 def _check_folders(parent: CheckpointFile, before: Any, after: Any) -> None:
-    """Refuse to write where the parent does: autoresume would take the parent's checkpoints."""
+    """Refuse to write where the parent does: autoresume would take the parent's checkpoints, and
+    what was measured behind the branch's first batch would be the branch's."""
     for place in _FOLDERS:
         old, new = (_folder(config, place) for config in (before, after))
         if new is not None and (new == old or Path(new).resolve() == parent.path.resolve().parent):
             raise ValueError(
-                f"{place}: got {new}, the folder of the parent's checkpoints. Give the branch its "
+                f"{place}: got {new}, the folder of the parent's run. Give the branch its "
                 f"own: --set {place}=..., or ${{run_name}} in the path"
             )
 

@@ -15,7 +15,7 @@ from apex_composer.data_prep.choose.job_plan import Plan
 from apex_composer.data_prep.choose.proportions import share_out, streams_block
 from apex_composer.data_prep.errors import SettingsError
 from apex_composer.data_prep.options import Options
-from apex_composer.data_prep.paths import MANIFEST, TOKENIZER_FOLDER
+from apex_composer.data_prep.paths import INDEX, MANIFEST, TOKENIZER_FOLDER
 from apex_composer.data_prep.read.remote import local_copy
 from apex_composer.data_prep.tokens.document_hash import FIRST_HASH
 from apex_composer.data_prep.tokens.tokenizer import token_type
@@ -209,7 +209,7 @@ def is_of_any_version(content: Any) -> bool:
 
 def check_manifest(
     data_folder: Path | str,
-    tokenizer_hash: str,
+    tokenizer_hash: str | None,
     vocabulary_size: int,
     sequence_length: int,
     remote: str | None = None,
@@ -219,10 +219,12 @@ def check_manifest(
     Args:
         data_folder: output of `prepare`, or the folder of a split or of a stream in it.
         tokenizer_hash: that of the run's tokenizer,
-            `hash_backend(tokenizer.backend_tokenizer.to_str())`.
+            `hash_backend(tokenizer.backend_tokenizer.to_str())`; None for one that has none, which
+            is not compared.
         vocabulary_size: tokens that the run's model knows.
         sequence_length: tokens in a sequence of the run.
-        remote: address of the store that `data_folder` is a cache of. Default: None.
+        remote: address of the store that `data_folder` is a cache of, whose manifest counts where
+            there is none above the cache. Default: None.
 
     Returns:
         The manifest that fits, or None where there is none: data of another origin.
@@ -235,7 +237,7 @@ def check_manifest(
         return None
     tokenizer, length = manifest["tokenizer"], manifest["options"]["sequence_length"]
     wrong = []
-    if tokenizer["sha256"] != tokenizer_hash:
+    if tokenizer_hash is not None and tokenizer["sha256"] != tokenizer_hash:
         wrong.append(
             f"it was tokenised with {tokenizer['name']!r} (sha256 {tokenizer['sha256'][:12]}), the "
             f"run's tokenizer has {tokenizer_hash[:12]}"
@@ -247,12 +249,27 @@ def check_manifest(
         )
     if length != sequence_length:
         wrong.append(f"its sequences have {length} tokens, max_seq_len is {sequence_length}")
+    if remote is not None and not _is_cache_of(Path(data_folder), manifest):
+        raise ValueError(
+            f"{data_folder} holds shards that are not those of {remote}: they were fetched before "
+            "the data there were prepared again, and streaming would go on reading them. Remove "
+            "that folder on every node, or give `local` another one."
+        )
     if wrong:
         raise ValueError(
             f"The data in {place} does not fit this run: {'; '.join(wrong)}. Train with the "
             "tokenizer in its folder tokenizer/ and its sequence length, or prepare it again."
         )
     return manifest
+
+
+def _is_cache_of(folder: Path, manifest: Manifest) -> bool:
+    """Whether what streaming has fetched into a stream's folder, if anything, is of this data."""
+    index = folder / INDEX
+    if not index.is_file():
+        return True
+    known = {sha for name, sha in output_files(manifest).items() if Path(name).name == INDEX}
+    return hashlib.sha256(index.read_bytes()).hexdigest() in known
 
 
 def _find_manifest(folder: Path, remote: str | None) -> tuple[str, Manifest | None]:

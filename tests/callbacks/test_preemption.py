@@ -121,6 +121,18 @@ def test_before_the_first_batch_there_is_nothing_to_save(tmp_path):
     with pytest.raises(SystemExit) as exit:
         train(tmp_path, Terminate(Event.FIT_START, 0))
     assert exit.value.code == 0 and not list(tmp_path.glob("*.pt"))
+    # The run wants to go on: without the marker it would look finished.
+    assert json.loads((tmp_path / MARKER).read_text())["batch"] == 0
+
+
+def test_a_second_preemption_before_the_first_batch_leaves_the_marker(tmp_path, expected):
+    for event, batch in ((Event.AFTER_FORWARD, 2), (Event.FIT_START, 3)):
+        with pytest.raises(SystemExit):
+            train(tmp_path, Terminate(event, batch))
+        assert json.loads((tmp_path / MARKER).read_text())["batch"] == 3
+    weights = train(tmp_path)
+    assert not (tmp_path / MARKER).exists()
+    assert torch.equal(weights["model.norm.weight"], expected["model.norm.weight"])
 
 
 def test_after_the_last_batch_the_run_is_finished(tmp_path, expected):

@@ -57,6 +57,17 @@ def test_prepared_data_is_compared_with_the_run(tmp_path):
     check(state_with(tmp_path / "elsewhere", description, vocabulary=1, length=1), None)
 
 
+def test_a_slow_tokenizer_is_no_reason_to_compare_nothing(tmp_path):
+    """llm-foundry would cut every sample at max_seq_len in silence."""
+    write_corpus(tmp_path / "text")
+    out = tmp_path / "data"
+    prepare_from_scratch(tmp_path / "text", out, vocabulary_size=300, sequence_length=32)
+    state = state_with(out / "train" / "train" / "book", "", vocabulary=300, length=16)
+    state.model.tokenizer = SimpleNamespace()
+    with pytest.raises(ValueError, match="32 tokens, max_seq_len is 16"):
+        PreparedData().fit_start(state, None)
+
+
 def test_prepared_data_is_compared_once_and_as_early_as_it_is_known(monkeypatch, tmp_path):
     compared = []
     monkeypatch.setattr(
@@ -65,7 +76,7 @@ def test_prepared_data_is_compared_once_and_as_early_as_it_is_known(monkeypatch,
     state = state_with(tmp_path / "built", "{}", vocabulary=1, length=1)
     callback = PreparedData()
     callback.before_load(state, None)
-    assert compared == [str(tmp_path / "built")]
+    assert compared == [tmp_path / "built"]
     callback.fit_start(state, None)
     assert len(compared) == 1
     # A loader that comes with fit() is compared by the algorithm before its first assessment.
@@ -74,4 +85,4 @@ def test_prepared_data_is_compared_once_and_as_early_as_it_is_known(monkeypatch,
     ).train_dataloader
     callback.check_fit(state)
     callback.fit_start(state, None)
-    assert compared == [str(tmp_path / "built"), str(tmp_path / "fit")]
+    assert compared == [tmp_path / "built", tmp_path / "fit"]

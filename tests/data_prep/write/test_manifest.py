@@ -44,3 +44,19 @@ def test_a_run_that_does_not_fit_the_data_is_refused(prepared, tmp_path):
     with pytest.raises(ValueError, match="max_seq_len is 64"):
         check_manifest(tmp_path, digest, size, 64, remote=store)
     assert check_manifest(tmp_path, digest, size, 64, remote=f"file://{tmp_path}/x") is None
+    assert check_manifest(folder / "out", None, size, LENGTH) == manifest  # a slow tokenizer
+    with pytest.raises(ValueError, match="max_seq_len is 64"):
+        check_manifest(folder / "out", None, size, 64)
+
+
+def test_a_cache_of_what_was_there_before_is_refused(prepared, tmp_path):
+    """An index that is there is not fetched again, and names the shards that are read."""
+    folder, manifest = prepared
+    digest, size = (manifest["tokenizer"][name] for name in ("sha256", "vocabulary_size"))
+    store, index = folder / "out" / "train" / "book", tmp_path / "index.json"
+    given = digest, size, LENGTH
+    index.write_bytes((store / "index.json").read_bytes())
+    assert check_manifest(tmp_path, *given, remote=f"file://{store}") == manifest
+    index.write_bytes((store / "index.json").read_bytes().replace(b"0", b"1"))
+    with pytest.raises(ValueError, match="holds shards that are not those of file:.*Remove"):
+        check_manifest(tmp_path, *given, remote=f"file://{store}")
