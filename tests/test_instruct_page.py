@@ -41,7 +41,7 @@ def planned(model: str, mode: str, folder: Path) -> list[str]:
             memory.append(16 * size // gpus)
         else:
             width = weight_bytes(config)
-            parts = row_memory(cost, size, width, gpus, sharded=gpus > 1)
+            parts = row_memory(cost, size, width, gpus, shards=gpus)
             memory.append(sum(parts.values()) + cost.memory)
     sizes = [decimal(number) for number in (*memory, plan.checkpoints.size)]
     return [mode, f"{trained:,}", f"{trained / size:.3%}", *sizes]

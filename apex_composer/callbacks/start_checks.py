@@ -13,9 +13,12 @@ from rich.filesize import decimal
 DEFAULT_MARGIN = 1.0
 # Where Hugging Face's configurations and llm-foundry's MPT say how long a context may be.
 _CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len")
-# Moments that an optimizer keeps for each parameter, in fp32; unknown ones are taken for Adam.
-_MOMENTS = {"decoupled_lionw": 1, "lion": 1, "decoupled_sgdw": 1, "sgd": 1}
+# Moments that an optimizer keeps for each parameter; others are taken for Adam, and said to be.
 _ADAM_MOMENTS = 2
+_MOMENTS = {
+    **dict.fromkeys(("decoupled_adamw", "adamw", "adam"), _ADAM_MOMENTS),
+    **dict.fromkeys(("decoupled_lionw", "lion", "decoupled_sgdw", "sgd"), 1),
+}
 _FP32 = 4
 
 
@@ -159,12 +162,14 @@ class Checkpoints:
     Attributes:
         saves: number in all; None where that depends on the length of an epoch.
         kept: number on the disk at the same time, at most; None as above.
-        size: bytes of each, in fp32; the operators' share is below a percent.
+        size: bytes of each; the operators' share is below a percent.
+        least: bytes of each at least, where an optimizer may keep less than Adam. Default: size.
     """
 
     saves: int | None
     kept: int | None
     size: int
+    least: int | None = None
 
 
 def count_checkpoints(
@@ -181,7 +186,8 @@ def count_checkpoints(
         config: llm-foundry's.
         parameters: number of the weights in a checkpoint.
         trained: how many of them, where only rows or adapters are trained. Default: all.
-        width: bytes of each weight then. Default 4.
+        width: bytes of each weight, and of its moments unless it has a copy or is an adapter's,
+            in fp32. Default 4.
         copied: whether those that are trained have copies in fp32, as rows have. Default True.
     """
     saves, keep = _count_saves(config), config.get("save_num_checkpoints_to_keep", -1)
@@ -189,12 +195,15 @@ def count_checkpoints(
     if keep >= 0:  # the oldest one is deleted only after the newest is written
         kept = keep + 1 if saves is None else min(keep + 1, saves)
     state = not config.get("save_weights_only", False)
-    size = _FP32 * parameters * (1 + state * moments(config))
-    if trained is not None:  # rows beside the weights, with two moments each; or adapters
-        numbers = 1 + _ADAM_MOMENTS if copied else moments(config)
-        size = width * parameters + state * _FP32 * numbers * trained
-    averaged = state * averages(config) * (parameters if trained is None else trained)
-    return Checkpoints(saves, kept, size + _FP32 * averaged)
+    rows = copied and trained is not None  # beside the weights, with two moments each
+    trained = parameters if trained is None else trained
+    adapters = (config.get("model") or {}).get("peft_config")
+    each = state * trained * (_FP32 if rows or adapters else width)
+    held = width * parameters + state * averages(config) * _FP32 * trained
+    if rows:
+        return Checkpoints(saves, kept, held + each * (1 + _ADAM_MOMENTS))
+    sizes = (held + each * moments(config, unknown) for unknown in (_ADAM_MOMENTS, 0))
+    return Checkpoints(saves, kept, *sizes)
 
 
 def weight_bytes(config: Mapping[str, Any]) -> int:
@@ -203,9 +212,20 @@ def weight_bytes(config: Mapping[str, Any]) -> int:
     return 2 if given in ("bf16", "bfloat16", "fp16", "float16") else _FP32
 
 
-def moments(config: Mapping[str, Any]) -> int:
-    """How many numbers a run's optimizer keeps for each parameter."""
-    return _MOMENTS.get((config.get("optimizer") or {}).get("name"), _ADAM_MOMENTS)
+def moments(config: Mapping[str, Any], unknown: int = _ADAM_MOMENTS) -> int:
+    """How many numbers a run's optimizer keeps for each parameter.
+
+    Args:
+        config: llm-foundry's.
+        unknown: of an optimizer that may keep less than Adam (galore, apollo, muon). Default 2.
+    """
+    return _MOMENTS.get((config.get("optimizer") or {}).get("name"), unknown)
+
+
+def counted_as(config: Mapping[str, Any]) -> str:
+    """That an optimizer's memory is taken for Adam's; nothing where it is known."""
+    name = (config.get("optimizer") or {}).get("name")
+    return "" if name in (None, *_MOMENTS) else f", {name} counted as AdamW"
 
 
 def averages(config: Mapping[str, Any]) -> int:
@@ -250,11 +270,12 @@ def check_disk(folder: Path, checkpoints: Checkpoints) -> None:
     own = [*folder.glob("*.pt"), *folder.glob("*/*.distcp")]  # files, and folders of shards
     links = {path for path in folder.glob("*") if path.is_symlink()}  # `latest`
     existing = sum(p.stat().st_size for p in own if p.is_file() and not {p, p.parent} & links)
-    needed = max(0, checkpoints.kept * checkpoints.size - existing)
+    size = checkpoints.size if checkpoints.least is None else checkpoints.least
+    needed = max(0, checkpoints.kept * size - existing)
     free = free_bytes(folder)
     if needed > free:
         raise ValueError(
-            f"save_folder: {checkpoints.kept} checkpoints of {decimal(checkpoints.size)} need "
+            f"save_folder: {checkpoints.kept} checkpoints of {decimal(size)} need "
             f"{decimal(needed)} in {folder}, free are {decimal(free)}. Save to another disk, make "
             "`save_interval` longer, or keep fewer with `save_num_checkpoints_to_keep`"
         )

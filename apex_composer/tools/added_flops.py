@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apex_composer.callbacks.start_checks import unit_tokens
+from apex_composer.tools.model_size import count_shards
 from apex_composer.tools.training_yaml import lay_out_stages
 
 
@@ -58,7 +59,4 @@ def count_added(plan: Any, apex: Any) -> AddedFlops:
 
 def _copies(plan: Any) -> int:
     """How many times the operators' work of a step is done: shards share it, replicas do not."""
-    sharding = plan.config.get("fsdp_config")
-    if sharding is None:
-        return plan.gpus
-    return sharding.get("data_parallel_replicate_degree") or 1
+    return max(1, plan.gpus // count_shards(plan.config, plan.gpus))

@@ -1,6 +1,7 @@
 """A run's model as shapes without weights, and what APEX adds to it."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -208,9 +209,23 @@ def _with_rows(cost: Cost, found: "Checked", model: Any) -> Cost:
     return replace(cost, share=found.share, rows=rows, **rest)
 
 
-def row_memory(
-    cost: Cost, parameters: int, width: int, ranks: int, sharded: bool
-) -> dict[str, int]:
+def count_shards(config: Mapping[str, Any], gpus: int) -> int:
+    """Over how many GPUs weights, gradients and optimizer are sharded; 1 for DDP.
+
+    Args:
+        config: llm-foundry's; replicas of shards (HSDP) by `data_parallel_replicate_degree`, or by
+            `data_parallel_shard_degree`.
+        gpus: in all.
+    """
+    sharding = config.get("fsdp_config")
+    if sharding is None or sharding.get("sharding_strategy") == "NO_SHARD":
+        return 1
+    own = sharding.get("data_parallel_shard_degree") or -1
+    replicas = sharding.get("data_parallel_replicate_degree") or 1
+    return max(1, min(gpus, own if own > 0 else gpus // replicas))
+
+
+def row_memory(cost: Cost, parameters: int, width: int, ranks: int, shards: int) -> dict[str, int]:
     """Bytes on each GPU where only rows are trained, by what they are for.
 
     A weight's gradient lives until its rows are taken out of it; DDP reduces all of them at the end
@@ -221,15 +236,14 @@ def row_memory(
         parameters: of the model.
         width: bytes of a weight.
         ranks: GPUs.
-        sharded: whether FSDP2 shards the weights over them.
+        shards: over how many of them FSDP2 shards the weights; 1 for DDP.
     """
-    held = ranks if sharded else 1
     copied = cost.whole if width < _BYTES else 0  # as all rows of embeddings and head
-    gradients = cost.gradients[1] if ranks == 1 or sharded else 2 * cost.gradients[0]
+    gradients = cost.gradients[1] if ranks == 1 or shards > 1 else 2 * cost.gradients[0]
     return {
-        "weights": width * parameters // held,
-        "rows": _BYTES * _COPIES * (cost.rows + copied) // held,
-        "embeddings and head": 3 * width * (cost.whole - copied) // held,
+        "weights": width * parameters // shards,
+        "rows": _BYTES * _COPIES * (cost.rows + copied) // shards,
+        "embeddings and head": 3 * width * (cost.whole - copied) // shards,
         "gradients of whole weights": width * gradients,
     }
 

@@ -5,9 +5,15 @@ from dataclasses import fields
 from rich.filesize import decimal
 from rich.table import Column, Table
 
-from apex_composer.callbacks.start_checks import Checkpoints, averages, moments, weight_bytes
+from apex_composer.callbacks.start_checks import (
+    Checkpoints,
+    averages,
+    counted_as,
+    moments,
+    weight_bytes,
+)
 from apex_composer.settings import check_choice
-from apex_composer.tools.model_size import Cost, row_memory
+from apex_composer.tools.model_size import Cost, count_shards, row_memory
 from apex_composer.tools.plan import Plan
 
 _KEPT = {
@@ -90,22 +96,24 @@ def _model(plan: Plan) -> Table:
         squares = plan.step_flops - plan.step_tokens * plan.flops.per_token
         told = f"{plan.step_flops:.4g} a batch, {squares / plan.step_flops:.1%} of it attention's"
     table.add_row("FLOPs", told)
-    sharded = config.get("fsdp_config") is not None and plan.gpus > 1
+    shards = count_shards(config, plan.gpus)
     if plan.cost is None or plan.cost.share is None:
         trained = plan.parameters if plan.trained is None else plan.trained
         if trained < plan.parameters:
             share = f"{trained / plan.parameters:.3%}"
             table.add_row("trained", f"{trained:,} of {plan.parameters:,} parameters ({share})")
         copies = 1 + moments(config) + averages(config)
-        state = 4 * (plan.parameters + trained * copies)
-        state //= plan.gpus if sharded else 1
+        width = weight_bytes(config)
+        each = 4 if config["model"].get("peft_config") else width
+        state = (width * plan.parameters + each * trained * copies) // shards
+        kind = "fp32" if width == 4 else "weights of 16 bits"
         table.add_row(
             "weights, gradients, optimizer",
-            f"{decimal(state)} on each GPU ({'FSDP' if sharded else 'DDP'}, fp32); "
-            "activations come on top",
+            f"{decimal(state)} on each GPU ({_way('FSDP', shards, plan.gpus)}, "
+            f"{kind}{counted_as(config)}); activations come on top",
         )
     else:
-        _rows(table, plan, sharded)
+        _rows(table, plan, shards)
     if plan.data_tokens and plan.tokens:
         epochs = f"read {plan.tokens / plan.data_tokens:.2f} times"
         table.add_row("training data", f"{_tokens(plan.data_tokens)} here, {epochs}")
@@ -116,15 +124,21 @@ def _model(plan: Plan) -> Table:
     return table
 
 
-def _rows(table: Table, plan: Plan, sharded: bool) -> None:
+def _way(sharded: str, shards: int, gpus: int) -> str:
+    if shards == 1:
+        return "DDP"
+    return sharded if shards == gpus else f"{sharded} over {shards} of {gpus}"
+
+
+def _rows(table: Table, plan: Plan, shards: int) -> None:
     """What is trained, and the memory for it, where that is not the whole model."""
     table.add_row("rows only", plan.cost.share.describe())
     width = weight_bytes(plan.config)
-    parts = row_memory(plan.cost, plan.parameters, width, plan.gpus, sharded)
+    parts = row_memory(plan.cost, plan.parameters, width, plan.gpus, shards)
     for name, size in parts.items():
         if size:
             table.add_row(f"memory: {name}", f"{decimal(size)}{_KEPT.get(name, '')}")
-    way = "FSDP2, FSDP_VERSION=2" if sharded else "DDP" if plan.gpus > 1 else "one GPU"
+    way = "one GPU" if plan.gpus == 1 else _way("FSDP2, FSDP_VERSION=2", shards, plan.gpus)
     total, own = sum(parts.values()) + plan.cost.memory, plan.cost.memory
     operators = f", with {decimal(own)} of operators" if own else ""
     table.add_row(

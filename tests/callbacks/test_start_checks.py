@@ -1,5 +1,6 @@
 import math
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from apex_composer.callbacks.start_checks import (
     check_loss,
     check_vocabulary,
     count_checkpoints,
+    counted_as,
     free_bytes,
     tell_unlearned_eos,
     weight_bytes,
@@ -159,6 +161,27 @@ def test_number_on_the_disk_at_the_same_time(duration, keep, kept):
 )
 def test_size_of_a_checkpoint(changed, bytes_of_each):
     assert count_checkpoints(CONFIG | changed, 10).size == 10 * bytes_of_each
+
+
+def test_an_optimizer_that_may_keep_less_than_adam_is_shown_as_adam_and_refused_by_its_least(
+    tmp_path, monkeypatch
+):
+    galore = CONFIG | {"optimizer": {"name": "galore"}}
+    found = count_checkpoints(galore, 100, 100, copied=False)
+    assert (found.size, found.least) == (1200, 400)
+    assert counted_as(galore) == ", galore counted as AdamW"
+    assert counted_as(CONFIG) == counted_as({}) == ""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 * 400))
+    check_disk(tmp_path, replace(found, kept=3))
+    with pytest.raises(ValueError, match="4 checkpoints of 400 bytes"):
+        check_disk(tmp_path, replace(found, kept=4))
+
+
+def test_moments_are_as_wide_as_what_is_trained():
+    """In bf16 those of whole weights are, too; those of adapters and of rows are in fp32."""
+    assert count_checkpoints(CONFIG, 100, 100, 2, copied=False).size == 100 * 2 * 3
+    lora = CONFIG | {"model": {"peft_config": {"r": 8}}}
+    assert count_checkpoints(lora, 100, 10, 2, copied=False).size == 100 * 2 + 10 * 8
 
 
 def test_of_frozen_weights_there_are_no_moments_and_no_average():

@@ -204,6 +204,33 @@ def test_a_run_that_trains_rows(invoke, model, arguments, told):
         assert re.search(line, text), (line, text)
 
 
+@pytest.mark.parametrize(
+    ("sharding", "told"),
+    [
+        ("{}", r"optimizer +│ 1.1 GB on each GPU .FSDP, fp32"),
+        (
+            "{data_parallel_replicate_degree: 8}",
+            r"optimizer +│ 8.8 GB on each GPU .FSDP over 2 of 16",
+        ),
+        ("{data_parallel_shard_degree: 4}", r"optimizer +│ 4.4 GB on each GPU .FSDP over 4 of 16"),
+        ("{sharding_strategy: NO_SHARD}", r"optimizer +│ 17.6 GB on each GPU .DDP, fp32"),
+    ],
+)
+def test_replicas_of_shards_hold_more_each(invoke, model, sharding, told):
+    vanilla = YAMLS / "tinyllama_vanilla.yaml"
+    status, text = invoke(vanilla, model, "--gpus", "16", f"fsdp_config={sharding}")
+    assert status == 0 and re.search(told, text), text
+
+
+def test_optimizers_and_weights_that_take_less_are_told(invoke, model):
+    vanilla = YAMLS / "tinyllama_vanilla.yaml"
+    _, text = invoke(vanilla, model, "optimizer.name=muon")
+    assert re.search(r"17.6 GB on each GPU .DDP, fp32, muon counted as AdamW", text), text
+    _, text = invoke(vanilla, model, "model.master_weights_dtype=bf16")
+    assert re.search(r"8.8 GB on each GPU .DDP, weights of 16 bits", text), text
+    assert "6.6 GB each" in text
+
+
 def test_a_run_with_adapters(invoke, model):
     trained = 8 * 22 * (2 * 4096 + 2 * (2048 + 256) + 3 * (2048 + 5632))
     peft = "peft_type: LORA, task_type: CAUSAL_LM, r: 8, target_modules: all-linear"
