@@ -42,10 +42,10 @@ class StartGuard(Callback):
     and checkpoints and exports of adapters (`model.peft_config`) must hold all that changes.
     When the trainer is built: the global batch over the ranks and microbatches, the context length
     against the model's, soft-capped attention against its implementation (sdpa has no cap), the
-    tokenizer's size against the model's, and the disk for all checkpoints
-    that the run will keep; a tokenizer whose eos the loss leaves out is warned of. In the first
-    microbatch after every start, if the YAML says `model.pretrained: true`: the loss must be well
-    below that of untrained weights.
+    tokenizer's size against the model's, and the disk for all checkpoints that the run will keep; a
+    tokenizer whose eos the loss leaves out is warned of. In the first microbatch after every start,
+    if the YAML says `model.pretrained: true`: the loss must be well below that of untrained
+    weights.
     What was prepared with `apex-composer` is compared with the run by `prepared_data`.
 
     A model of a known architecture (docs/models.md) that has no `flops_per_batch` gets one for the

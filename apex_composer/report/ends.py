@@ -1,5 +1,4 @@
-"""Where runs were evaluated last, and whether that is where they end: they may have died, or be
-running still."""
+"""Where runs were evaluated last, and whether that is their end: they may have died or still run."""
 
 import re
 from collections.abc import Iterator, Sequence

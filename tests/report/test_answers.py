@@ -85,66 +85,6 @@ def test_the_most_similar_of_several_baselines_is_the_first():
         answer(pair(), ["vanila"])
 
 
-def test_totals_of_different_text_are_not_compared():
-    one = make_run("vanilla", {"a": [2.0], "b": [1.0]}, tokens={"a": 10, "b": 10})
-    other = make_run("apex", {"a": [2.0], "b": [1.0]}, tokens={"a": 10, "b": 99}, settings=APEX)
-    found = answer([one, other])
-    assert found.domains == ("a", "b", "total")
-    assert found.finals["apex"]["total"].loss_difference is None
-    assert found.finals["apex"]["a"].loss_difference.mean == 0
-    assert any("evaluate different text" in line for line in found.cautions)
-    unknown = answer([make_run("vanilla", {"a": [2.0], "b": [1.0]})])
-    assert unknown.domains == ("a", "b") and "There is no total" in " ".join(unknown.cautions)
-
-
-def test_tokens_to_reach_are_not_those_of_totals_of_different_text():
-    """Equal curves in every domain, of which one has more weight in the second run's total."""
-    curves = {"a": [4.0, 3.0, 2.5], "b": [2.0, 1.5, 1.2]}
-    one = make_run("vanilla", curves, tokens={"a": 10, "b": 10})
-    other = make_run("apex", curves, tokens={"a": 10, "b": 90}, settings=APEX)
-    found = answer([one, other])
-    assert [reach.domain for reach in found.reaches] == ["a"]
-    assert [reach.domain for reach in answer([one, replace(other, validation_tokens={"a": 10,
-        "b": 10})]).reaches] == ["total"]  # fmt: skip
-    more = make_run("apex", {**curves, "c": [1.0, 0.5, 0.1]}, tokens={"a": 10, "b": 10, "c": 10},
-                    settings=APEX)  # fmt: skip
-    assert [reach.domain for reach in answer([one, more]).reaches] == ["a", "b"]
-
-
-def test_one_domain_of_different_text_is_not_compared():
-    one = make_run("vanilla", {"eval": PLAIN}, tokens={"eval": 1000})
-    other = make_run("apex", {"eval": BETTER}, tokens={"eval": 2500}, settings=APEX)
-    found = answer([one, other])
-    assert found.finals["apex"]["eval"].loss_difference is None and not found.reaches
-    assert "cannot be compared" in found.sentence
-    told = "apex and vanilla evaluate different text: eval has 1,000 and 2,500 predicted tokens."
-    assert told in found.cautions
-    # Of runs that have not kept the numbers nothing is known against it.
-    assert answer([one, replace(other, validation_tokens={})]).reaches
-
-
-def test_every_seed_must_have_evaluated_the_same_text():
-    def runs(name, losses, tokens, **options):
-        return [
-            make_run(
-                name, {"a": losses, "b": losses}, seed=seed, tokens={"a": 10, "b": own}, **options
-            )
-            for seed, own in enumerate(tokens)
-        ]
-
-    same = answer(
-        [*runs("vanilla", PLAIN, [10, 10]), *runs("apex", BETTER, [10, 10], settings=APEX)]
-    )
-    assert same.finals["apex"]["total"].loss_difference is not None
-    other = answer(
-        [*runs("vanilla", PLAIN, [10, 10]), *runs("apex", BETTER, [10, 90], settings=APEX)]
-    )
-    assert other.finals["apex"]["total"].loss_difference is None
-    assert any("evaluate different text: b has 10 and 90" in line for line in other.cautions)
-    alone = answer(runs("vanilla", PLAIN, [10, 90]))
-    assert "runs of vanilla evaluate different text: b has 10 and 90 pr" in " ".join(alone.cautions)
-
-
 def test_what_cannot_be_answered_is_said():
     assert "no perplexity to compare" in answer([make_run("a", {})]).sentence
     assert "there is one run" in answer([make_run("a", {"cc": PLAIN})]).sentence
@@ -264,61 +204,6 @@ def test_whatever_differs_beside_the_method_is_said():
     assert [c for c in found if "differ" in c] == [
         "Not all settings are known: the runs may differ in more than is shown."
     ]
-
-
-def test_runs_that_were_evaluated_last_elsewhere_are_told():
-    late = make_run("vanilla", {"cc": [4.0, 3.0, 2.5, 2.4]})
-    early = make_run("apex", {"cc": BETTER}, settings=APEX)
-    assert any("last at 20 k tokens, vanilla at 30 k" in c for c in answer([late, early]).cautions)
-    uncounted = [
-        replace(run, validation={"cc": replace(own, tokens=[0] * len(own.tokens))})
-        for run in (late, early)
-        for own in [run.validation["cc"]]
-    ]
-    assert any("last at 20 batches, vanilla at 30" in c for c in answer(uncounted).cautions)
-    dead = [
-        make_run("apex", {"cc": own}, seed=len(own), settings=APEX) for own in (PLAIN, PLAIN[:2])
-    ]
-    found = answer([*dead, late]).cautions
-    assert "apex was evaluated last at 10 k to 20 k tokens, vanilla at 30 k tokens." in found
-
-
-def test_runs_that_have_not_come_to_their_end_do_not_end():
-    """Both stand at batch 20 and 20 k tokens."""
-
-    def found(duration, **options):
-        own = {"max_duration": duration}
-        runs = [make_run("vanilla", {"cc": PLAIN}, settings=own, seed=1)]
-        runs += [make_run("apex", {"cc": BETTER}, settings={**APEX, **own}, seed=k) for k in (1, 2)]
-        return answer(runs, **options)
-
-    for duration, of in (("30000ba", "20 of 30,000 batches"), ("30_000tok", "20 k of 30 k tokens")):
-        early = found(duration)
-        assert f"apex is not at its end: evaluated last at {of} in 2 of 2 runs." in early.cautions
-        assert f"vanilla is not at its end: evaluated last at {of}." in early.cautions
-        assert "apex stands, before its end, at a validation perplexity" in early.sentence
-    for duration in ("20ba", "20000tok", "19ba", "1ep"):
-        ended = found(duration)
-        assert ended.sentence.startswith("apex ends at") and "its end" not in str(ended.cautions)
-    alone = answer([make_run("vanilla", {"cc": PLAIN}, settings={"max_duration": "21ba"})])
-    assert alone.sentence.startswith("Validation perplexity, before the end, is for vanilla at")
-    assert "vanilla is not at its end: evaluated last at 20 of 21 batches." in alone.cautions
-
-
-def test_without_a_baseline_what_happened_to_the_seeds_is_told_too():
-    losses = ([4.0, 3.0, 2.5], [4.0, 3.0, 2.52], [4.0, 3.0])
-    group = [make_run("a", {"cc": own}, seed=seed) for seed, own in enumerate(losses)]
-    found = answer(group)
-    assert "a was evaluated last at 10 k to 20 k tokens." in found.cautions
-    assert "there is one run" not in found.sentence and "3 seeds of one run" in found.sentence
-    final = found.finals["a"]["cc"].perplexity
-    assert (
-        f"a at {final.mean:.3f} (95 % interval {final.low:.3f} to {final.high:.3f})"
-        in found.sentence
-    )
-    variants = [make_run(n, {"cc": own}, settings={**APEX, "x": n})
-                for n, own in (("a", PLAIN), ("b", PLAIN[:2]))]  # fmt: skip
-    assert "b was evaluated last at 10 k tokens, a at 20 k tokens." in answer(variants).cautions
 
 
 def test_a_run_without_an_evaluation_is_the_reason_that_is_given():

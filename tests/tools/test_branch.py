@@ -211,6 +211,32 @@ def test_a_yaml_of_another_run_is_refused(invoke, tmp_path, parent):
     assert status == 1 and "says 0.125, but" in text and "trained with 0.25" in text
 
 
+@pytest.mark.parametrize(
+    ("changed", "more", "told"),
+    [
+        ({"optimizer": {"lr": 3e-3}}, [], "optimizer.lr: other.yaml says 0.003, but .* with 0.01"),
+        ({"optimizer": {"lr": 3e-3}}, ["--cooldown", "3ba"], "optimizer.lr: other.yaml says 0.003"),
+        (
+            {"global_train_batch_size": 64},
+            [],
+            "says 64, but .* trained 12 samples in 3 batches",
+        ),
+    ],
+)
+def test_a_yaml_without_what_the_parents_command_line_had_is_refused(
+    invoke, tmp_path, parent, changed, more, told
+):
+    """A cool-down would begin at a share of the file's rate, where the run has another one."""
+    (parent / "other.yaml").write_text(yaml.safe_dump(CONFIG | changed))
+    arguments = branch_arguments(3, tmp_path / "b.yaml")
+    arguments[3] = "other.yaml"
+    status, text = invoke(*arguments, *more)
+    assert status == 1 and re.search(told, text.replace("\n", " ")), text
+    assert not (tmp_path / "b.yaml").exists()
+    if "global_train_batch_size" in changed:  # the run itself may have changed it
+        assert invoke(*arguments, "--set", "global_train_batch_size=8")[0] == 0
+
+
 def test_an_existing_file_is_not_replaced(invoke, tmp_path):
     (tmp_path / "b.yaml").write_text("")
     arguments = branch_arguments(3, tmp_path / "b.yaml")

@@ -179,19 +179,6 @@ def test_a_run_that_trains_rows_cools_down_in_its_stage(tmp_path):
     assert rates[0] == parent.rates[4]
 
 
-@pytest.mark.parametrize("kind", ["apex_parent", "plain_parent"])
-def test_a_yaml_without_the_rate_of_the_parents_command_line_is_refused(kind, request, tmp_path):
-    """The decay would begin at a share of the file's rate, where the run has another one."""
-    parent = request.getfixturevalue(kind)
-    config = yaml.safe_load((parent.folder / "parent.yaml").read_text())
-    config["optimizer"]["lr"] = LR / 3
-    (tmp_path / "file.yaml").write_text(yaml.safe_dump(config))
-    files = parent.checkpoint(3), tmp_path / "file.yaml", tmp_path / "out.yaml"
-    with pytest.raises(ValueError, match="optimizer.lr: .*says 0.001, but .* trained with 0.003"):
-        write_branch(*files, [], cooldown="3ba")
-    assert not (tmp_path / "out.yaml").exists()
-
-
 def test_the_command_tells_what_it_wrote(plain_parent, monkeypatch):
     monkeypatch.chdir(plain_parent.folder)
     monkeypatch.setattr("apex_composer.tools.commands.console._width", 200)
