@@ -1,4 +1,4 @@
-"""Where runs were evaluated last, and whether that is their end: they may have died or still run."""
+"""Where runs were evaluated last, and whether that is their end: they may have died on the way."""
 
 import re
 from collections.abc import Iterator, Sequence
