@@ -23,6 +23,7 @@ FUSED_SWIGLU = (True, False, "auto")
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 # silu of torch, and of Hugging Face's table of activations.
 _SILU = ("SiLU", "SiLUActivation")
+_NAME = "fused_swiglu_forward"  # of the forward that is put on instances here
 
 # Given the name of an MLP's channels and the gate: where the sums of squares go, and the mask; None
 # for nowhere.
@@ -32,6 +33,9 @@ ReserveNorms = Callable[[str, Tensor], tuple[Tensor, Tensor | None] | None]
 def find_swiglus(model: nn.Module) -> dict[str, nn.Module]:
     """MLP modules that compute down(silu(gate(x)) * up(x)), by their names without wrappers'.
 
+    Others that have the same parts (FalconH1's multiplies them by numbers of its own), and those
+    whose forward somebody else has replaced on the instance, are left alone.
+
     Args:
         model: plain or wrapped.
     """
@@ -40,7 +44,40 @@ def find_swiglus(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if all(isinstance(getattr(module, child, None), nn.Module) for child in _PROJECTIONS)
         and type(getattr(module, "act_fn", None)).__name__ in _SILU
+        and getattr(module.__dict__.get("forward"), "__name__", _NAME) == _NAME
+        and computes_swiglu(module)
     }
+
+
+class _Parts:
+    """An MLP whose projections are simple functions, and which has no other modules or tensors."""
+
+    gate_proj, up_proj, down_proj = (staticmethod(f) for f in (torch.sin, torch.cos, torch.exp))
+    act_fn = staticmethod(nn.functional.silu)
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._module, name)
+        if isinstance(value, nn.Module | Tensor):
+            raise AttributeError(name)
+        return value
+
+
+def computes_swiglu(module: nn.Module) -> bool:
+    """Whether the forward of a module's class is down(silu(gate(x)) * up(x)), and nothing beside.
+
+    It is tried with functions in place of the projections.
+    """
+    x = torch.linspace(-2, 2, 6, dtype=torch.float64).view(1, 2, 3)
+    parts = _Parts(module)
+    expected = parts.down_proj(parts.act_fn(parts.gate_proj(x)) * parts.up_proj(x))
+    try:
+        found = type(module).forward(parts, x)
+    except Exception:  # of a module that needs more than that
+        return False
+    return isinstance(found, Tensor) and torch.equal(found, expected)
 
 
 class FusedSwiGLU:
@@ -113,7 +150,7 @@ def _reason_against(
 def _fused_forward(module: nn.Module, name: str, collector: ReserveNorms | None) -> Any:
     swiglu = swiglu_kernel()
 
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
+    def fused_swiglu_forward(self: nn.Module, x: Tensor) -> Tensor:
         # torch.compile fuses the module's own into one kernel too, and would break the graph here.
         if torch.compiler.is_compiling():
             return type(self).forward(self, x)
@@ -123,4 +160,4 @@ def _fused_forward(module: nn.Module, name: str, collector: ReserveNorms | None)
         reserved = collector(f"{name}.channels", gate) if counting else None
         return self.down_proj(swiglu(gate, up, *(reserved or (None, None))))
 
-    return forward
+    return fused_swiglu_forward

@@ -2,11 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
+from operator import is_not
 from typing import Protocol
 
 from torch import nn
 
-from apex_composer.operators.operator import ExpansionOperator, as_matrix
+from apex_composer.operators.operator import ExpansionOperator, as_matrix, left_to_do
 from apex_composer.ops.dispatch import monarch_kernels, resolve_monarch
 from apex_composer.ops.monarch import add_gradients
 
@@ -77,9 +79,17 @@ class KernelExecutor:
     """
 
     def __init__(self, operators: Sequence[ExpansionOperator]):
-        self.folded = True
         self._operators, self._axis = operators, operators[0].site.axis
-        self._parameters = list(zip(*(o.site.parameters() for o in operators), strict=True))
+        self._take(self._present())
+        self._held = [True] * len(self._batches)  # of weights and of biases: an error may part them
+
+    def _present(self) -> list[tuple[nn.Parameter, ...]]:
+        """The weights as the modules hold them now, and the biases."""
+        return list(zip(*(o.site.parameters() for o in self._operators), strict=True))
+
+    def _take(self, found: list[tuple[nn.Parameter, ...]]) -> None:
+        """Act on these parameters from now on."""
+        self._parameters = found
         # The parameter itself: its memory may be replaced, and is looked up at every call. A bias
         # is seen as a matrix, see `_look_up`.
         self._matrices = [
@@ -89,37 +99,42 @@ class KernelExecutor:
         self._batches = [
             monarch_kernels()(
                 matrices,
-                [o.factors.left for o in operators],
-                [o.factors.right for o in operators],
-                [o.advantageous for o in operators],
-                [o.disadvantageous for o in operators],
+                [o.factors.left for o in self._operators],
+                [o.factors.right for o in self._operators],
+                [o.advantageous for o in self._operators],
+                [o.disadvantageous for o in self._operators],
                 axis=self._axis,
             )
             for matrices in self._matrices
         ]
 
+    @property
+    def folded(self) -> bool:
+        """Whether all parameters hold the effective weights."""
+        return all(self._held)
+
     def fold(self) -> None:
         """W[N] <- W[N] + T W[P] for every weight, and bias."""
-        self._look_up()
-        for batch in self._batches:
-            batch.fold(+1)
-        self.folded = True
+        self._add(+1)
 
     restore = fold
+
+    def _add(self, sign: int) -> None:
+        self._look_up()
+        for place in left_to_do(self._held, sign):
+            self._batches[place].fold(sign)
+            self._held[place] = sign > 0
 
     def refresh(self) -> None:
         """Nothing is kept between a fold and an unfold."""
 
     def parameters(self) -> list[nn.Parameter]:
         """All weights, and biases."""
-        return [parameter for parameters in self._parameters for parameter in parameters]
+        return [parameter for parameters in self._present() for parameter in parameters]
 
     def unfold(self) -> None:
         """W[N] <- W[N] - T W[P] for every weight, and bias."""
-        self._look_up()
-        for batch in self._batches:
-            batch.fold(-1)
-        self.folded = False
+        self._add(-1)
 
     def map_gradient(self) -> None:
         """As `ExpansionOperator.map_gradient`, for every weight, and bias."""
@@ -136,7 +151,10 @@ class KernelExecutor:
                 add_gradients(operator.factors, own)
 
     def _look_up(self) -> None:
-        """Let the matrices that biases are seen as follow them to where they lie now."""
+        """Follow the modules to the parameters that they hold now, and these to where they lie."""
+        found = self._present()
+        if any(map(is_not, *map(chain.from_iterable, (found, self._parameters)))):
+            self._take(found)
         for parameters, matrices in zip(self._parameters, self._matrices, strict=True):
             for parameter, matrix in zip(parameters, matrices, strict=True):
                 if matrix.data_ptr() != parameter.data_ptr():

@@ -37,8 +37,9 @@ class ExpansionOperator:
         stage: int = 0,
     ):
         device, dtype = site.weight.device, site.weight.dtype
-        self.site, self.folded = site, True
+        self.site = site
         self._deltas: list[Tensor] | None = None
+        self._held = [True] * len(site.parameters())  # an error may part weight and bias
         self.advantageous = site.indices(selection.advantageous.to(device))
         self.disadvantageous = site.indices(selection.disadvantageous.to(device))
         if factors is None:
@@ -53,7 +54,11 @@ class ExpansionOperator:
         """W[N] <- W[N] + T W[P]: the parameter holds the effective weight."""
         self._deltas = self._expand()
         self._add(+1)
-        self.folded = True
+
+    @property
+    def folded(self) -> bool:
+        """Whether weight and bias hold the effective ones."""
+        return all(self._held)
 
     restore = fold  # nobody else is needed for it
 
@@ -75,7 +80,6 @@ class ExpansionOperator:
             self._deltas = self._expand()
         self._add(-1)
         self._deltas = None
-        self.folded = False
 
     def _expand(self) -> list[Tensor]:
         return [
@@ -84,8 +88,11 @@ class ExpansionOperator:
         ]
 
     def _add(self, sign: int) -> None:
-        for matrix, delta in zip(self._matrices(), self._deltas, strict=True):
-            reference.add(matrix, delta, self.disadvantageous, axis=self.site.axis, sign=sign)
+        matrices, rows = self._matrices(), self.disadvantageous
+        for place in left_to_do(self._held, sign):
+            matrix, delta = matrices[place], self._deltas[place]
+            reference.add(matrix, delta, rows, axis=self.site.axis, sign=sign)
+            self._held[place] = sign > 0
 
     def _matrices(self) -> list[Tensor]:
         return [as_matrix(parameter, self.site.axis) for parameter in self.site.parameters()]
@@ -123,6 +130,20 @@ class ExpansionOperator:
     def relative_norms(self) -> dict[str, float]:
         """`relative_norm` by the site's name; waits for the device."""
         return {self.site.name: float(self.relative_norm())}
+
+
+def left_to_do(held: Sequence[bool], sign: int) -> list[int]:
+    """Which of a site's weight and bias are to be folded (+1) or unfolded (-1).
+
+    Args:
+        held: whether each holds the effective one.
+        sign: of what is added.
+
+    Returns:
+        All, or those that an error has left behind the others.
+    """
+    behind = [place for place, own in enumerate(held) if own != (sign > 0)]
+    return behind or [*range(len(held))]
 
 
 def as_matrix(parameter: nn.Parameter | Tensor, axis: int) -> Tensor:

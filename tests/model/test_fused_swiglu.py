@@ -1,10 +1,12 @@
 """SwiGLU in one kernel: the same numbers, the same names, and norms on its way."""
 
 import copy
+from types import MethodType
 
 import pytest
 import torch
 from helpers import tiny_llama, tiny_qwen, tokens
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from apex_composer import Expander, FusedSwiGLU, find_sites
 from apex_composer.model.fused_swiglu import find_swiglus
@@ -142,6 +144,51 @@ def test_auto_leaves_the_cpu_alone_and_true_says_why_it_cannot(monkeypatch):
         FusedSwiGLU(torch.nn.Linear(2, 2), True)
     with pytest.raises(ValueError, match="got true, but .*meta.*Allowed here: false, auto"):
         FusedSwiGLU(model, True, device=torch.device("meta"))
+
+
+class Scaled(LlamaMLP):
+    """As FalconH1's: the same parts, another formula."""
+
+    multiplier = 0.5
+
+    def forward(self, x):
+        gate = self.act_fn(self.gate_proj(x) * self.multiplier)
+        return self.down_proj(self.up_proj(x) * gate)
+
+
+class Dropped(LlamaMLP):
+    """As OpenLlama's."""
+
+    def forward(self, x):
+        return self.drop(super().forward(x))
+
+
+@pytest.mark.parametrize("kind", [Scaled, Dropped])
+def test_another_formula_of_the_same_parts_is_left_alone(kind, monkeypatch):
+    model, ids = tiny_llama(), tokens(1, 4)
+    for layer in model.model.layers:
+        layer.mlp.__class__, layer.mlp.drop = kind, torch.nn.Dropout(0.1)
+    expected = model.eval()(ids).logits
+    assert find_swiglus(model) == {} == FusedSwiGLU(model, "auto").modules
+    assert torch.equal(model(ids).logits, expected)
+    with pytest.raises(ValueError, match="got true, but the model has no modules with gate_proj"):
+        FusedSwiGLU(model, True)
+    monkeypatch.setattr(Scaled, "multiplier", 1.0)  # the formula itself
+    assert bool(find_swiglus(model)) is (kind is Scaled)
+
+
+@pytest.mark.parametrize("collector", [None, lambda *_: None])
+def test_a_forward_that_somebody_else_has_replaced_is_left_alone(collector):
+    """Device hooks and adapters put theirs on the instance."""
+    model, ids = tiny_llama(), tokens(1, 4)
+    mlp = model.model.layers[0].mlp
+    own = mlp.forward = MethodType(lambda self, x: type(self).forward(self, x) + 1, mlp)
+    expected = model(ids).logits
+    fused = FusedSwiGLU(model, True, collector=collector)
+    assert list(fused.modules) == ["model.layers.1.mlp"] and mlp.forward is own
+    torch.testing.assert_close(model(ids).logits, expected)
+    fused.remove()
+    assert torch.equal(model(ids).logits, expected) and mlp.__dict__["forward"] is own
 
 
 def test_only_silu_is_found():

@@ -15,6 +15,7 @@ from simulated_ranks import random_operator, with_gradients
 from apex_composer import Expander, find_sites
 from apex_composer.operators.executors import KernelExecutor, whole_executors
 from apex_composer.operators.operator import ExpansionOperator
+from apex_composer.ops import reference
 from apex_composer.triton_kernels.availability import interpreted
 
 DEVICE = torch.device("cpu" if interpreted() else "cuda")
@@ -81,6 +82,56 @@ def test_memory_of_weights_and_biases_may_be_replaced():
             executor.map_gradient()
         found.append(tensors(own))
     assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+@pytest.mark.parametrize("call", ["unfold", "fold"])
+def test_an_error_between_weight_and_bias_parts_them_and_the_next_fold_joins_them(
+    implementation, call, monkeypatch
+):
+    """Without that, a batch tried again would run on base weights, or on T W[P] twice."""
+    operator = some_operators()[0]
+    (executor,) = whole_executors([operator], implementation)
+    executor.fold()
+    expected = [p.detach().clone() for p in operator.site.parameters()]
+    if call == "fold":
+        executor.unfold()
+    kernels = implementation == "triton"
+    owner, name = (executor._batches[1], "fold") if kernels else (reference, "add")
+    real, calls = getattr(owner, name), []
+
+    def fail(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == (1 if kernels else 2):
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(owner, name, fail)
+        getattr(executor, call)()
+    assert not executor.folded
+    executor.restore()
+    assert executor.folded
+    for found, given in zip(operator.site.parameters(), expected, strict=True):
+        torch.testing.assert_close(found.detach(), given, **NEAR)
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_operators_follow_parameters_that_are_replaced(implementation):
+    """By load_state_dict(assign=True), with a new optimizer, as torch has it."""
+    model, expander = trained(implementation, steps=1)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    model.zero_grad()
+    model.load_state_dict(weights, assign=True)
+    expander.attachment.remove()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=SMOOTH_EPS)
+    expander.attach(optimizer)
+    before = [factor.clone() for operator in expander.operators for factor in operator.factors]
+    batch = tokens(samples=3, length=12, seed=1).to(DEVICE)
+    model(batch, labels=batch).loss.backward()
+    optimizer.step()
+    after = [factor for operator in expander.operators for factor in operator.factors]
+    assert not any(map(torch.equal, before, after))
 
 
 def trained(implementation: str, steps: int = 2):

@@ -40,9 +40,7 @@ def random_operator(site) -> ExpansionOperator:
     factors = MonarchFactors(
         torch.randn(q, p, p, dtype=site.weight.dtype), torch.randn(p, q, q, dtype=site.weight.dtype)
     )
-    operator = ExpansionOperator(site, SELECTED, factors)
-    operator.folded = False
-    return operator
+    return ExpansionOperator(site, SELECTED, factors)
 
 
 def effective(operator, weight, bias, left, right):
