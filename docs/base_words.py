@@ -111,6 +111,7 @@ def _cost(facts: dict[str, Any]) -> float:
 def shift_in_words(arms: Sequence[tuple[Runs, Runs | None]]) -> Iterator[str]:
     """Where arms read other text than their base: how far each differs on what it reads and on what
     it no longer reads."""
+    lines = []
     for runs, baseline in arms:
         one = runs.records[0]
         read = KINDS[one["settings"]["base"]].continued
@@ -122,8 +123,10 @@ def shift_in_words(arms: Sequence[tuple[Runs, Runs | None]]) -> Iterator[str]:
         before, after = (
             fmean(loss(record, place, left) for record in baseline.records) for place in (0, -1)
         )
-        yield (
+        lines.append(
             f"`{runs.arm}` minus `{baseline.arm}` at the end, on what both read: {found[0]}; on "
             f"{', '.join(left)}, which they forget ({before:.3f} becomes {after:.3f}): {found[1]} "
-            f"(seeds {', '.join(map(str, seeds))}).\n"
+            f"(seeds {', '.join(map(str, seeds))})."
         )
+    if lines:
+        yield "\n".join([*lines, ""])

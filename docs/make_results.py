@@ -111,7 +111,8 @@ OTHERS = """## One thing at a time, and other bases
 
 A question begins with one seed, for from the base `mixture` pairs scatter little; from others they
 may scatter more. What then ends lower than plain training by more than chance is run with three,
-and what still looks best with five fresh ones (`confirm`): only that counts. Each interval is for
+and what still looks best with five fresh ones (`confirm`): only that counts, and only what wins
+there, against another rate too, would become a preset. Each interval is for
 one comparison: of twenty, one misses by chance. Operators' share (without the authors' diagonals)
 and the rank of T are means over all weights, of heads and of channels, in the stage in which
 operators became largest.

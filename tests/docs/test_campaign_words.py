@@ -224,6 +224,11 @@ def test_fresh_seeds_are_held_against_every_rate_that_was_run_with_them(tmp_path
     ) in page
     assert f"{told}rate_1.5` is +0.00050 ± 0.00000 at the end (the interval excludes 0)" in page
     assert "(seeds 101, 102)." in page and "(seeds 1)." in page
+    # The tuned rate ends lower still.
+    assert "\nNone ends lower than plain training at every rate by more than chance.\n" in page
+    write_records(path, [one for one in records if not one["arm"].endswith("1.5")])
+    page = make_results.make_page(path.parent)
+    assert "\n`shift_apex_rank` ends lower than plain training at every rate by more th" in page
 
 
 def test_masking_counts_once_for_a_seed_and_not_for_random_weights(tmp_path):
