@@ -144,7 +144,8 @@ def lone_pairs_in_words(studies: Sequence[Study], mains: Sequence[Study]) -> Ite
     arms = [pair for study in studies for pair in study.arms]
     if all(base is None or len(_seeds(runs, base)) > 1 for runs, base in arms):
         return
-    known = [pair for main in mains for pair in main.arms if _expands(pair[0])] or arms
+    pairs = [pair for main in mains for pair in main.arms] or arms
+    known = [pair for pair in pairs if _expands(pair[0])]  # other rates scatter more
     held_out, training = noise(known), training_scatter(known)
     text = "An arm with one seed has no interval"
     if held_out.paired is None:
