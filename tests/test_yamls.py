@@ -211,6 +211,7 @@ def test_yaml_runs_on_a_tiny_model(name, inputs, tmp_path):
     assert any(not torch.equal(weights[key], untrained[key]) for key in weights)
 
 
+@pytest.mark.filterwarnings("ignore:tokenizer. its padding token")  # of the tiny model's
 @pytest.mark.parametrize(
     "stages", [1, 4, *(pytest.param(number, marks=pytest.mark.long) for number in (2, 3))]
 )
