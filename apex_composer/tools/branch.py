@@ -7,7 +7,7 @@ from typing import Any
 
 from apex_composer.tools.checkpoint_file import CheckpointFile, hash_file, read_checkpoint
 from apex_composer.tools.cool_down import CHOSEN, cool_down
-from apex_composer.tools.parent_checks import check_batches, check_trained_with
+from apex_composer.tools.parent_checks import check_batches, check_rate
 from apex_composer.tools.training_yaml import (
     build_algorithm,
     lay_out_stages,
@@ -88,7 +88,7 @@ def write_branch(
     parent = read_checkpoint(checkpoint, plain=True)
     before = OmegaConf.create(load_configuration(yaml, resolve=False))
     _check_parent(parent, before, yaml)
-    check_trained_with(parent, _select(before, "optimizer.lr"), yaml)
+    check_rate(parent, _select(before, "optimizer.lr"), yaml)
     if not any(change.startswith("global_train_batch_size=") for change in changes):
         check_batches(parent, _select(before, "global_train_batch_size"), yaml)
     after, keys = _change(parent, before, changes, cooldown)

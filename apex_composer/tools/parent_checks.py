@@ -13,7 +13,7 @@ _REMEDY = (
 )
 
 
-def check_trained_with(parent: CheckpointFile, rate: Any, yaml: Path) -> None:
+def check_rate(parent: CheckpointFile, rate: Any, yaml: Path) -> None:
     """Refuse another learning rate than the checkpoint's: a branch would train with it in silence.
 
     Args:

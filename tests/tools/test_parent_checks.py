@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from apex_composer.tools.checkpoint_file import CheckpointFile
-from apex_composer.tools.parent_checks import check_batches, check_trained_with
+from apex_composer.tools.parent_checks import check_batches, check_rate
 
 YAML = Path("run.yaml")
 
@@ -16,11 +16,11 @@ def parent(rates=((1e-3, 3e-3),), **clock) -> CheckpointFile:
 
 def test_a_rate_is_that_of_one_of_the_param_groups():
     for rate in (3e-3, None, "auto"):
-        check_trained_with(parent(), rate, YAML)
-    check_trained_with(parent([]), 1.0, YAML)  # without an optimizer nothing is known
-    check_trained_with(parent([(1e-3, 1e-3), (2e-2, 2e-2)]), 2e-2, YAML)
+        check_rate(parent(), rate, YAML)
+    check_rate(parent([]), 1.0, YAML)  # without an optimizer nothing is known
+    check_rate(parent([(1e-3, 1e-3), (2e-2, 2e-2)]), 2e-2, YAML)
     with pytest.raises(ValueError, match="optimizer.lr: run.yaml says 0.001, but c.pt was .*0.003"):
-        check_trained_with(parent(), 1e-3, YAML)
+        check_rate(parent(), 1e-3, YAML)
 
 
 def test_a_batch_size_is_one_that_leads_to_the_clock():
